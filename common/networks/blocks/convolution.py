@@ -1,0 +1,79 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Convolutional building blocks of the residual U-Net."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["ConvBlock", "InstanceNorm", "ResidualBlock"]
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """Affine instance normalisation that also accepts maps of a single voxel.
+
+    PyTorch refuses one voxel per channel; its normalised value is 0 whatever the variance, so the output is the bias.
+    That lets a six-stage U-Net take inputs as small as its stride.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-5, affine=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``(B, C, D, H, W)`` per sample and channel."""
+        return torch.instance_norm(
+            x,
+            weight=self.weight,
+            bias=self.bias,
+            running_mean=None,
+            running_var=None,
+            use_input_stats=True,
+            momentum=0.1,
+            eps=self.eps,
+            cudnn_enabled=torch.backends.cudnn.enabled if not torch.jit.is_scripting() else True,
+        )
+
+
+class ConvBlock(nn.Module):
+    """Convolution, dropout, instance norm and, unless ``activate`` is off, LeakyReLU."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: int = 3,
+        stride: int = 1,
+        bias: bool = True,
+        dropout: float = 0.0,
+        activate: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=bias)
+        self.dropout = nn.Dropout3d(dropout)
+        self.norm = InstanceNorm(out_channels)
+        self.activation = nn.LeakyReLU(0.01, inplace=True) if activate else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, D/s, H/s, W/s)``."""
+        return self.activation(self.norm(self.dropout(self.conv(x))))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions around a shortcut that pools first and projects second (ResNet-D, arXiv:1812.01187)."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv1 = ConvBlock(in_channels, out_channels, stride=stride, dropout=dropout)
+        self.conv2 = ConvBlock(out_channels, out_channels, activate=False)
+        self.pool = nn.AvgPool3d(stride) if stride != 1 else nn.Identity()
+        self.shortcut = (
+            ConvBlock(in_channels, out_channels, kernel_size=1, bias=False, activate=False)
+            if in_channels != out_channels
+            else nn.Identity()
+        )
+        self.activation = nn.LeakyReLU(0.01, inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, D/s, H/s, W/s)``."""
+        return self.activation(self.conv2(self.conv1(x)) + self.shortcut(self.pool(x)))

@@ -1,0 +1,191 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Residual-encoder U-Net, the CNN backbone of OpenMind.
+
+========  =====================================================================
+goes in   image ``(B, in_channels, D, H, W)``, sides a multiple of the total stride
+between   feature maps, fine to coarse, ``(B, features[s], D/stride_s, ...)``
+comes out ``(B, out_channels, D, H, W)``
+========  =====================================================================
+
+Named size ``resenc_l``: six stages, 102.3 million parameters (Isensee et al., arXiv:2404.09556; Wald et al.,
+arXiv:2412.17041). The deep-supervision heads that the published files carry beside the last one are never used there
+and are not built here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, List, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..blocks.convolution import ConvBlock, ResidualBlock
+from ..blocks.recompute import run
+
+__all__ = ["ResEncUNet", "initialize_he", "resenc_l"]
+
+
+def initialize_he(module: nn.Module) -> None:
+    """Draw convolution weights as nnU-Net does for training from scratch: He-normal, slope 0.01, biases zero."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Conv3d, nn.ConvTranspose3d)):
+            nn.init.kaiming_normal_(layer.weight, a=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+class ResidualEncoder(nn.Module):
+    """Stem and residual stages; returns every stage's output, fine to coarse."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        features_per_stage: Sequence[int],
+        blocks_per_stage: Sequence[int],
+        dropout: float,
+        checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.stem = ConvBlock(in_channels, features_per_stage[0], dropout=dropout)
+        stages = []
+        channels = features_per_stage[0]
+        for index, (features, blocks) in enumerate(zip(features_per_stage, blocks_per_stage, strict=True)):
+            first = ResidualBlock(channels, features, stride=1 if index == 0 else 2, dropout=dropout)
+            rest = [ResidualBlock(features, features, dropout=dropout) for _ in range(blocks - 1)]
+            stages.append(nn.Sequential(first, *rest))
+            channels = features
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, image: Tensor) -> List[Tensor]:
+        """Map ``(B, C, D, H, W)`` to one map per stage."""
+        x = self.stem(image)
+        features: List[Tensor] = []
+        for stage in self.stages:
+            if torch.jit.is_scripting():
+                x = stage(x)
+            else:
+                x = run(stage, x, recompute=self.checkpointing and self.training)
+            features.append(x)
+        return features
+
+
+class UNetDecoder(nn.Module):
+    """One up-sampling and one convolution per level, from the coarsest map to full resolution."""
+
+    def __init__(self, *, features_per_stage: Sequence[int], dropout: float, checkpointing: bool) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        coarse_to_fine = list(features_per_stage)[::-1]
+        self.upsamplings = nn.ModuleList(
+            nn.ConvTranspose3d(below, skip, kernel_size=2, stride=2)
+            for below, skip in zip(coarse_to_fine[:-1], coarse_to_fine[1:], strict=True)
+        )
+        self.stages = nn.ModuleList(ConvBlock(2 * skip, skip, dropout=dropout) for skip in coarse_to_fine[1:])
+
+    def forward(self, features: List[Tensor]) -> Tensor:
+        """Merge the maps of the encoder into one ``(B, features[0], D, H, W)``."""
+        x = features[-1]
+        level = len(features) - 2
+        for upsampling, stage in zip(self.upsamplings, self.stages):  # noqa: B905 (TorchScript)
+            x = torch.cat([upsampling(x), features[level]], dim=1)  # (B, 2 C_skip, ...)
+            if torch.jit.is_scripting():
+                x = stage(x)
+            else:
+                x = run(stage, x, recompute=self.checkpointing and self.training)
+            level -= 1
+        return x
+
+
+class ResEncUNet(nn.Module):
+    """U-Net with a residual encoder, instance norm and LeakyReLU.
+
+    Hidden places: with ``visible`` the image is set to 0, its mean after z-scoring, inside hidden blocks and the
+    encoder then runs densely, as the published MAE does.
+
+    Args:
+        in_channels: image channels.
+        out_channels: channels of the output map; 1 for reconstruction, the number of classes for segmentation.
+        features_per_stage: channels of each stage, fine to coarse. Every stage but the first halves the resolution.
+        blocks_per_stage: residual blocks of each stage.
+        dropout: probability of dropping a channel after the first convolution of each block; 0 as published.
+        initialization: ``"pytorch"`` (the published pre-training runs) or ``"he"`` (nnU-Net from scratch).
+        checkpointing: recompute activations in the backward pass, for less memory and about a third more time.
+
+    Raises:
+        ValueError: if the stage lists differ in length or are too short, or an input side is not a multiple of the
+            total stride.
+
+    Example:
+        >>> net = ResEncUNet(1, 2, features_per_stage=[4, 8, 8], blocks_per_stage=[1, 1, 1])
+        >>> net(torch.zeros(1, 1, 8, 12, 16)).shape
+        torch.Size([1, 2, 8, 12, 16])
+        >>> [tuple(f.shape[1:]) for f in net.encode(torch.zeros(1, 1, 8, 8, 8))]
+        [(4, 8, 8, 8), (8, 4, 4, 4), (8, 2, 2, 2)]
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        *,
+        features_per_stage: Sequence[int] = (32, 64, 128, 256, 320, 320),
+        blocks_per_stage: Sequence[int] = (1, 3, 4, 6, 6, 6),
+        dropout: float = 0.0,
+        initialization: str = "pytorch",
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(features_per_stage) != len(blocks_per_stage) or len(features_per_stage) < 2:
+            raise ValueError(
+                f"features_per_stage {list(features_per_stage)} and blocks_per_stage {list(blocks_per_stage)} "
+                "must have the same length, at least 2"
+            )
+        if initialization not in ("pytorch", "he"):
+            raise ValueError(f"initialization is {initialization!r}; it must be 'pytorch' or 'he'")
+        self.stride = 2 ** (len(features_per_stage) - 1)
+        self.features_per_stage = list(features_per_stage)
+        self.encoder = ResidualEncoder(
+            in_channels,
+            features_per_stage=features_per_stage,
+            blocks_per_stage=blocks_per_stage,
+            dropout=dropout,
+            checkpointing=checkpointing,
+        )
+        self.decoder = UNetDecoder(features_per_stage=features_per_stage, dropout=dropout, checkpointing=checkpointing)
+        self.head = nn.Conv3d(features_per_stage[0], out_channels, kernel_size=1)
+        if initialization == "he":
+            initialize_he(self)
+
+    def encode(self, image: Tensor, visible: Optional[Tensor] = None) -> List[Tensor]:
+        """Return the feature maps of all stages, fine to coarse.
+
+        Args:
+            image: ``(B, C, D, H, W)``.
+            visible: ``(B, d, h, w)`` boolean grid of blocks, each ``D/d x H/h x W/w`` voxels; hidden ones are zeroed.
+        """
+        for side in image.shape[2:]:
+            if side % self.stride != 0:
+                raise ValueError(
+                    f"input sides {list(image.shape[2:])} must be multiples of {self.stride}, "
+                    f"the total stride of this network; pad or crop the image"
+                )
+        if visible is not None:
+            image = image * F.interpolate(visible.unsqueeze(1).to(image.dtype), size=image.shape[2:], mode="nearest")
+        return self.encoder(image)
+
+    def decode(self, features: List[Tensor]) -> Tensor:
+        """Map the feature maps of :meth:`encode` to ``(B, out_channels, D, H, W)``."""
+        return self.head(self.decoder(features))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Map ``(B, in_channels, D, H, W)`` to ``(B, out_channels, D, H, W)``."""
+        return self.decode(self.encode(image))
+
+
+def resenc_l(in_channels: int = 1, out_channels: int = 1, **kwargs: Any) -> ResEncUNet:
+    """Build the ResEnc-L size: 90,296,576 parameters in the encoder, 102,348,225 in all with one output channel."""
+    return ResEncUNet(in_channels, out_channels, **kwargs)

@@ -1,0 +1,38 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Random streams, one pair per sample.
+
+A sample is named by (seed, epoch, index), its index counting over the whole epoch and all processes. One stream is used
+where the sample is read (which volume, where, spatial transform), a second one for its views (masks, intensities, noise). So
+draws do not depend on the number of workers or processes, and a resumed run draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+__all__ = ["SampleKey", "reading_stream", "step_seed", "view_stream"]
+
+SampleKey = tuple[int, int, int]
+_READING, _VIEW, _STEP = 0, 1, 2
+
+
+def reading_stream(key: SampleKey) -> np.random.Generator:
+    """Return the stream that places the sample ``key = (seed, epoch, index)``.
+
+    Example:
+        >>> reading_stream((0, 3, 7)).integers(1000) == reading_stream((0, 3, 7)).integers(1000)
+        np.True_
+    """
+    return np.random.default_rng([*key, _READING])
+
+
+def view_stream(key: SampleKey) -> torch.Generator:
+    """Return the stream for the views of the sample ``key``; on the CPU, so that every device gets the same draws."""
+    seed = int(np.random.SeedSequence([*key, _VIEW]).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(seed & (2**63 - 1))
+
+
+def step_seed(seed: int, iteration: int, rank: int) -> int:
+    """Return a seed for what a network draws itself (dropout, stochastic depth) in one iteration of one process."""
+    return int(np.random.SeedSequence([seed, iteration, rank, _STEP]).generate_state(1, np.uint32)[0])
