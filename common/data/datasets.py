@@ -1,0 +1,155 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Random crops of stored volumes, a pure function of (seed, epoch, sample)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..errors import SettingsError, ends_in_a_sentence
+from ..views import SpatialCrop, reading_stream
+from ..weights.files import write_json
+from .datalists import pretraining_lists
+from .store import StoredVolume, StoreSettings, VolumeStore
+
+__all__ = ["CropDataset", "EpochSampler", "crop_loader", "prepare_pretraining_data"]
+
+
+class CropDataset(Dataset[dict[str, Any]]):
+    """Read the region of one random crop: which volume, where and how transformed comes from the sample's own stream.
+
+    Volumes are drawn uniformly with replacement, as published; an epoch has no relation to the number of volumes.
+
+    Args:
+        data: prepared volumes.
+        spatial: draws the crop before anything is read.
+        seed: of the run.
+    """
+
+    def __init__(self, data: Sequence[StoredVolume], *, spatial: SpatialCrop, seed: int) -> None:
+        self.data = list(data)
+        self.spatial = spatial
+        self.seed = seed
+
+    def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
+        """Return ``region`` (a tensor as stored), ``spatial`` (the draw) and ``key`` of sample ``(epoch, index)``."""
+        key = (self.seed, *sample)
+        rng = reading_stream(key)
+        volume = self.data[int(rng.integers(len(self.data)))]
+        draw = self.spatial.draw(rng, volume.shape)
+        return {"region": torch.from_numpy(volume.read(draw.start, draw.stop)), "spatial": draw, "key": key}
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """Batches of sample names for one process: an equal share of every global batch, in micro-batches.
+
+    Args:
+        steps: optimizer steps in an epoch.
+        batch_size: samples of one optimizer step, over all processes and micro-batches.
+        accumulation_steps: micro-batches of one optimizer step.
+        fixed: give the same names in every epoch, for validation.
+
+    Raises:
+        SettingsError: if the batch does not split evenly.
+    """
+
+    def __init__(self, *, steps: int, batch_size: int, accumulation_steps: int = 1, fixed: bool = False) -> None:
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        parts = accumulation_steps * self.world
+        if batch_size < 1 or batch_size % parts:
+            raise SettingsError(
+                f"batch_size {batch_size} does not split over {self.world} process(es) x {accumulation_steps} accumulation "
+                f"step(s); make it a multiple of {parts}"
+            )
+        self.steps, self.batch_size, self.accumulation_steps, self.fixed = steps, batch_size, accumulation_steps, fixed
+        self.micro = batch_size // parts
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, counted from 1, whose samples come next."""
+        self.epoch = 0 if self.fixed else epoch
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for batch in range(len(self)):
+            first = (batch * self.world + self.rank) * self.micro
+            yield [(self.epoch, index) for index in range(first, first + self.micro)]
+
+
+def _collate(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
+    """Keep regions of different sizes as lists; views make them one batch on the device."""
+    return {key: [sample[key] for sample in samples] for key in samples[0]}
+
+
+def _one_thread(_: int) -> None:
+    torch.set_num_threads(1)
+
+
+@ends_in_a_sentence
+def crop_loader(
+    dataset: CropDataset,
+    *,
+    steps: int,
+    batch_size: int,
+    accumulation_steps: int = 1,
+    num_workers: int = 0,
+    fixed: bool = False,
+) -> DataLoader[dict[str, Any]]:
+    """Build the loader of a :class:`CropDataset`; see :class:`EpochSampler` for the arguments."""
+    sampler = EpochSampler(steps=steps, batch_size=batch_size, accumulation_steps=accumulation_steps, fixed=fixed)
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        worker_init_fn=_one_thread,
+        persistent_workers=num_workers > 0,
+    )
+
+
+@ends_in_a_sentence
+def prepare_pretraining_data(
+    dataset_dir: str,
+    *,
+    store_dir: str,
+    output_dir: str,
+    datalist: str | None = None,
+    spacing_mm: float | Sequence[float] | None = 1.0,
+    reorient: bool = True,
+    store_dtype: str = "float16",
+    num_workers: int = 0,
+    strict: bool = False,
+) -> dict[str, list[StoredVolume]]:
+    """Find, check and prepare all volumes of a pre-training run.
+
+    Every process of a distributed run walks the list from its own starting point, so they share the work and none waits.
+    Volumes that cannot be used are printed and written to ``output_dir/skipped.json``.
+
+    Returns:
+        ``training`` and ``validation`` volumes.
+
+    Raises:
+        SystemExit: with a sentence if nothing is usable, the disk is full, or ``strict`` and one volume is bad.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    lists = pretraining_lists(dataset_dir, datalist)
+    store = VolumeStore(store_dir, StoreSettings(spacing_mm=spacing_mm, reorient=reorient, dtype=store_dtype))
+    prepared: dict[str, list[StoredVolume]] = {}
+    skipped: list[str] = []
+    for name, cases in lists.items():
+        turn = rank * len(cases) // world
+        if world > 1:
+            store.prepare(cases[turn:] + cases[:turn], num_workers=num_workers, strict=strict)
+        prepared[name], problems = store.prepare(cases, num_workers=num_workers, strict=strict)
+        skipped += [str(problem) for problem in problems if str(problem) not in skipped]
+    if skipped and rank == 0:
+        write_json(skipped, Path(output_dir) / "skipped.json")
+    return prepared

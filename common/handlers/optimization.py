@@ -1,0 +1,96 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Handlers of the optimizer: rate, clip, and the seed of what the network draws itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+from ..views import step_seed
+
+__all__ = ["GradientClip", "Reproducible", "SetLearningRate"]
+
+
+class SetLearningRate:
+    """Set the rate at the start of every epoch from a pure function of the epoch, counted from 0."""
+
+    def __init__(self, optimizer: Optimizer, schedule: Callable[[int], float]) -> None:
+        self.optimizer, self.schedule = optimizer, schedule
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.EPOCH_STARTED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Set the rate of the epoch that starts."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(engine.state.epoch - 1)
+
+
+class GradientClip:
+    """Clip the global L2 norm of the gradients before each optimizer step, after undoing the loss scale of AMP.
+
+    With gradient accumulation it acts only on the last micro-batch, when the sum is complete.
+
+    Args:
+        optimizer: whose gradients are clipped.
+        max_norm: largest norm; 12 for ResEnc-L and 1 for Primus as published.
+    """
+
+    def __init__(self, optimizer: Optimizer, max_norm: float) -> None:
+        self.optimizer, self.max_norm = optimizer, max_norm
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(IterationEvents.BACKWARD_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Clip, if the optimizer steps in this iteration."""
+        steps = getattr(engine, "accumulation_steps", 1)
+        position = (engine.state.iteration - 1) % engine.state.epoch_length + 1
+        if position % steps and position != engine.state.epoch_length:
+            return
+        if engine.amp and engine.scaler is not None:
+            engine.scaler.unscale_(self.optimizer)
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+
+
+class Reproducible:
+    """Tie every draw to (seed, epoch, iteration), so that a resumed run repeats what it would have done.
+
+    Samples have streams of their own; this gives the sampler its epoch, and seeds the global generator, from which dropout
+    and stochastic depth draw, anew in every iteration.
+
+    Args:
+        seed: of the run.
+        loader: whose batch sampler has a ``set_epoch``; None if its data are fixed.
+        bf16: AMP runs in bfloat16, whose range needs no loss scale: switch the scaler off.
+    """
+
+    def __init__(self, seed: int, *, loader: DataLoader[object] | None = None, bf16: bool = False) -> None:
+        self.seed, self.loader, self.bf16 = seed, loader, bf16
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_STARTED, self._set_epoch)
+        engine.add_event_handler(Events.ITERATION_STARTED, self._set_seed)
+
+    def _start(self, engine: Engine) -> None:
+        if self.bf16 and getattr(engine, "amp", False):
+            engine.scaler = torch.amp.GradScaler(enabled=False)
+
+    def _set_epoch(self, engine: Engine) -> None:
+        if self.loader is not None:
+            self.loader.batch_sampler.set_epoch(engine.state.epoch)  # type: ignore[union-attr]
+
+    def _set_seed(self, engine: Engine) -> None:
+        torch.manual_seed(step_seed(self.seed, engine.state.iteration, self.rank))

@@ -1,0 +1,17 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""MONAI dictionary transforms that MONAI lacks."""
+
+from .geometry import ResampleToSpacingd, SliceAxisFirstd
+from .preprocessing import CheckVolumed, check_affine, check_values, nonzero, volume_preprocessing
+from .writing import AtomicNibabelWriter
+
+__all__ = [
+    "AtomicNibabelWriter",
+    "CheckVolumed",
+    "ResampleToSpacingd",
+    "SliceAxisFirstd",
+    "check_affine",
+    "check_values",
+    "nonzero",
+    "volume_preprocessing",
+]

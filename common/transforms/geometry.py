@@ -1,0 +1,191 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Invertible geometry of the reference's preprocessing that MONAI has no transform for."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import InvertibleTransform, MapTransform, Orientation
+from monai.transforms.utils import scale_affine
+from monai.utils import TraceKeys
+from scipy.ndimage import map_coordinates
+from skimage.transform import resize
+from torch import Tensor
+
+__all__ = ["ResampleToSpacingd", "SliceAxisFirstd", "resampled_shape", "slice_axis"]
+
+_ANISOTROPY = 3.0  # coarser than this against the finest axis, and slices are resampled one by one
+
+
+def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> list[int]:
+    """Return the voxels that cover the same extent at another spacing, at least 1.
+
+    Example:
+        >>> resampled_shape((100, 50, 31), (1.0, 2.0, 0.5), (1.0, 1.0, 1.0))
+        [100, 100, 16]
+    """
+    return [max(1, round(n * a / b)) for n, a, b in zip(shape, spacing_mm, target_mm, strict=True)]
+
+
+def slice_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int | None:
+    """Return the axis to resample slice by slice: the coarse one of an anisotropic volume, if there is exactly one.
+
+    Example:
+        >>> slice_axis((5.0, 1.0, 1.0), (1.0, 1.0, 1.0)), slice_axis((2.0, 1.0, 1.0), (1.0, 1.0, 1.0))
+        (0, None)
+    """
+    for candidate in (spacing_mm, target_mm):
+        if max(candidate) / min(candidate) > _ANISOTROPY:
+            coarse = [axis for axis, value in enumerate(candidate) if value == max(candidate)]
+            return coarse[0] if len(coarse) == 1 else None
+    return None
+
+
+def _resample_image(volume: np.ndarray, shape: Sequence[int], axis: int | None) -> np.ndarray:
+    """Resample ``(D, H, W)`` by cubic splines; with ``axis``, in its planes only and by nearest neighbour along it."""
+    options = {"order": 3, "mode": "edge", "anti_aliasing": False}
+    if axis is None:
+        return resize(volume, shape, **options)
+    in_plane = [n for a, n in enumerate(shape) if a != axis]
+    slices = [resize(plane, in_plane, **options) for plane in np.moveaxis(volume, axis, 0)]
+    stack = np.stack(slices, axis=axis)
+    if stack.shape[axis] == shape[axis]:
+        return stack
+    return np.take(stack, _nearest(stack.shape[axis], shape[axis]), axis=axis)
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    """Return for each new position the old index whose voxel it falls in."""
+    centres = (np.arange(new) + 0.5) * old / new - 0.5
+    return map_coordinates(np.arange(old), centres[None], order=0, mode="nearest")
+
+
+def _resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
+    """Resample ``(C, D, H, W)`` trilinearly; with ``axis``, by nearest neighbour along it."""
+    between = list(shape)
+    if axis is not None:
+        between[axis] = volume.shape[1 + axis]
+    out = F.interpolate(volume[None].float(), size=between, mode="trilinear", align_corners=False)[0]
+    if axis is not None and between[axis] != shape[axis]:
+        index = torch.from_numpy(_nearest(between[axis], shape[axis])).to(out.device)
+        out = out.index_select(1 + axis, index)
+    return out
+
+
+def _resample_label(volume: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
+    """Resample an integer map label by label: linear weight of at least one half wins, the last label on a tie."""
+    out = torch.zeros((volume.shape[0], *shape), dtype=volume.dtype, device=volume.device)
+    for label in torch.unique(volume):
+        out[_resample_linear((volume == label).float(), shape, axis) >= 0.5] = label
+    return out
+
+
+class SliceAxisFirstd(MapTransform, InvertibleTransform):
+    """Put the axes in the order (slice, row, column) that the published networks saw.
+
+    Args:
+        keys: what to turn.
+        reorient: true: canonical RAS+ transposed to (S, A, R), whatever the file's axes; false: the file's own axes in
+            reversed order, as the reference does.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(self, keys: KeysCollection, *, reorient: bool = True, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.reorient = reorient
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Turn every key, a MetaTensor ``(C, X, Y, Z)``."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image = out[key]
+            own = nib.orientations.aff2axcodes(image.affine.cpu().numpy())
+            codes = "SAR" if self.reorient else "".join(reversed(own))
+            image = self._turn(image, codes)
+            self.push_transform(image, extra_info={"axcodes": "".join(own)})
+            out[key] = image
+        return out
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Turn every key back to its file's axes."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            codes = self.pop_transform(out[key])[TraceKeys.EXTRA_INFO]["axcodes"]
+            out[key] = self._turn(out[key], codes)
+        return out
+
+    @staticmethod
+    def _turn(image: MetaTensor, codes: str) -> MetaTensor:
+        orientation = Orientation(axcodes=codes, labels=None)
+        with orientation.trace_transform(False):
+            return orientation(image)
+
+
+class ResampleToSpacingd(MapTransform, InvertibleTransform):
+    """Resample to a voxel spacing by the rules of nnU-Net and nnssl, and logits back.
+
+    The new shape is ``round(shape * spacing / target)``. Images go by cubic splines, label maps linearly label by label; a
+    volume whose coarsest axis is more than three times its finest is resampled slice by slice and by nearest neighbour
+    across. The inverse is linear and runs on the tensor's device.
+
+    Args:
+        keys: what to resample; the key ``label`` is treated as an integer map.
+        spacing_mm: target in millimetres, one or three (slice, row, column); None leaves the volume as it is.
+        allow_missing_keys: skip keys that are not there.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, *, spacing_mm: float | Sequence[float] | None, allow_missing_keys: bool = False
+    ) -> None:
+        super().__init__(keys, allow_missing_keys)
+        if isinstance(spacing_mm, (int, float)):
+            spacing_mm = [spacing_mm] * 3
+        if spacing_mm is not None and (len(spacing_mm) != 3 or min(spacing_mm) <= 0):
+            raise ValueError(f"spacing_mm {spacing_mm} must be one or three positive millimetres")
+        self.spacing_mm = None if spacing_mm is None else [float(value) for value in spacing_mm]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resample every key, a MetaTensor ``(C, D, H, W)``."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image = out[key]
+            spacing = [float(value) for value in image.pixdim]
+            target = self.spacing_mm or spacing
+            old = list(image.shape[1:])
+            new, axis = resampled_shape(old, spacing, target), slice_axis(spacing, target)
+            meta, affine = image, image.affine
+            if new != old:
+                if key == "label":
+                    values = _resample_label(image.as_tensor(), new, axis)
+                else:
+                    channels = [_resample_image(channel, new, axis) for channel in image.as_tensor().float().numpy()]
+                    values = torch.from_numpy(np.stack(channels).astype(np.float32))
+                image = MetaTensor(values).copy_meta_from(meta)
+                scale = torch.as_tensor(scale_affine(old, new), dtype=affine.dtype)
+                image.affine = affine @ scale
+            info = {"slice_axis": -1 if axis is None else axis, "affine": affine.tolist()}
+            self.push_transform(image, orig_size=old, extra_info=info)
+            out[key] = image
+        return out
+
+    def inverse(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resample every key, logits or probabilities ``(C, D, H, W)``, linearly to the shape it had before."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image = out[key]
+            info = self.pop_transform(image)
+            size = list(info[TraceKeys.ORIG_SIZE])
+            axis = int(info[TraceKeys.EXTRA_INFO]["slice_axis"])
+            if list(image.shape[1:]) != size:
+                values = _resample_linear(image.as_tensor(), size, None if axis < 0 else axis)
+                image = MetaTensor(values).copy_meta_from(image)
+            image.affine = torch.as_tensor(info[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
+            out[key] = image
+        return out

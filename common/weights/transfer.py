@@ -1,0 +1,213 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Loading weights into a network, with a receipt of what was taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from ..errors import SettingsError, WeightsError, ends_in_a_sentence
+from .files import read_checkpoint, sha256, write_json
+
+__all__ = ["Receipt", "fine_tuning_network", "keep_previous", "trained_network", "transfer_weights"]
+
+_TRANSFERS = ("encoder", "encoder+decoder")
+_CAVEAT = "Pre-trained encoders are made to be fine-tuned; their features are not recommended as they are."
+
+
+@dataclass
+class Receipt:
+    """What happened to each tensor of a network when weights were loaded.
+
+    Attributes:
+        source: file the weights came from.
+        sha256: of that file.
+        taken: tensors copied as they are.
+        adapted: tensors changed to fit, with how.
+        skipped: tensors of the file not used, with why.
+        fresh: tensors of the network that keep their random start.
+        encoder_share: share of the encoder's parameters that were taken or adapted.
+        provenance: what the JSON beside the file says.
+    """
+
+    source: str
+    sha256: str
+    taken: list[str] = field(default_factory=list)
+    adapted: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    fresh: list[str] = field(default_factory=list)
+    encoder_share: float = 0.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """Return the receipt in a line or two.
+
+        Example:
+            >>> print(Receipt("a.pt", "0f" * 32, taken=["encoder.x"], fresh=["head.x"], encoder_share=1.0).summary())
+            weights from a.pt (sha256 0f0f0f0f0f0f): 1 tensors taken, 0 adapted, 0 skipped, 1 fresh; encoder covered 100.0 %
+        """
+        adapted = "".join(f"\n  adapted {name}: {how}" for name, how in self.adapted.items())
+        return (
+            f"weights from {self.source} (sha256 {self.sha256[:12]}): {len(self.taken)} tensors taken, "
+            f"{len(self.adapted)} adapted, {len(self.skipped)} skipped, {len(self.fresh)} fresh; "
+            f"encoder covered {100 * self.encoder_share:.1f} %{adapted}"
+        )
+
+
+def transfer_weights(
+    network: nn.Module, path: str | Path, *, transfer: str = "encoder", allow_partial: bool = False
+) -> Receipt:
+    """Copy a pre-trained backbone into a network of the same kind.
+
+    A first layer for more channels than the file's one gets its weights repeated and divided by their number; a position
+    table of another grid is interpolated trilinearly. The head, and a decoder's last layer whose width depends on the number of
+    classes, always keep their random start.
+
+    Args:
+        network: with ``encoder.*`` and ``decoder.*`` tensors.
+        path: flat state dict of a backbone.
+        transfer: ``encoder`` or ``encoder+decoder``.
+        allow_partial: do not insist on a completely covered encoder.
+
+    Returns:
+        the receipt.
+
+    Raises:
+        WeightsError: if the file cannot be read or does not cover the encoder.
+        SettingsError: if ``transfer`` is unknown.
+    """
+    if transfer not in _TRANSFERS:
+        raise SettingsError(f"transfer is {transfer!r}; it must be one of {', '.join(_TRANSFERS)}")
+    weights = read_checkpoint(path)
+    if not any(key.startswith("encoder.") for key in weights):
+        raise WeightsError(
+            f"{path} is not a pre-trained encoder of this collection (its first entry is {next(iter(weights), None)!r}); "
+            "a published checkpoint must be imported first"
+        )
+    sidecar = Path(path).with_suffix(".json")
+    receipt = Receipt(
+        source=str(path),
+        sha256=sha256(path),
+        provenance=json.loads(sidecar.read_text("utf-8")) if sidecar.is_file() else {},
+    )
+    target = network.state_dict()
+    prefixes = tuple(f"{part}." for part in transfer.split("+"))
+    mismatched = []
+    for key, value in weights.items():
+        if not key.startswith(prefixes):
+            receipt.skipped[key] = "not part of the transfer"
+        elif key not in target:
+            receipt.skipped[key] = "the network has no such tensor"
+        elif target[key].shape == value.shape:
+            target[key] = value
+            receipt.taken.append(key)
+        else:
+            adapted, how = _adapt(key, value, target[key])
+            if adapted is None:
+                receipt.skipped[key] = how
+                if key.startswith("encoder."):
+                    mismatched.append(f"{key} is {list(value.shape)} in the file, {list(target[key].shape)} in the network")
+            else:
+                target[key] = adapted
+                receipt.adapted[key] = how
+    covered = {*receipt.taken, *receipt.adapted}
+    receipt.fresh = [key for key in target if key not in covered]
+    encoder = {key: value.numel() for key, value in target.items() if key.startswith("encoder.")}
+    receipt.encoder_share = sum(size for key, size in encoder.items() if key in covered) / sum(encoder.values())
+    missing = [f"{key} is not in the file" for key in encoder if key not in weights]
+    extra = [f"{key} is not in the network" for key in receipt.skipped if key.startswith("encoder.") and key not in target]
+    if (mismatched or missing or extra) and not allow_partial:
+        examples = "; ".join((mismatched + missing + extra)[:3])
+        raise WeightsError(
+            f"{path} is of another network: it covers {100 * receipt.encoder_share:.1f} % of this encoder ({examples}). "
+            "Use the bundle and the network settings (features_per_stage, embed_dim, ...) it was made with"
+        )
+    network.load_state_dict(target)
+    return receipt
+
+
+def _adapt(key: str, value: Tensor, like: Tensor) -> tuple[Tensor | None, str]:
+    """Return the tensor made to fit ``like`` and how, or None and why not."""
+    if key.endswith("position_embedding") and value.shape[1] == like.shape[1]:
+        resized = F.interpolate(value.float(), size=like.shape[2:], mode="trilinear")
+        return resized.to(value.dtype), f"grid {list(value.shape[2:])} interpolated to {list(like.shape[2:])}"
+    channels = like.shape[1] if like.dim() == 5 else 0
+    if value.dim() == 5 and value.shape[1] == 1 and value.shape[0] == like.shape[0] and value.shape[2:] == like.shape[2:]:
+        return value.repeat(1, channels, 1, 1, 1) / channels, f"one input channel repeated to {channels} and divided"
+    return None, f"shape {list(value.shape)} does not fit {list(like.shape)}"
+
+
+@ends_in_a_sentence
+def fine_tuning_network(
+    network: nn.Module,
+    *,
+    pretrained: str,
+    from_scratch: bool = False,
+    transfer: str = "encoder",
+    receipt_file: str | None = None,
+) -> nn.Module:
+    """Return ``network`` with a pre-trained encoder in it, or untouched from scratch; print and save the receipt.
+
+    Raises:
+        SystemExit: with a sentence if the file is missing, damaged or of another network.
+    """
+    if from_scratch:
+        tqdm.write("training from scratch: no weights loaded")
+        return network
+    if not Path(pretrained).is_file():
+        raise WeightsError(
+            f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, name another file with "
+            "--pretrained, or train without one with --from_scratch true"
+        )
+    receipt = transfer_weights(network, pretrained, transfer=transfer)
+    tqdm.write(f"{receipt.summary()}\n{_CAVEAT}")
+    if receipt_file:
+        write_json(asdict(receipt), receipt_file)
+    return network
+
+
+@ends_in_a_sentence
+def trained_network(network: nn.Module, path: str, *, labels: Sequence[str] = ()) -> nn.Module:
+    """Return ``network`` with the weights of a fine-tuned model, every tensor of it.
+
+    Raises:
+        SystemExit: with a sentence if the file is missing, damaged, or of another network or number of classes.
+    """
+    if not Path(path).is_file():
+        raise WeightsError(f"there is no trained model {path}; fine-tune with this bundle's train config first")
+    weights = read_checkpoint(path)
+    target = network.state_dict()
+    wrong = [f"{key} is missing" for key in target if key not in weights]
+    wrong += [f"{key} is not known here" for key in weights if key not in target]
+    wrong += [
+        f"{key} is {list(weights[key].shape)} in the file, {list(target[key].shape)} here"
+        for key in target
+        if key in weights and weights[key].shape != target[key].shape
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{path} is of another network ({'; '.join(wrong[:3])}). Use the network settings and --labels it was trained with"
+            + (f"; --labels is {list(labels)}" if labels else "")
+        )
+    network.load_state_dict(weights)
+    return network
+
+
+def keep_previous(path: str) -> None:
+    """Before training writes a model, keep the one that is there as ``<name>_previous.pt``."""
+    model = Path(path)
+    if model.is_file():
+        previous = model.with_name(f"{model.stem}_previous{model.suffix}")
+        temporary = previous.with_suffix(".part")
+        shutil.copyfile(model, temporary)
+        os.replace(temporary, previous)
+        tqdm.write(f"{model} exists: kept as {previous}")
