@@ -89,7 +89,8 @@ class Progress:
                 self._bar.set_postfix(epoch=engine.state.epoch, loss=f"{float(self._sum) / self._count:.4f}")
 
     def _end_epoch(self, engine: Engine) -> None:
-        metrics: Mapping[str, float] = self.evaluator.state.metrics if self.evaluator is not None else {}
+        fresh = self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch
+        metrics: Mapping[str, float] = self.evaluator.state.metrics if fresh and self.evaluator else {}
         record = {
             "epoch": engine.state.epoch,
             "train_loss": float(self._sum) / max(self._count, 1),
