@@ -128,7 +128,7 @@ def labelled_lists(
         for case in cases + lists["validation"]:
             if "label" not in case:
                 raise DataError(f'{datalist}: {case["image"]} has no "label"')
-        if lists["validation"]:
+        if lists["validation"]:  # an empty training list is fine for evaluation
             return {name: lists[name] for name in ("training", "validation")}
         if not cases:
             raise DataError(f'{datalist} has no entries under "training"')
@@ -164,7 +164,7 @@ def image_list(dataset_dir: str = "", datalist: str | None = None) -> list[Case]
     """
     if datalist:
         lists = _read_datalist(datalist, dataset_dir)
-        return lists["test"] or lists["validation"] or lists["training"]
+        return [{"image": case["image"]} for case in lists["test"] or lists["validation"] or lists["training"]]
     folder = _existing(dataset_dir)
     inner = next((folder / name for name in ("imagesTs", "images", "imagesTr") if (folder / name).is_dir()), folder)
     return [{"image": str(path.absolute())} for path in _volumes(inner)]

@@ -1,0 +1,250 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The quick start's report: one HTML file with its pictures inside."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import html
+import importlib.metadata
+import io
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+__all__ = ["threshold_baseline", "write_report"]
+
+_RUNS = {"pre-trained": "pre-trained", "from scratch": "from_scratch"}
+_COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#f0e442"]
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
+h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d0d7de }
+table { border-collapse: collapse } th, td { padding: .3rem .9rem; border-bottom: 1px solid #d0d7de; text-align: right }
+th:first-child, td:first-child { text-align: left } img { max-width: 100% }
+pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap }
+.note { color: #57606a; font-size: .92rem }
+"""
+
+
+def _picture(figure: Figure, alt: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return _image(buffer.getvalue(), alt)
+
+
+def _image(content: bytes, alt: str) -> str:
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+
+
+def _history(folder: Path) -> list[dict[str, float]]:
+    path = folder / "history.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+
+def _curves(folder: Path, labelled: bool) -> str:
+    figure, axes = plt.subplots(1, 3 if labelled else 1, figsize=(10 if labelled else 5, 3.1), layout="constrained", squeeze=False)
+    first = axes[0, 0]
+    history = _history(folder / "pretraining")
+    epochs = [record["epoch"] for record in history]
+    first.plot(epochs, [record["train_loss"] for record in history], label="training")
+    checked = [record for record in history if "val_loss" in record]
+    first.plot([r["epoch"] for r in checked], [r["val_loss"] for r in checked], label="validation")
+    first.set_title("pre-training: error on hidden blocks", fontsize=10)
+    if labelled:
+        for name, where in _RUNS.items():
+            history = _history(folder / where)
+            axes[0, 1].plot([r["epoch"] for r in history], [r["train_loss"] for r in history], label=name)
+            checked = [r for r in history if "val_dice" in r]
+            axes[0, 2].plot([r["epoch"] for r in checked], [r["val_dice"] for r in checked], "o-", label=name)
+        axes[0, 1].set_title("fine-tuning: training loss", fontsize=10)
+        axes[0, 2].set_title("fine-tuning: validation Dice", fontsize=10)
+    for axis in axes[0]:
+        axis.set_xlabel("epoch")
+        axis.legend(fontsize=8)
+        axis.grid(alpha=0.3)
+    return _picture(figure, "loss and Dice curves")
+
+
+def _load(path: str | Path) -> np.ndarray:
+    return nib.as_closest_canonical(nib.load(str(path))).get_fdata(dtype=np.float32)
+
+
+def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> str:
+    image, truth = _load(case["image"]), _load(case["label"])
+    name = Path(case["image"]).name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz"
+    columns = {"scan": None, "label": truth}
+    columns |= {run: _load(folder / where / "predictions" / name) for run, where in _RUNS.items()}
+    spacing = nib.load(case["image"]).header.get_zooms()[:3]
+    centre = [int(np.median(index)) for index in np.nonzero(truth)]
+    low, high = np.percentile(image, [1, 99.5])
+    colours = ListedColormap([_COLOURS[i % len(_COLOURS)] for i in range(len(labels) - 1)])
+    figure, axes = plt.subplots(3, len(columns), figsize=(10, 7.2), layout="constrained")
+    for row, (plane, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
+        across, up = [a for a in range(3) if a != axis]
+        for cell, (title, marks) in zip(axes[row], columns.items(), strict=True):
+            aspect = spacing[up] / spacing[across]
+            cell.imshow(np.take(image, centre[axis], axis).T[::-1], cmap="gray", vmin=low, vmax=high, aspect=aspect)
+            if marks is not None:
+                plane_marks = np.take(marks, centre[axis], axis).T[::-1]
+                shown = np.ma.masked_equal(plane_marks, 0)
+                cell.imshow(shown, cmap=colours, vmin=1, vmax=max(len(labels) - 1, 2), alpha=0.55, interpolation="nearest", aspect=aspect)
+            cell.set_xticks([])
+            cell.set_yticks([])
+            if row == 0:
+                cell.set_title(title, fontsize=10)
+        axes[row, 0].set_ylabel(plane)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[i % len(_COLOURS)]) for i in range(len(labels) - 1)]
+    figure.legend(handles, labels[1:], loc="outside lower center", ncols=len(labels) - 1, fontsize=9)
+    return _picture(figure, "predictions on the unseen part in three planes")
+
+
+def _scaled(path: str) -> np.ndarray:
+    image = _load(path)
+    return image / np.percentile(image, 98)
+
+
+def _dice(predicted: np.ndarray, truth: np.ndarray, value: int) -> float:
+    p, t = predicted == value, truth == value
+    return 2 * float((p & t).sum()) / max(float(p.sum() + t.sum()), 1.0)
+
+
+def threshold_baseline(train: Sequence[Mapping[str, str]], test: Sequence[Mapping[str, str]], classes: int) -> list[float]:
+    """Return the test Dice of each class from plain intensity thresholds, the best ones on the training scans.
+
+    Class k lies between threshold k and k + 1; scans are scaled by their 98th percentile; the thresholds are found by a grid search,
+    then one at a time on a finer grid.
+
+    Args:
+        train: cases to find the thresholds on.
+        test: cases to score.
+        classes: foreground classes, brighter ones later.
+    """
+    seen = [(_scaled(case["image"]).ravel()[::11], _load(case["label"]).ravel()[::11]) for case in train]
+
+    def score(thresholds: Sequence[float], pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
+        maps = [(np.searchsorted(np.sort(thresholds), image), label) for image, label in pairs]
+        return [float(np.mean([_dice(p, t, value) for p, t in maps])) for value in range(1, classes + 1)]
+
+    thresholds = list(np.linspace(0.4, 0.8, classes))
+    for step in (0.1, 0.05, 0.02, 0.01):
+        for _ in range(3):
+            for index in range(classes):
+                around = thresholds[index] + step * np.arange(-4, 5)
+                trials = [[*thresholds[:index], value, *thresholds[index + 1 :]] for value in around]
+                thresholds = max(trials, key=lambda trial: np.mean(score(trial, seen)))
+    return score(thresholds, [(_scaled(case["image"]).ravel(), _load(case["label"]).ravel()) for case in test])
+
+
+def _scores(folder: Path, where: str) -> dict[str, float]:
+    with open(folder / where / "dice.csv", newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    return {name: float(value) for name, value in rows[-1].items() if name != "case"}
+
+
+def write_report(
+    folder: Path,
+    *,
+    bundle: str,
+    labels: Sequence[str],
+    parts: Mapping[str, str],
+    notice: str,
+    template: bool,
+    commands: Sequence[str],
+    seconds: Mapping[str, float],
+    peak_mib: float,
+) -> Path:
+    """Write ``report.html`` into the quick start's folder and print its table; return its path."""
+    lists = json.loads((folder / "datalist.json").read_text("utf-8"))
+    pictures = sorted((folder / "pretraining" / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)
+    history = _history(folder / "pretraining")
+    body = [f"<h1>Quick start of {html.escape(bundle)}</h1>"]
+    if template:
+        body.append(
+            "<p>Data: simulated scans of the <b>MNI152 group-average template</b>, which is the average of many heads and "
+            "nobody's scan. Each scan has its own receive field, contrast and noise. Networks learn from "
+            f"{parts['learn']}; they are tested on {parts['test']}. The template is nearly mirror-symmetric, so it is split from "
+            "back to front, never left from right.</p>"
+        )
+    else:
+        body.append(f"<p>Data: {html.escape('; tested on '.join(parts.values()))}.</p>")
+    body.append(
+        "<p class=note>A narrow network, 2 mm voxels, 48-voxel crops and a few hundred steps, so that it fits into minutes on "
+        "two CPU cores. It shows that the chain works on your machine, not how good the method is.</p>"
+    )
+    if labels:
+        classes = list(labels[1:])
+        rows: dict[str, list[float]] = {}
+        if template:
+            by_threshold = threshold_baseline(
+                *([{k: str(folder / v) for k, v in case.items()} for case in lists[name]] for name in ("training", "test")),
+                len(classes),
+            )
+            rows["intensity thresholds (no network)"] = by_threshold
+        for name, where in _RUNS.items():
+            scores = _scores(folder, where)
+            rows[f"network, {name}"] = [scores[label] for label in classes]
+        table = "".join(
+            f"<tr><td>{name}</td>" + "".join(f"<td>{v:.3f}</td>" for v in [*values, float(np.mean(values))]) + "</tr>"
+            for name, values in rows.items()
+        )
+        heads = "".join(f"<th>{html.escape(name)}</th>" for name in [*classes, "mean"])
+        body.append(f"<h2>Dice on the unseen part</h2><table><tr><th></th>{heads}</tr>{table}</table>")
+        difference = float(np.mean(rows["network, pre-trained"]) - np.mean(rows["network, from scratch"]))
+        body.append(
+            f"<p class=note>Pre-trained minus from scratch: {difference:+.3f}, same steps, same seed, one run each. So short a "
+            "pre-training on so little data says nothing about the published weights.</p>"
+        )
+        print("\nDice on the unseen part")
+        width = max(len(name) for name in rows)
+        print(" " * width, *(f"{name:>13}" for name in [*classes, "mean"]))
+        for name, values in rows.items():
+            print(f"{name:<{width}}", *(f"{value:13.3f}" for value in [*values, float(np.mean(values))]))
+        case = {k: str(folder / v) for k, v in lists["test"][0].items()}
+        body.append(f"<h2>Predictions on the unseen part</h2>{_overlays(case, folder, labels)}")
+    if pictures:
+        loss = history[-1].get("val_loss", history[-1]["train_loss"])
+        body.append(
+            "<h2>What pre-training learned to rebuild</h2><p>A validation crop: the network saw only what is not blue. Its mean "
+            f"squared error on hidden blocks is {loss:.3f}, where 1 is the variance of the whole z-scored scan.</p>"
+            + _image(pictures[-1].read_bytes(), "input, visible and rebuilt slices")
+        )
+    body.append(f"<h2>Curves</h2>{_curves(folder, bool(labels))}")
+    own = (
+        f"# pre-train on any folder of NIfTI, with the published recipe (needs a GPU)\n"
+        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/pretrain.yaml --bundle_root bundles/{bundle} "
+        f"--dataset_dir FOLDER\n"
+        f"# fine-tune on FOLDER/images and FOLDER/labels (files of the same name)\n"
+        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/train.yaml --bundle_root bundles/{bundle} "
+        f"--dataset_dir FOLDER --labels \"['background','lesion']\"\n"
+        f"# segment new volumes\n"
+        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml --bundle_root bundles/{bundle} "
+        f"--dataset_dir FOLDER --labels \"['background','lesion']\"\n"
+        f"# this quick tour on your own data\n"
+        f"python tools/quickstart.py --bundle {bundle} --data FOLDER"
+    )
+    body.append(f"<h2>Go on with your own data</h2><pre>{html.escape(own)}</pre>")
+    body.append(f"<h2>What was run</h2><pre>{html.escape(chr(10).join(commands)) or 'all parts were done before'}</pre>")
+    times = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.0f} s</td></tr>" for name, value in seconds.items())
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("monai", "torch", "pytorch-ignite"))
+    body.append(
+        f"<table>{times}</table><p class=note>{html.escape(platform.machine())}, Python {platform.python_version()}, "
+        f"{versions}; largest process {peak_mib:.0f} MiB. {html.escape(notice)}</p>"
+    )
+    path = folder / "report.html"
+    title = f"Quick start of {bundle}"
+    path.write_text(
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>{''.join(body)}</html>\n",
+        "utf-8",
+    )
+    return path
