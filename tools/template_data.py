@@ -39,7 +39,7 @@ def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return image / image.max(), labels, t1.affine
 
 
-def simulate_scan(image: np.ndarray, rng: np.random.Generator, *, field: float = 0.4, noise: float = 0.04) -> np.ndarray:
+def simulate_scan(image: np.ndarray, rng: np.random.Generator, *, field: float = 0.6, noise: float = 0.04) -> np.ndarray:
     """Return how one scanner might see ``image``.
 
     Args:

@@ -18,7 +18,7 @@ from ..errors import DataError, ends_in_a_sentence
 from ..transforms import check_affine, check_values
 from .datalists import Case, stem
 
-__all__ = ["check_case", "explain", "pending_cases", "read_nifti", "settle", "usable_cases"]
+__all__ = ["check_case", "check_header", "explain", "pending_cases", "read_nifti", "settle", "usable_cases"]
 
 T = TypeVar("T")
 
@@ -36,6 +36,26 @@ def explain(path: str, error: Exception) -> DataError:
     return DataError(f"{path} ({size:,} bytes) cannot be read as NIfTI ({text}); convert it or leave it out")
 
 
+def check_header(path: str) -> None:
+    """Refuse a file whose header already says that it is no usable volume, before its voxels are read.
+
+    Raises:
+        DataError: if the file is missing, not NIfTI, not 3-D or of zero or absurd spacing.
+    """
+    try:
+        image = nib.load(path)
+        if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
+            raise DataError(f"{path} is a {type(image).__name__}, not NIfTI; convert it")
+        check_affine(path, image.shape, image.affine)
+        with nib.openers.Opener(path) as stream:  # nibabel repairs a zero spacing to 1 mm with only a log line
+            stored = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
+    except Exception as error:
+        raise explain(path, error) from error
+    if (stored == 0).any():
+        printed = " x ".join(f"{value:g}" for value in stored)
+        raise DataError(f"{path} says its voxels are {printed} mm; correct its header")
+
+
 def read_nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Read and check one image.
 
@@ -46,10 +66,8 @@ def read_nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
         DataError: if the file is missing, damaged, not NIfTI, not 3-D or of absurd spacing.
     """
     try:
+        check_header(path)
         image = nib.load(path)
-        if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
-            raise DataError(f"{path} is a {type(image).__name__}, not NIfTI; convert it")
-        check_affine(path, image.shape, image.affine)
         return np.asanyarray(image.dataobj), image.affine
     except Exception as error:
         raise explain(path, error) from error

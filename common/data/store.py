@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..transforms import volume_preprocessing
-from .checks import explain, settle
+from .checks import check_header, explain, settle
 from .datalists import Case, stem
 
 __all__ = ["StoreSettings", "StoredVolume", "VolumeStore"]
@@ -129,6 +129,7 @@ class VolumeStore:
         if present is not None:
             return present
         path = self.location(image)
+        check_header(image)
         chain = volume_preprocessing("image", spacing_mm=self.settings.spacing_mm, reorient=self.settings.reorient)
         source = {"path": str(Path(image).resolve()), "bytes": Path(image).stat().st_size}
         try:
@@ -151,6 +152,7 @@ class VolumeStore:
                 chunks=tuple(min(_CHUNK, n) for n in voxels.shape),
                 blocks=tuple(min(_BLOCK, n) for n in voxels.shape),
                 cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
+                dparams={"nthreads": 1},
                 urlpath=str(temporary),
                 mode="w",
             )

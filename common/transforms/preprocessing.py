@@ -66,7 +66,8 @@ class CheckVolumed(MapTransform):
         for key in self.key_iterator(data):
             image = data[key]
             name = str(image.meta.get("filename_or_obj", key))
-            check_affine(name, image.shape[1:], image.affine.cpu().numpy())
+            shape = image.shape[1:] if image.shape[0] == 1 else (*image.shape[1:], image.shape[0])
+            check_affine(name, shape, image.affine.cpu().numpy())
             check_values(name, image.as_tensor().numpy())
         return dict(data)
 

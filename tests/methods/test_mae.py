@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch import nn
 from common.losses import MaskedMSELoss
 from common.methods.mae import MAEViews, TransformerMAE, UNetMAE
 from common.networks import Primus, ResEncUNet
-from common.views import SpatialCrop
+from common.views import SpatialCrop, reading_stream
 
 METHODS: dict[str, Callable[[], nn.Module]] = {
     "unet": lambda: UNetMAE(ResEncUNet(features_per_stage=[8, 16, 16], blocks_per_stage=[1, 1, 1])),
@@ -23,10 +24,6 @@ METHODS: dict[str, Callable[[], nn.Module]] = {
 def views(count: int = 2, ratio: float = 0.75) -> dict[str, torch.Tensor]:
     crop = SpatialCrop(16)
     make = MAEViews(crop, block_size=8, hidden_ratio=ratio)
-    import numpy as np
-
-    from common.views import reading_stream
-
     grid = np.stack(np.meshgrid(*[np.linspace(0, 6, 32)] * 3, indexing="ij")).astype(np.float32)
     volume = np.sin(grid).sum(0)
     keys = [(0, 1, i) for i in range(count)]

@@ -177,7 +177,7 @@ class Transformer(nn.Module):
         self.checkpointing = checkpointing
         self.position_embedding = nn.Parameter(torch.empty(1, dim, *grid))
         nn.init.trunc_normal_(self.position_embedding, std=0.02)
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = [drop_path * index / max(depth - 1, 1) for index in range(depth)]
         self.blocks = nn.ModuleList(
             TransformerBlock(
                 dim,

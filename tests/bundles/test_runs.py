@@ -1,0 +1,236 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Bundles run through monai.bundle as a user runs them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from common.weights import read_checkpoint
+
+from ..conftest import BUNDLES, NETWORK, PRETRAIN, ROOT, command, pretraining, run
+
+
+def digest(folder: Path, name: str = "pretraining_state.pt") -> str:
+    state = read_checkpoint(folder / "models" / name)
+    total = hashlib.sha256()
+    for key, value in sorted((state.get("method") or state).items()):
+        total.update(key.encode() + value.numpy().tobytes())
+    return total.hexdigest()
+
+
+def test_the_tests_cover_every_bundle() -> None:
+    assert BUNDLES == ["mae_primus_m", "mae_resenc_l"]
+    assert set(NETWORK) == set(PRETRAIN) == set(BUNDLES)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_whole_chain(bundle: str, images: Path, labelled: Path, tmp_path: Path) -> None:
+    run(bundle, "pretrain", *pretraining(tmp_path, images))
+    history = json.loads((tmp_path / "out" / "history.json").read_text())
+    assert [record["epoch"] for record in history] == [1, 2]
+    assert all(np.isfinite([record["train_loss"], record["val_loss"]]).all() for record in history)
+    assert (tmp_path / "out" / "pictures" / "reconstruction_epoch_2.png").stat().st_size > 10_000
+    assert list((tmp_path / "out").glob("events.out.tfevents.*"))
+    encoder = tmp_path / "models" / "pretrained_encoder.pt"
+    facts = json.loads(encoder.with_suffix(".json").read_text())
+    assert facts["sha256"] == hashlib.sha256(encoder.read_bytes()).hexdigest()
+    assert all(isinstance(value, torch.Tensor) for value in read_checkpoint(encoder).values())
+    assert (tmp_path / "models" / "pretrained_encoder_best.pt").exists()
+
+    labels = ("--labels", "['background','ball']")
+    places = ("--ckpt_dir", tmp_path / "seg", "--output_dir", tmp_path / "train", "--pretrained", encoder)
+    result = run(
+        *(bundle, "train", "--dataset_dir", labelled, *labels, *places),
+        *("--epochs", "2", "--iterations_per_epoch", "2", "--val_interval", "1", "--warmup_epochs", "0"),
+    )
+    assert "encoder covered 100.0 %" in result.stdout
+    assert json.loads((tmp_path / "train" / "weights_receipt.json").read_text())["source"] == str(encoder)
+
+    predict = (bundle, "inference", "--dataset_dir", labelled, *labels, "--ckpt_dir", tmp_path / "seg")
+    run(*predict, "--output_dir", tmp_path / "predictions")
+    source = nib.load(labelled / "images" / "case_2.nii.gz")
+    predicted = nib.load(tmp_path / "predictions" / "case_2.nii.gz")
+    assert predicted.shape == source.shape
+    assert predicted.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(predicted.affine, source.affine)
+    kept = run(*predict, "--output_dir", tmp_path / "predictions")
+    assert "5 of 5 predictions are" in kept.stdout
+
+    places = ("--predictions", tmp_path / "predictions", "--output_dir", tmp_path / "scores")
+    run(bundle, "evaluate", "--dataset_dir", labelled, *labels, *places)
+    with open(tmp_path / "scores" / "dice.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows] == [*(f"case_{i}" for i in range(5)), "mean"] or len(rows) == 6
+    truth = np.asarray(nib.load(labelled / "labels" / f"{rows[0]['case']}.nii.gz").dataobj) == 1
+    marked = np.asarray(nib.load(tmp_path / "predictions" / f"{rows[0]['case']}.nii.gz").dataobj) == 1
+    assert float(rows[0]["ball"]) == pytest.approx(2 * (truth & marked).sum() / (truth.sum() + marked.sum()))
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_killed_run_resumes_to_the_same_bits(bundle: str, images: Path, tmp_path: Path) -> None:
+    run(bundle, "pretrain", *pretraining(tmp_path / "whole", images, epochs=4))
+    arguments = [*pretraining(tmp_path / "killed", images, epochs=4), "--iterations_per_epoch", "3", "--num_workers", "1"]
+    log = tmp_path / "killed" / "out" / "history.json"
+    process = subprocess.Popen(command(bundle, "pretrain", *arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    state = tmp_path / "killed" / "models" / "pretraining_state.pt"
+    while not (state.exists() and len(json.loads(log.read_text())) >= 2):
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    done = read_checkpoint(state)["epoch"]
+    result = run(bundle, "pretrain", *arguments)
+    assert f"{done} of 4 epochs are done" in result.stdout
+    assert digest(tmp_path / "whole") == digest(tmp_path / "killed")
+    assert digest(tmp_path / "whole", "pretrained_encoder.pt") == digest(tmp_path / "killed", "pretrained_encoder.pt")
+    curves = [json.loads((tmp_path / name / "out" / "history.json").read_text()) for name in ("whole", "killed")]
+    assert [[r["train_loss"] for r in curve] for curve in curves][0] == [r["train_loss"] for r in curves[1]]
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_seeds_decide_the_run(bundle: str, images: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(bundle, "pretrain", *pretraining(tmp_path / name, images, epochs=1, seed=seed))
+    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_runs_from_inside_the_bundle(bundle: str, images: Path, tmp_path: Path) -> None:
+    line = command(bundle, "pretrain", *pretraining(tmp_path, images, epochs=1))
+    line[line.index("--config_file") + 1] = "configs/pretrain.yaml"
+    del line[line.index("--bundle_root") : line.index("--bundle_root") + 2]
+    result = subprocess.run(line, cwd=ROOT / "bundles" / bundle, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "models" / "pretrained_encoder.pt").exists()
+
+
+@pytest.mark.parametrize(("bundle", "extra"), [("mae_resenc_l", []), ("mae_primus_m", ["--drop_path", "0.0"])])
+def test_two_processes_equal_one(bundle: str, extra: list[str], images: Path, tmp_path: Path) -> None:
+    """Five SGD steps at the same global batch, over two gloo processes, in two micro-batches, and in one."""
+    sgd = ["--optimizer", json.dumps({"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.01})]
+    base = [*extra, *sgd, "--lr", "0.01", "--iterations_per_epoch", "5", "--epochs", "1", "--batch_size", "4"]
+
+    def arguments(name: str) -> list[str]:
+        line = pretraining(tmp_path / name, images)
+        for key in ("--iterations_per_epoch", "--epochs", "--batch_size"):
+            at = line.index(key)
+            del line[at : at + 2]
+        return [*line, *base]
+
+    run(bundle, "pretrain", *arguments("one"))
+    run(bundle, "pretrain", *arguments("accumulated"), "--accumulation_steps", "2")
+    line = command(bundle, "pretrain", *arguments("two"))
+    config = line[line.index("--config_file") + 1]
+    line[line.index("--config_file") + 1] = f"['{config}','common/configs/multi_gpu.yaml']"
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run([*torchrun, *line[3:]], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    one = read_checkpoint(tmp_path / "one" / "models" / "pretraining_state.pt")
+    start_differs = False
+    for name in ("two", "accumulated"):
+        other = read_checkpoint(tmp_path / name / "models" / "pretraining_state.pt")
+        assert one["method"].keys() == other["method"].keys()
+        worst = max(float((one["method"][key] - other["method"][key]).abs().max()) for key in one["method"])
+        assert worst <= 1e-6, (name, worst)
+        start_differs |= worst > 0
+        assert one["history"][0]["val_loss"] == pytest.approx(other["history"][0]["val_loss"], rel=1e-4)
+    assert start_differs, "bit-equal runs would mean that one of them did not really split the batch"
+
+
+def test_a_mistyped_setting_stops_the_run(images: Path, tmp_path: Path) -> None:
+    bundle = "mae_resenc_l"
+    wrong = run(bundle, "pretrain", *pretraining(tmp_path, images), "--lrr", "0.1", check=False)
+    assert wrong.returncode == 1
+    assert wrong.stderr.strip().splitlines()[-1].startswith("Stopped: unknown setting --lrr (did you mean --lr?)")
+    assert not (tmp_path / "models").exists()
+    for config in ("train", "inference", "evaluate"):
+        wrong = run(bundle, config, "--labelss", "x", check=False)
+        assert wrong.returncode == 1
+        assert "did you mean --labels?" in wrong.stderr
+    (tmp_path / "arguments.json").write_text(json.dumps({"epoch": 3}))
+    wrong = run(bundle, "pretrain", *pretraining(tmp_path, images), "--args_file", tmp_path / "arguments.json", check=False)
+    assert "did you mean --epochs?" in wrong.stderr
+    nested = run(bundle, "pretrain", *pretraining(tmp_path, images, epochs=1), "--optimizer#momentum", "0.5")
+    assert nested.returncode == 0
+
+
+def test_python_callers_keep_their_own_overrides(labelled: Path, tmp_path: Path) -> None:
+    """The call that MONAI Label makes, and a ConfigWorkflow built by hand with a name of its own."""
+    cases = [
+        {"image": str(labelled / "images" / f"case_{i}.nii.gz"), "label": str(labelled / "labels" / f"case_{i}.nii.gz")}
+        for i in range(3)
+    ]
+    program = f"""
+import sys
+from monai.bundle import ConfigWorkflow, run
+settings = dict(from_scratch=True, patch_size=[16, 16, 16], features_per_stage=[4, 8], blocks_per_stage=[1, 1], num_workers=0,
+    iterations_per_epoch=2, warmup_epochs=0, val_interval=1, ckpt_dir={str(tmp_path / "models")!r}, output_dir={str(tmp_path)!r})
+run("run", config_file="bundles/mae_resenc_l/configs/train.yaml", **settings, **{{"bundle_root": "bundles/mae_resenc_l",
+    "train#trainer#max_epochs": 1, "train#dataset#data": {cases[:2]!r}, "validate#dataset#data": {cases[2:]!r}}})
+workflow = ConfigWorkflow("bundles/mae_resenc_l/configs/train.yaml", workflow_type="train", my_own=3, **settings)
+workflow.initialize()
+assert workflow.check_properties() == [], workflow.check_properties()
+"""
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "models" / "model.pt").exists()
+
+
+def test_training_without_validation_cases_still_writes_a_model(labelled: Path, tmp_path: Path) -> None:
+    case = {"image": str(labelled / "images" / "case_0.nii.gz"), "label": str(labelled / "labels" / "case_0.nii.gz")}
+    arguments = ["--from_scratch", "true", "--ckpt_dir", tmp_path / "m", "--output_dir", tmp_path / "o", "--warmup_epochs", "0"]
+    data = ["--train#dataset#data", json.dumps([case]), "--validate#dataset#data", "[]"]
+    # MONAI cannot override below a macro in the source form, so merge as a second config file
+    (tmp_path / "data.json").write_text(json.dumps({"train_cases": [case], "val_cases": []}))
+    line = command("mae_resenc_l", "train", *arguments, "--epochs", "1", "--iterations_per_epoch", "2")
+    config = line[line.index("--config_file") + 1]
+    line[line.index("--config_file") + 1] = f"['{config}','{tmp_path / 'data.json'}']"
+    assert data
+    result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert (tmp_path / "m" / "model.pt").exists()
+
+
+def test_runs_that_cannot_be_end_in_a_sentence(images: Path, labelled: Path, tmp_path: Path) -> None:
+    bundle = "mae_resenc_l"
+
+    def last_line(config: str, *arguments: str | Path) -> str:
+        result = run(bundle, config, *arguments, check=False)
+        assert result.returncode == 1
+        assert "Traceback" not in result.stderr, result.stderr[-2000:]
+        return result.stderr[result.stderr.rindex("Stopped:") :]
+
+    assert "there is no folder /nowhere" in last_line("pretrain", *pretraining(tmp_path, Path("/nowhere")))
+    assert "must be less than epochs" in last_line("pretrain", *pretraining(tmp_path, images), "--warmup_epochs", "9")
+    assert "multiple of 3" in last_line("pretrain", *pretraining(tmp_path, images), "--accumulation_steps", "3")
+    assert "--from_scratch true" in last_line("train", "--dataset_dir", labelled, "--pretrained", tmp_path / "none.pt")
+    assert "fine-tune with this bundle" in last_line("inference", "--dataset_dir", images, "--ckpt_dir", tmp_path)
+    assert "run the inference config" in last_line("evaluate", "--dataset_dir", labelled, "--predictions", tmp_path)
+
+
+def test_nothing_of_an_earlier_run_is_overwritten(images: Path, tmp_path: Path) -> None:
+    bundle, arguments = "mae_resenc_l", pretraining(tmp_path, images, epochs=1)
+    run(bundle, "pretrain", *arguments)
+    before = digest(tmp_path)
+    assert "is complete; nothing to do" in run(bundle, "pretrain", *arguments).stdout
+    assert "--resume true" in run(bundle, "pretrain", *arguments, "--resume", "false", check=False).stderr
+    assert "lr 0.01 -> 0.5" in run(bundle, "pretrain", *arguments, "--lr", "0.5", check=False).stderr
+    (tmp_path / "models" / "pretraining_state.pt").rename(tmp_path / "state.pt")
+    assert "move it away" in run(bundle, "pretrain", *arguments, check=False).stderr
+    (tmp_path / "models" / "pretraining_state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
+    assert "not a complete checkpoint" in run(bundle, "pretrain", *arguments, check=False).stderr
+    (tmp_path / "state.pt").rename(tmp_path / "models" / "pretraining_state.pt")
+    assert digest(tmp_path) == before

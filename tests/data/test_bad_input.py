@@ -1,0 +1,172 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Every kind of bad file ends in a sentence that names it and says what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from common.data import StoreSettings, VolumeStore, image_list, labelled_lists, pending_cases, pretraining_lists, usable_cases
+from common.data.checks import check_case
+from common.errors import DataError
+
+from ..conftest import blobs, write_volume
+
+
+def truncated(path: Path) -> None:
+    write_volume(path, blobs(0)[0])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def header_only(path: Path) -> None:
+    write_volume(path, blobs(0)[0])
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:400]))
+
+
+def with_value(value: float) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        image = blobs(0)[0]
+        image[3, 4, 5] = value
+        write_volume(path, image)
+
+    return write
+
+
+def zero_spacing(path: Path) -> None:
+    image = nib.Nifti1Image(blobs(0)[0], None)
+    image.header["pixdim"][1:4] = [1.0, 0.0, 1.0]
+    image.header["sform_code"], image.header["qform_code"] = 0, 0
+    nib.save(image, path)
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[84:88] = np.float32(0).tobytes()  # pixdim[2]
+    raw[252:256] = b"\0" * 4  # no qform, no sform
+    path.write_bytes(gzip.compress(bytes(raw)))
+
+
+BAD: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated gzip": (truncated, "cut short or damaged"),
+    "truncated image": (header_only, "cut short or damaged"),
+    "not an image": (lambda path: path.write_text("hello"), "cannot be read as NIfTI"),
+    "empty file": (lambda path: path.write_bytes(b""), "cannot be read as NIfTI"),
+    "4-D": (lambda path: write_volume(path, np.random.rand(8, 8, 8, 2).astype(np.float32)), "4 dimensions"),
+    "2-D": (lambda path: write_volume(path, np.random.rand(8, 8).astype(np.float32)), "2 dimensions"),
+    "one slice": (lambda path: write_volume(path, np.random.rand(8, 8, 1).astype(np.float32)), "at least 2 voxels"),
+    "NaN": (with_value(np.nan), "1 voxels that are NaN or infinite"),
+    "infinite": (with_value(np.inf), "1 voxels that are NaN or infinite"),
+    "constant": (lambda path: write_volume(path, np.full((8, 8, 8), 3.0, np.float32)), "constant (3 everywhere)"),
+    "zero spacing": (zero_spacing, "correct its header"),
+    "absurd spacing": (lambda path: write_volume(path, blobs(0)[0], spacing=5000.0), "correct its header"),
+    "missing": (lambda path: None, "there is no file"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_images(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "scan.nii.gz"
+    make, words = BAD[kind]
+    make(path)
+    with pytest.raises(DataError) as stored:
+        VolumeStore(tmp_path / "store", StoreSettings()).prepare_one(str(path))
+    with pytest.raises(DataError) as checked:
+        check_case({"image": str(path)})
+    for error in (stored, checked):
+        assert "scan.nii.gz" in str(error.value)
+        assert words in str(error.value)
+        assert "\n" not in str(error.value)
+    assert list((tmp_path / "store").iterdir()) == []
+
+
+def label_case(folder: Path, mask: np.ndarray, **options: float) -> dict[str, str]:
+    image = write_volume(folder / "image.nii.gz", blobs(0)[0])
+    return {"image": str(image), "label": str(write_volume(folder / "label.nii.gz", mask, **options))}
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "words"),
+    [
+        (blobs(0)[1][:-1], {}, "do not share one grid"),
+        (blobs(0)[1], {"spacing": 1.5}, "do not share one grid"),
+        (blobs(0)[1] * 4, {}, "holds the values 4"),
+        (blobs(0)[1] * 0.5, {}, "holds the values 0.5"),
+        (blobs(0)[1] * 0, {}, "marks no voxel"),
+    ],
+)
+def test_bad_labels(mask: np.ndarray, options: dict[str, float], words: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=words) as error:
+        check_case(label_case(tmp_path, mask.astype(np.float32), **options), labels=["background", "ball"])
+    assert "label.nii.gz" in str(error.value)
+
+
+def test_one_bad_case_is_skipped_or_fatal(labelled: Path) -> None:
+    truncated(labelled / "images" / "case_0.nii.gz")
+    cases = [case for part in labelled_lists(str(labelled)).values() for case in part]
+    assert len(usable_cases(cases, labels=["background", "ball"])) == 4
+    with pytest.raises(SystemExit, match="case_0"):
+        usable_cases(cases, labels=["background", "ball"], strict=True)
+    with pytest.raises(SystemExit, match="Nothing is left"):
+        usable_cases(cases, labels=["background"])
+
+
+def test_folders(tmp_path: Path, labelled: Path) -> None:
+    for function in (pretraining_lists, labelled_lists, image_list):
+        with pytest.raises(DataError, match="there is no folder"):
+            function(str(tmp_path / "nowhere"))
+        with pytest.raises(DataError, match="--dataset_dir"):
+            function("")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no file ending in"):
+        pretraining_lists(str(tmp_path / "empty"))
+    with pytest.raises(DataError, match="holds no labelled data"):
+        labelled_lists(str(tmp_path / "empty"))
+    (labelled / "labels" / "case_3.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"case_3\.nii\.gz has no label"):
+        labelled_lists(str(labelled))
+
+
+def test_datalists(tmp_path: Path, labelled: Path) -> None:
+    path = tmp_path / "list.json"
+    for content, words in (("{", "not JSON"), ("{}", "no entries"), ('{"training": [{"label": "x"}]}', 'needs an "image"')):
+        path.write_text(content)
+        with pytest.raises(DataError, match=words):
+            pretraining_lists(datalist=str(path))
+    with pytest.raises(DataError, match="cannot be read"):
+        pretraining_lists(datalist=str(tmp_path / "none.json"))
+    entry = {"image": "images/case_0.nii.gz", "label": "labels/case_0.nii.gz"}
+    (labelled / "list.json").write_text(json.dumps({"training": [entry], "validation": [entry], "test": ["images/case_1.nii.gz"]}))
+    lists = labelled_lists(datalist=str(labelled / "list.json"))
+    assert lists["training"][0]["label"] == str(labelled / "labels" / "case_0.nii.gz")
+    assert image_list(datalist=str(labelled / "list.json")) == [{"image": str(labelled / "images" / "case_1.nii.gz")}]
+    path.write_text(json.dumps({"training": [{"image": "a.nii"}]}))
+    with pytest.raises(DataError, match='has no "label"'):
+        labelled_lists(datalist=str(path))
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(2, 1), (6, 1), (30, 5), (1000, 10)])
+def test_validation_shares(tmp_path: Path, count: int, held_out: int) -> None:
+    (tmp_path / "list.json").write_text(json.dumps({"training": [f"{i}.nii" for i in range(count)]}))
+    lists = pretraining_lists(datalist=str(tmp_path / "list.json"))
+    assert len(lists["validation"]) == held_out
+    assert len(lists["training"]) == count - held_out
+    assert lists == pretraining_lists(datalist=str(tmp_path / "list.json"))
+
+
+def test_one_volume_is_trained_and_validated_on(images: Path) -> None:
+    for path in sorted(images.iterdir())[1:]:
+        path.unlink()
+    lists = pretraining_lists(str(images))
+    assert lists["training"] == lists["validation"]
+
+
+def test_predictions_are_kept_and_must_have_names_of_their_own(tmp_path: Path) -> None:
+    cases = [{"image": "/a/x.nii.gz"}, {"image": "/a/y.nii"}]
+    (tmp_path / "x.nii.gz").touch()
+    assert pending_cases(cases, output_dir=str(tmp_path)) == cases[1:]
+    assert pending_cases(cases, output_dir=str(tmp_path), overwrite=True) == cases
+    with pytest.raises(SystemExit, match="called x"):
+        pending_cases([*cases, {"image": "/b/x.nii.gz"}], output_dir=str(tmp_path))

@@ -1,0 +1,79 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from monai.inferers import SlidingWindowInferer
+
+from common.engines import MirroringInferer
+from common.engines.evaluation import dice
+from common.engines.settings import unknown_settings
+from common.errors import SettingsError
+from common.handlers import GradientClip, SetLearningRate
+from common.optimizers import Poly
+
+
+@pytest.mark.parametrize(("epoch", "rate"), [(0, 1e-2), (500, 1e-2 * 0.5**0.9), (999, 1.995e-5)])
+def test_published_schedule_of_resenc(epoch: int, rate: float) -> None:
+    assert Poly(1e-2, epochs=1000)(epoch) == pytest.approx(rate, rel=1e-3)
+
+
+@pytest.mark.parametrize(("epoch", "rate"), [(0, 6e-6), (24, 1.5e-4), (49, 3e-4), (50, 3e-4), (525, 3e-4 * 0.5**0.9)])
+def test_published_schedule_of_primus(epoch: int, rate: float) -> None:
+    assert Poly(3e-4, epochs=1000, warmup_epochs=50)(epoch) == pytest.approx(rate)
+
+
+def test_a_warmup_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(SettingsError, match="less than epochs 10"):
+        Poly(1.0, epochs=10, warmup_epochs=10)
+
+
+def test_the_rate_is_set_from_the_epoch() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=9.0)
+    SetLearningRate(optimizer, lambda epoch: epoch / 10)(SimpleNamespace(state=SimpleNamespace(epoch=3)))
+    assert optimizer.param_groups[0]["lr"] == 0.2
+
+
+@pytest.mark.parametrize(("iteration", "steps", "clipped"), [(1, 1, True), (1, 2, False), (2, 2, True), (5, 2, True)])
+def test_gradients_are_clipped_when_the_optimizer_steps(iteration: int, steps: int, clipped: bool) -> None:
+    """The last micro-batch of an epoch steps too, whether or not it completes a group."""
+    weight = torch.nn.Parameter(torch.zeros(4))
+    weight.grad = torch.full((4,), 10.0)
+    state = SimpleNamespace(iteration=iteration, epoch_length=5)
+    engine = SimpleNamespace(state=state, accumulation_steps=steps, amp=False, scaler=None)
+    GradientClip(torch.optim.SGD([weight]), 1.0)(engine)
+    assert float(weight.grad.norm()) == pytest.approx(1.0 if clipped else 20.0, rel=1e-5)
+
+
+def test_mirroring_averages_all_eight_copies() -> None:
+    """A network that adds a ramp along each axis: mirrored copies average to the ramp's mean."""
+    ramp = torch.arange(8.0)[:, None, None] + 10 * torch.arange(8.0)[:, None] + 100 * torch.arange(8.0)
+    image = torch.rand(1, 1, 8, 8, 8)
+    out = MirroringInferer(8, mirror_axes=(0, 1, 2))(image, lambda x: x + ramp)
+    assert torch.allclose(out, image + ramp.mean(), atol=1e-3)
+
+
+def test_windows_equal_monais() -> None:
+    network = torch.nn.Conv3d(1, 2, 3, padding=1)
+    image = torch.rand(1, 1, 21, 16, 19)
+    ours = MirroringInferer(16)(image, network)
+    monai = SlidingWindowInferer((16, 16, 16), overlap=0.5, mode="gaussian", sigma_scale=0.125)(image, network)
+    assert torch.equal(ours, monai)
+
+
+def test_dice_of_classes_that_are_missing() -> None:
+    a, b = np.array([0, 1, 1, 2]), np.array([0, 1, 0, 0])
+    assert dice(a, b, 1) == pytest.approx(2 / 3)
+    assert dice(a, b, 2) == 0.0
+    assert np.isnan(dice(a, b, 3))
+
+
+def test_unknown_settings_name_the_nearest() -> None:
+    known = ["epochs", "lr", "train", "batch_size"]
+    assert unknown_settings(["lr", "train#trainer#max_epochs", "+epochs", "tracking", "config_file"], known) is None
+    sentence = unknown_settings(["batchsize", "zzz"], known)
+    assert sentence is not None
+    assert "--batchsize (did you mean --batch_size?), --zzz;" in sentence

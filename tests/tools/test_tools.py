@@ -1,0 +1,112 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from ..conftest import ROOT, blobs, write_volume
+
+sys.path.insert(0, str(ROOT / "tools"))
+import environment
+import report
+import template_data
+
+
+def test_pins_are_met_here_and_missing_ones_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.unmet("requirements.txt") == []
+    (tmp_path / "pins.txt").write_text("# note\nno-such-package==1.0\nmonai==0.0.1  # old\n")
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    assert len(environment.unmet("pins.txt")) == 2
+    assert environment.unmet("pins.txt")[0] == "no-such-package==1.0 (here: missing)"
+
+
+def test_every_runtime_import_is_pinned() -> None:
+    pinned = {re.split("==", line)[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
+    names = {"ignite": "pytorch-ignite", "yaml": "pyyaml", "skimage": "scikit-image"}
+    for path in (ROOT / "common").rglob("*.py"):
+        for module in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.M):
+            if module not in sys.stdlib_module_names:
+                assert names.get(module, module) in pinned, f"{path} imports {module}"
+
+
+def test_template_parts_do_not_touch_and_scans_differ(tmp_path: Path) -> None:
+    parts = template_data.write_template_data(tmp_path, train=2, validation=1, test=1)
+    assert set(parts) == {"learn", "test"}
+    lists = json.loads((tmp_path / "datalist.json").read_text())
+    extent = {}
+    for split in ("training", "test"):
+        image = nib.load(tmp_path / lists[split][0]["image"])
+        low = image.affine[1, 3]
+        extent[split] = (low, low + image.shape[1])
+        assert nib.load(tmp_path / lists[split][0]["label"]).shape == image.shape
+    assert extent["test"][0] - extent["training"][1] >= 10
+    a, b = (nib.load(tmp_path / lists["training"][i]["image"]).get_fdata() for i in (0, 1))
+    assert 0.5 < np.corrcoef(a.ravel()[::50], b.ravel()[::50])[0, 1] < 0.999
+    whole = nib.load(tmp_path / lists["training"][0]["label"])
+    _, labels, affine = template_data.template()
+    np.testing.assert_allclose(whole.affine[[0, 2], 3], affine[[0, 2], 3])
+    start = round(whole.affine[1, 3] - affine[1, 3])
+    np.testing.assert_array_equal(np.asarray(whole.dataobj), labels[:, start : start + whole.shape[1]])
+
+
+def test_thresholds_solve_what_intensity_alone_tells(tmp_path: Path) -> None:
+    cases = []
+    for index in range(2):
+        _, ball = blobs(index)
+        image = 0.2 + 0.7 * ball + 0.02 * np.random.default_rng(index).standard_normal(ball.shape)
+        paths = {"image": tmp_path / f"i{index}.nii.gz", "label": tmp_path / f"l{index}.nii.gz"}
+        write_volume(paths["image"], image.astype(np.float32))
+        write_volume(paths["label"], ball)
+        cases.append({k: str(v) for k, v in paths.items()})
+    assert report.threshold_baseline(cases[:1], cases[1:], 1)[0] > 0.99
+
+
+def test_quickstart_refuses_what_it_cannot_do(tmp_path: Path) -> None:
+    def last(*arguments: str) -> str:
+        command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        assert result.returncode == 1
+        return result.stderr.strip().splitlines()[-1]
+
+    assert "choose one of" in last("--bundle", "nothing")
+    assert "there is no folder" in last("--data", "/nowhere")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.docx").touch()
+    assert "holds something else" in last("--output", "full")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m"])
+def test_quickstart_on_own_labelled_data(bundle: str, labelled: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), "--bundle", bundle, "--data", str(labelled)]
+    result = subprocess.run([*command, "--output", str(tmp_path / "q"), "--scale", "0.1"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    page = (tmp_path / "q" / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 3
+    assert "template" not in page
+
+
+@pytest.mark.slow
+def test_quickstart_on_own_images_without_labels(images: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), "--data", str(images), "--output", str(tmp_path / "q")]
+    result = subprocess.run([*command, "--scale", "0.1"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    assert (tmp_path / "q" / "report.html").read_text().count("data:image/png;base64,") == 2
+
+
+@pytest.mark.slow
+def test_quickstart_reaches_its_dice() -> None:
+    """The command of the README; its folder is kept, so a run that was made by hand is not repeated."""
+    result = subprocess.run([sys.executable, str(ROOT / "tools" / "quickstart.py")], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    rows = {line.split("  ")[0].strip(): float(line.split()[-1]) for line in result.stdout.splitlines() if line.startswith(("network", "intensity"))}
+    assert rows["network, pre-trained"] >= 0.80
+    assert rows["network, from scratch"] >= 0.80
+    assert len(rows) == 3

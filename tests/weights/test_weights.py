@@ -1,0 +1,172 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import SettingsError, WeightsError
+from common.networks import Primus, ResEncUNet
+from common.weights import (
+    fine_tuning_network,
+    import_network_weights,
+    keep_previous,
+    read_checkpoint,
+    trained_network,
+    transfer_weights,
+    write_checkpoint,
+)
+
+
+def unet(**options: object) -> ResEncUNet:
+    return ResEncUNet(**{"features_per_stage": [4, 8], "blocks_per_stage": [1, 1], **options})  # type: ignore[arg-type]
+
+
+def primus(**options: object) -> Primus:
+    return Primus(**{"input_size": 16, "embed_dim": 24, "depth": 1, "num_heads": 2, **options})  # type: ignore[arg-type]
+
+
+def saved(network: torch.nn.Module, path: Path) -> Path:
+    write_checkpoint(network.state_dict(), path)
+    return path
+
+
+def test_encoder_transfer_takes_the_encoder_and_leaves_the_rest(tmp_path: Path) -> None:
+    source, target = unet(), unet(out_channels=3)
+    before = {key: value.clone() for key, value in target.state_dict().items()}
+    receipt = transfer_weights(target, saved(source, tmp_path / "e.pt"))
+    assert receipt.encoder_share == 1.0
+    for key, value in target.state_dict().items():
+        expected = source.state_dict()[key] if key.startswith("encoder.") else before[key]
+        assert torch.equal(value, expected), key
+    transfer_weights(target, tmp_path / "e.pt", transfer="encoder+decoder")
+    assert torch.equal(target.decoder.stages[0].conv.weight, source.decoder.stages[0].conv.weight)
+    assert torch.equal(target.head.weight, before["head.weight"])
+
+
+def test_more_channels_see_the_mean_of_them(tmp_path: Path) -> None:
+    for build in (unet, primus):
+        source, target = build().eval(), build(in_channels=3).eval()
+        receipt = transfer_weights(target, saved(source, tmp_path / "e.pt"))
+        assert len(receipt.adapted) == 1
+        image = torch.randn(1, 1, 16, 16, 16)
+        three = image.repeat(1, 3, 1, 1, 1)
+        assert torch.allclose(source.encode(image)[-1], target.encode(three)[-1], atol=1e-5)
+
+
+def test_another_input_size_interpolates_the_position_table(tmp_path: Path) -> None:
+    source, target = primus().eval(), primus(input_size=[32, 16, 24]).eval()
+    receipt = transfer_weights(target, saved(source, tmp_path / "e.pt"))
+    assert list(receipt.adapted) == ["encoder.transformer.position_embedding"]
+    image = torch.randn(1, 1, 32, 16, 24)
+    assert torch.allclose(source.encode(image)[0], target.encode(image)[0], atol=1e-6)
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    path = saved(unet(), tmp_path / "e.pt")
+    with pytest.raises(WeightsError, match="of another network"):
+        transfer_weights(unet(features_per_stage=[4, 16]), path)
+    with pytest.raises(WeightsError, match="of another network"):
+        transfer_weights(unet(blocks_per_stage=[1, 2]), path)
+    with pytest.raises(WeightsError, match="of another network"):
+        transfer_weights(unet(), saved(unet(blocks_per_stage=[1, 2]), tmp_path / "deep.pt"))
+    with pytest.raises(WeightsError, match="of another network"):
+        transfer_weights(primus(), path)
+    assert transfer_weights(unet(blocks_per_stage=[1, 2]), path, allow_partial=True).encoder_share < 1
+    with pytest.raises(SettingsError, match="must be one of"):
+        transfer_weights(unet(), path, transfer="all")
+
+
+def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
+    path = saved(unet(), tmp_path / "whole.pt")
+    (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:-500])
+    (tmp_path / "text.pt").write_text("hello")
+    torch.save([1, 2], tmp_path / "list.pt")
+    torch.save({"encoder.x": Path}, tmp_path / "code.pt")
+    torch.save({"network_weights": {}}, tmp_path / "published.pt")
+    for name, words in (("none", "there is no"), ("cut", "not a complete"), ("text", "not a complete"), ("list", "holds a list"), ("code", "not a complete")):
+        with pytest.raises(WeightsError, match=words) as error:
+            read_checkpoint(tmp_path / f"{name}.pt")
+        assert f"{name}.pt" in str(error.value)
+    with pytest.raises(WeightsError, match="must be imported first"):
+        transfer_weights(unet(), tmp_path / "published.pt")
+
+
+def test_config_entry_points_end_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="--from_scratch true"):
+        fine_tuning_network(unet(), pretrained=str(tmp_path / "none.pt"))
+    assert fine_tuning_network(network := unet(), pretrained="none", from_scratch=True) is network
+    fine_tuning_network(unet(), pretrained=str(saved(unet(), tmp_path / "e.pt")), receipt_file=str(tmp_path / "r.json"))
+    receipt = json.loads((tmp_path / "r.json").read_text())
+    assert receipt["encoder_share"] == 1.0
+    assert len(receipt["sha256"]) == 64
+    with pytest.raises(SystemExit, match="fine-tune with this bundle"):
+        trained_network(unet(), str(tmp_path / "none.pt"))
+    with pytest.raises(SystemExit, match=r"head\.weight is \[1.*labels is"):
+        trained_network(unet(out_channels=3), str(tmp_path / "e.pt"), labels=["a", "b", "c"])
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(unet(), tmp_path / "e.pt")
+    before = path.read_bytes()
+
+    def fail(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(KeyboardInterrupt):
+        saved(unet(), path)
+    assert path.read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["e.pt"]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="mounting a tiny disk needs root")
+def test_a_full_disk_keeps_the_earlier_checkpoint(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("this system does not let tests mount a disk")
+    try:
+        write_checkpoint({"x": torch.zeros(1000)}, disk / "state.pt")
+        with pytest.raises(OSError, match="No space left") as error:
+            write_checkpoint({"x": torch.zeros(1_000_000)}, disk / "state.pt")
+        assert "state.pt" in str(error.value)
+        assert len(read_checkpoint(disk / "state.pt")["x"]) == 1000
+        assert [p.name for p in disk.iterdir()] == ["state.pt"]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_the_previous_model_is_kept(tmp_path: Path) -> None:
+    keep_previous(str(tmp_path / "model.pt"))
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "model.pt").write_text("one")
+    keep_previous(str(tmp_path / "model.pt"))
+    assert (tmp_path / "model_previous.pt").read_text() == "one"
+
+
+def test_names_of_neither_backbone_are_refused() -> None:
+    with pytest.raises(WeightsError, match=r"the first is 'layer1\.weight'"):
+        import_network_weights({"layer1.weight": torch.zeros(1)})
+    with pytest.raises(WeightsError, match="not a cube"):
+        import_network_weights({"eva.pos_embed": torch.zeros(1, 100, 864)})
+    with pytest.raises(WeightsError, match="token_order"):
+        import_network_weights({}, token_order="hwd")
+
+
+def test_an_alias_that_was_not_trained_is_not_taken() -> None:
+    trained, stale = torch.ones(32, 1, 3, 3, 3), torch.zeros(32, 1, 3, 3, 3)
+    weights = {
+        "module.encoder.stem.convs.0.conv.weight": stale,
+        "module.encoder.stem.convs.0.all_modules.0.weight": trained,
+        "module.decoder.encoder.stem.convs.0.all_modules.0.weight": stale,
+        "module.encoder.stages.0.blocks.0.conv1.all_modules.1.bias": torch.ones(32),
+    }
+    imported = import_network_weights(weights)
+    assert torch.equal(imported.backbone["encoder.stem.conv.weight"], trained)
+    assert "encoder.stages.0.0.conv1.norm.bias" in imported.backbone
+    assert len(imported.unused) == 2
