@@ -29,8 +29,8 @@ class SettingsError(ValueError):
 def ends_in_a_sentence(function: Callable[P, R]) -> Callable[P, R]:
     """Let a workflow stop with the message of these errors as its last line, not with a traceback through MONAI.
 
-    For functions that configs name with ``_target_``: MONAI wraps an exception raised there into two others and prints the
-    message in the middle. ``SystemExit`` passes through unchanged and makes the exit status 1.
+    For functions that configs name with ``_target_``: MONAI wraps an exception raised there into two others and prints
+    the message in the middle. ``SystemExit`` passes through unchanged and makes the exit status 1.
     """
 
     @functools.wraps(function)
@@ -43,6 +43,8 @@ def ends_in_a_sentence(function: Callable[P, R]) -> Callable[P, R]:
             if error.errno != errno.ENOSPC:
                 raise
             where = error.filename or "the output folder"
-            raise SystemExit(f"Stopped: the disk is full while writing {where}; free some space and run again") from error
+            raise SystemExit(
+                f"Stopped: the disk is full while writing {where}; free some space and run again"
+            ) from error
 
     return wrapped

@@ -41,7 +41,7 @@ def ensure(*files: str) -> None:
     Raises:
         SystemExit: if Python is too old or the installation fails.
     """
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file runs first, on any Python)
         raise SystemExit(f"Stopped: this needs Python 3.11 or newer, not {sys.version.split()[0]}")
     if not unmet(*files):
         return

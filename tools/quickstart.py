@@ -6,9 +6,9 @@
   python tools/quickstart.py --data FOLDER            # your own NIfTI; segmentation too if it has images/ and labels/
 
 It makes its own environment (.venv) unless the running one has the exact pins, runs the bundle's own configs through
-monai.bundle, with a narrow network, small crops and few steps set on the command line, and ends with report.html, one file with
-everything in it. Settings: --bundle, --data, --output (default quickstart/<bundle>), --seed, --scale (1.0; 2.0 takes twice
-the steps). A run that was cut goes on when started again with the same settings.
+monai.bundle, with a narrow network, small crops and few steps set on the command line, and ends with report.html, one
+file with everything in it. Settings: --bundle, --data, --output (default quickstart/<bundle>), --seed, --scale (1.0;
+2.0 takes twice the steps). A run that was cut goes on when started again with the same settings.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Chain:
                 if line.strip() and " - INFO - " not in line:
                     print(line, end="", flush=True)
         if process.wait():
-            raise SystemExit(f"Stopped: '{title}' failed, see above and {self.folder / 'log.txt'}; start again to go on")
+            raise SystemExit(
+                f"Stopped: '{title}' failed, see above and {self.folder / 'log.txt'}; start again to go on"
+            )
         self.seconds[title] = time.monotonic() - began
         if os.name == "posix":
             import resource
@@ -102,7 +104,9 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
     cases = usable_cases(cases, labels=labels)
     random.Random(seed).shuffle(cases)
     if len(cases) < 3:
-        raise SystemExit(f"Stopped: {data} has {len(cases)} usable labelled case(s); 3 are needed to train, validate and test")
+        raise SystemExit(
+            f"Stopped: {data} has {len(cases)} usable labelled case(s); 3 are needed to train, validate and test"
+        )
     fifth = max(1, len(cases) // 5)
     lists = {"training": cases[2 * fifth :], "validation": cases[:fifth], "test": cases[fifth : 2 * fifth]}
     (folder / "datalist.json").write_text(json.dumps(lists, indent=1), "utf-8")

@@ -53,7 +53,9 @@ def _history(folder: Path) -> list[dict[str, float]]:
 
 
 def _curves(folder: Path, labelled: bool) -> str:
-    figure, axes = plt.subplots(1, 3 if labelled else 1, figsize=(10 if labelled else 5, 3.1), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(
+        1, 3 if labelled else 1, figsize=(10 if labelled else 5, 3.1), layout="constrained", squeeze=False
+    )
     first = axes[0, 0]
     history = _history(folder / "pretraining")
     epochs = [record["epoch"] for record in history]
@@ -86,7 +88,8 @@ def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> s
     columns = {"scan": None, "label": truth}
     columns |= {run: _load(folder / where / "predictions" / name) for run, where in _RUNS.items()}
     spacing = nib.load(case["image"]).header.get_zooms()[:3]
-    centre = [int(np.median(index)) for index in np.nonzero(truth)]
+    # the slice that shows most of the label, which for the sagittal plane is not the gap between the hemispheres
+    centre = [int(np.argmax((truth > 0).sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
     low, high = np.percentile(image, [1, 99.5])
     colours = ListedColormap([_COLOURS[i % len(_COLOURS)] for i in range(len(labels) - 1)])
     figure, axes = plt.subplots(3, len(columns), figsize=(10, 7.2), layout="constrained")
@@ -98,7 +101,15 @@ def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> s
             if marks is not None:
                 plane_marks = np.take(marks, centre[axis], axis).T[::-1]
                 shown = np.ma.masked_equal(plane_marks, 0)
-                cell.imshow(shown, cmap=colours, vmin=1, vmax=max(len(labels) - 1, 2), alpha=0.55, interpolation="nearest", aspect=aspect)
+                cell.imshow(
+                    shown,
+                    cmap=colours,
+                    vmin=1,
+                    vmax=max(len(labels) - 1, 2),
+                    alpha=0.55,
+                    interpolation="nearest",
+                    aspect=aspect,
+                )
             cell.set_xticks([])
             cell.set_yticks([])
             if row == 0:
@@ -119,11 +130,13 @@ def _dice(predicted: np.ndarray, truth: np.ndarray, value: int) -> float:
     return 2 * float((p & t).sum()) / max(float(p.sum() + t.sum()), 1.0)
 
 
-def threshold_baseline(train: Sequence[Mapping[str, str]], test: Sequence[Mapping[str, str]], classes: int) -> list[float]:
+def threshold_baseline(
+    train: Sequence[Mapping[str, str]], test: Sequence[Mapping[str, str]], classes: int
+) -> list[float]:
     """Return the test Dice of each class from plain intensity thresholds, the best ones on the training scans.
 
-    Class k lies between threshold k and k + 1; scans are scaled by their 98th percentile; the thresholds are found by a grid search,
-    then one at a time on a finer grid.
+    Class k lies between threshold k and k + 1; scans are scaled by their 98th percentile; the thresholds are found by a
+    grid search, then one at a time on a finer grid.
 
     Args:
         train: cases to find the thresholds on.
@@ -171,15 +184,18 @@ def write_report(
     body = [f"<h1>Quick start of {html.escape(bundle)}</h1>"]
     if template:
         body.append(
-            "<p>Data: simulated scans of the <b>MNI152 group-average template</b>, which is the average of many heads and "
+            "<p>Data: simulated scans of the <b>MNI152 group-average template</b>, which is the average of many "
+            "heads and "
             "nobody's scan. Each scan has its own receive field, contrast and noise. Networks learn from "
-            f"{parts['learn']}; they are tested on {parts['test']}. The template is nearly mirror-symmetric, so it is split from "
+            f"{parts['learn']}; they are tested on {parts['test']}. The template is nearly mirror-symmetric, so "
+            "it is split from "
             "back to front, never left from right.</p>"
         )
     else:
         body.append(f"<p>Data: {html.escape('; tested on '.join(parts.values()))}.</p>")
     body.append(
-        "<p class=note>A narrow network, 2 mm voxels, 48-voxel crops and a few hundred steps, so that it fits into minutes on "
+        "<p class=note>A narrow network, 2 mm voxels, 48-voxel crops and a few hundred steps, so that it fits "
+        "into minutes on "
         "two CPU cores. It shows that the chain works on your machine, not how good the method is.</p>"
     )
     if labels:
@@ -187,7 +203,8 @@ def write_report(
         rows: dict[str, list[float]] = {}
         if template:
             by_threshold = threshold_baseline(
-                *([{k: str(folder / v) for k, v in case.items()} for case in lists[name]] for name in ("training", "test")),
+                [{key: str(folder / path) for key, path in case.items()} for case in lists["training"]],
+                [{key: str(folder / path) for key, path in case.items()} for case in lists["test"]],
                 len(classes),
             )
             rows["intensity thresholds (no network)"] = by_threshold
@@ -202,7 +219,8 @@ def write_report(
         body.append(f"<h2>Dice on the unseen part</h2><table><tr><th></th>{heads}</tr>{table}</table>")
         difference = float(np.mean(rows["network, pre-trained"]) - np.mean(rows["network, from scratch"]))
         body.append(
-            f"<p class=note>Pre-trained minus from scratch: {difference:+.3f}, same steps, same seed, one run each. So short a "
+            f"<p class=note>Pre-trained minus from scratch: {difference:+.3f}, same steps, same seed, one run "
+            "each. So short a "
             "pre-training on so little data says nothing about the published weights.</p>"
         )
         print("\nDice on the unseen part")
@@ -215,26 +233,31 @@ def write_report(
     if pictures:
         loss = history[-1].get("val_loss", history[-1]["train_loss"])
         body.append(
-            "<h2>What pre-training learned to rebuild</h2><p>A validation crop: the network saw only what is not blue. Its mean "
+            "<h2>What pre-training learned to rebuild</h2><p>A validation crop: the network saw only what is not "
+            "blue. Its mean "
             f"squared error on hidden blocks is {loss:.3f}, where 1 is the variance of the whole z-scored scan.</p>"
             + _image(pictures[-1].read_bytes(), "input, visible and rebuilt slices")
         )
     body.append(f"<h2>Curves</h2>{_curves(folder, bool(labels))}")
     own = (
         f"# pre-train on any folder of NIfTI, with the published recipe (needs a GPU)\n"
-        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/pretrain.yaml --bundle_root bundles/{bundle} "
+        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/pretrain.yaml --bundle_root "
+        f"bundles/{bundle} "
         f"--dataset_dir FOLDER\n"
         f"# fine-tune on FOLDER/images and FOLDER/labels (files of the same name)\n"
         f"python -m monai.bundle run --config_file bundles/{bundle}/configs/train.yaml --bundle_root bundles/{bundle} "
         f"--dataset_dir FOLDER --labels \"['background','lesion']\"\n"
         f"# segment new volumes\n"
-        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml --bundle_root bundles/{bundle} "
+        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml --bundle_root "
+        f"bundles/{bundle} "
         f"--dataset_dir FOLDER --labels \"['background','lesion']\"\n"
         f"# this quick tour on your own data\n"
         f"python tools/quickstart.py --bundle {bundle} --data FOLDER"
     )
     body.append(f"<h2>Go on with your own data</h2><pre>{html.escape(own)}</pre>")
-    body.append(f"<h2>What was run</h2><pre>{html.escape(chr(10).join(commands)) or 'all parts were done before'}</pre>")
+    body.append(
+        f"<h2>What was run</h2><pre>{html.escape(chr(10).join(commands)) or 'all parts were done before'}</pre>"
+    )
     times = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.0f} s</td></tr>" for name, value in seconds.items())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("monai", "torch", "pytorch-ignite"))
     body.append(
@@ -244,7 +267,8 @@ def write_report(
     path = folder / "report.html"
     title = f"Quick start of {bundle}"
     path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title><style>{_STYLE}</style>{''.join(body)}</html>\n",
+        "<!doctype html><html lang=en><meta "
+        f"charset=utf-8><title>{title}</title><style>{_STYLE}</style>{''.join(body)}</html>\n",
         "utf-8",
     )
     return path

@@ -1,9 +1,9 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Real volumes without a download: the MNI152 template that nilearn ships, seen through simulated scanners.
 
-The template is the average of many heads, brain only; it is nobody's scan. It is nearly mirror-symmetric, so its parts are split
-from back to front with a gap, never left from right. Each simulated scan has a smooth receive field, its own contrast, and
-Rician noise inside and outside the brain, so that intensities alone do not tell tissues apart.
+The template is the average of many heads, brain only; it is nobody's scan. It is nearly mirror-symmetric, so its parts
+are split from back to front with a gap, never left from right. Each simulated scan has a smooth receive field, its own
+contrast, and Rician noise inside and outside the brain, so that intensities alone do not tell tissues apart.
 """
 
 from __future__ import annotations
@@ -20,16 +20,19 @@ __all__ = ["LABELS", "NOTICE", "simulate_scan", "template", "write_template_data
 
 LABELS = ["background", "gray matter", "white matter"]
 NOTICE = (
-    "MNI152 (ICBM 2009a) group-average template, copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging Centre, "
+    "MNI152 (ICBM 2009a) group-average template, copyright (C) 1993-2004 Louis Collins, McConnell Brain Imaging "
+    "Centre, "
     "Montreal Neurological Institute, McGill University; as shipped by the nilearn package."
 )
 _GAP_MM = 10
 
 
 def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the template's T1 intensities in [0, 1], its label map of :data:`LABELS`, and its affine; 1 mm, axes RAS."""
+    """Return the template's T1 in [0, 1], its label map of :data:`LABELS`, and its affine; 1 mm, axes RAS."""
     folder = files("nilearn") / "datasets" / "data"
-    t1, gray, white = (nib.load(str(folder / f"mni_icbm152_{k}_tal_nlin_sym_09a_converted.nii.gz")) for k in ("t1", "gm", "wm"))
+    t1, gray, white = (
+        nib.load(str(folder / f"mni_icbm152_{k}_tal_nlin_sym_09a_converted.nii.gz")) for k in ("t1", "gm", "wm")
+    )
     image = t1.get_fdata(dtype=np.float32)
     g, w = gray.get_fdata(dtype=np.float32), white.get_fdata(dtype=np.float32)
     g, w = g / g.max(), w / w.max()
@@ -39,7 +42,9 @@ def template() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return image / image.max(), labels, t1.affine
 
 
-def simulate_scan(image: np.ndarray, rng: np.random.Generator, *, field: float = 0.6, noise: float = 0.04) -> np.ndarray:
+def simulate_scan(
+    image: np.ndarray, rng: np.random.Generator, *, field: float = 0.6, noise: float = 0.04
+) -> np.ndarray:
     """Return how one scanner might see ``image``.
 
     Args:
@@ -56,7 +61,9 @@ def simulate_scan(image: np.ndarray, rng: np.random.Generator, *, field: float =
     return (1000 * np.hypot(real, noise * rng.standard_normal(image.shape))).astype(np.float32)
 
 
-def write_template_data(folder: Path, *, seed: int = 0, train: int = 4, validation: int = 1, test: int = 2) -> dict[str, str]:
+def write_template_data(
+    folder: Path, *, seed: int = 0, train: int = 4, validation: int = 1, test: int = 2
+) -> dict[str, str]:
     """Write simulated scans and labels of the template's back (to learn from) and front (to test on).
 
     Args:
@@ -91,6 +98,12 @@ def write_template_data(folder: Path, *, seed: int = 0, train: int = 4, validati
             entries[split].append({"image": f"images/{file}", "label": f"labels/{file}"})
     (folder / "datalist.json").write_text(json.dumps(entries, indent=1), "utf-8")
     return {
-        "learn": f"the back {cut - back} mm of the brain, {train} simulated scans to train on and {validation} to validate on",
-        "test": f"the front {front - cut - _GAP_MM} mm, {test} simulated scans of other scanners, after a gap of {_GAP_MM} mm",
+        "learn": (
+            f"the back {cut - back} mm of the brain, {train} simulated scans to train on and {validation} to "
+            "validate on"
+        ),
+        "test": (
+            f"the front {front - cut - _GAP_MM} mm, {test} simulated scans of other scanners, after a gap of "
+            f"{_GAP_MM} mm"
+        ),
     }

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import nibabel as nib
 import numpy as np
+from nibabel.openers import Opener
 from tqdm import tqdm
 
 from ..errors import DataError, ends_in_a_sentence
@@ -47,7 +48,7 @@ def check_header(path: str) -> None:
         if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
             raise DataError(f"{path} is a {type(image).__name__}, not NIfTI; convert it")
         check_affine(path, image.shape, image.affine)
-        with nib.openers.Opener(path) as stream:  # nibabel repairs a zero spacing to 1 mm with only a log line
+        with Opener(path) as stream:  # nibabel repairs a zero spacing to 1 mm with only a log line
             stored = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
     except Exception as error:
         raise explain(path, error) from error
@@ -94,7 +95,11 @@ def check_case(case: Case, *, labels: Sequence[str] = ()) -> None:
             "(shape or affine differ); resample the label onto the image"
         )
     found = np.unique(marks)
-    outside = [float(value) for value in found if not (value == int(value) and 0 <= value < len(labels))] if np.isfinite(found).all() else [float("nan")]
+    outside = (
+        [float(value) for value in found if not (value == int(value) and 0 <= value < len(labels))]
+        if np.isfinite(found).all()
+        else [float("nan")]
+    )
     if outside:
         named = ", ".join(f"{value:g}" for value in outside[:5])
         raise DataError(
@@ -134,7 +139,9 @@ def attempt(function: Callable[[T], Any], items: Iterable[T]) -> list[DataError 
 
     items = list(items)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(tqdm(pool.map(one, items), total=len(items), desc="checking files", unit="case", disable=len(items) < 2))
+        return list(
+            tqdm(pool.map(one, items), total=len(items), desc="checking files", unit="case", disable=len(items) < 2)
+        )
 
 
 @ends_in_a_sentence
@@ -160,9 +167,13 @@ def pending_cases(cases: Sequence[Case], *, output_dir: str, overwrite: bool = F
     names = Counter(stem(case["image"]) for case in cases)
     twice = [name for name, count in names.items() if count > 1]
     if twice:
-        raise DataError(f"several images are called {twice[0]}, and their predictions would replace each other; rename them")
+        raise DataError(
+            f"several images are called {twice[0]}, and their predictions would replace each other; rename them"
+        )
     pending = [case for case in cases if overwrite or not (Path(output_dir) / f"{stem(case['image'])}.nii.gz").exists()]
     if len(pending) < len(cases):
         done = len(cases) - len(pending)
-        tqdm.write(f"{done} of {len(cases)} predictions are in {output_dir} already and are kept; --overwrite true redoes them")
+        tqdm.write(
+            f"{done} of {len(cases)} predictions are in {output_dir} already and are kept; --overwrite true redoes them"
+        )
     return pending

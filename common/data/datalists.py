@@ -49,7 +49,7 @@ def _volumes(folder: Path) -> list[Path]:
 
 
 def _read_datalist(path: str | Path, base: str | Path) -> dict[str, list[Case]]:
-    """Read ``training``, ``validation`` and ``test`` of a MONAI datalist; relative paths start at the JSON or ``base``."""
+    """Read ``training``, ``validation`` and ``test`` of a datalist; relative paths start at it or ``base``."""
     path = Path(path).expanduser()
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -82,11 +82,13 @@ def _split(cases: list[Case], count: int, seed: int) -> dict[str, list[Case]]:
     }
 
 
-def pretraining_lists(dataset_dir: str = "", datalist: str | None = None, *, seed: int = 12345) -> dict[str, list[Case]]:
+def pretraining_lists(
+    dataset_dir: str = "", datalist: str | None = None, *, seed: int = 12345
+) -> dict[str, list[Case]]:
     """List the volumes to pre-train on and to validate on.
 
-    Without a validation list in the datalist, volumes are drawn by ``seed``: 1 % of them, at least 5 and at most 1000 as
-    published, but never more than a fifth.
+    Without a validation list in the datalist, volumes are drawn by ``seed``: 1 % of them, at least 5 and at most 1000
+    as published, but never more than a fifth.
 
     Args:
         dataset_dir: folder searched for NIfTI at any depth; a single volume is both trained and validated on.
@@ -114,7 +116,8 @@ def labelled_lists(
     """List image and label pairs for training and validation.
 
     Args:
-        dataset_dir: folder with ``images`` and ``labels`` (or ``imagesTr`` and ``labelsTr``) holding files of the same name.
+        dataset_dir: folder with ``images`` and ``labels`` (or ``imagesTr`` and ``labelsTr``) holding files of the same
+            name.
         datalist: MONAI datalist JSON to use instead; also a Decathlon ``dataset.json``.
         validation_share: share drawn for validation where the datalist has no validation list; at least one case.
         seed: of the split.
@@ -148,12 +151,15 @@ def _pairs(folder: Path) -> list[Case]:
                 label = next((folder / labels / name for name in names if (folder / labels / name).is_file()), None)
                 if label is None:
                     raise DataError(
-                        f"{image} has no label: {folder / labels / image.name} is missing; add it or move the image away"
+                        f"{image} has no label: {folder / labels / image.name} is missing; add it or move the "
+                        "image away"
                     )
                 cases.append({"image": str(image.absolute()), "label": str(label.absolute())})
             return cases
     expected = " or ".join(f"{a}/ and {b}/" for a, b in _LABELLED)
-    raise DataError(f"{folder} holds no labelled data: it needs {expected} with files of the same name, or a --datalist")
+    raise DataError(
+        f"{folder} holds no labelled data: it needs {expected} with files of the same name, or a --datalist"
+    )
 
 
 def image_list(dataset_dir: str = "", datalist: str | None = None) -> list[Case]:

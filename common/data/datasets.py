@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..errors import SettingsError, ends_in_a_sentence
@@ -64,7 +63,8 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         parts = accumulation_steps * self.world
         if batch_size < 1 or batch_size % parts:
             raise SettingsError(
-                f"batch_size {batch_size} does not split over {self.world} process(es) x {accumulation_steps} accumulation "
+                f"batch_size {batch_size} does not split over {self.world} process(es) x {accumulation_steps} "
+                "accumulation "
                 f"step(s); make it a multiple of {parts}"
             )
         self.steps, self.batch_size, self.accumulation_steps, self.fixed = steps, batch_size, accumulation_steps, fixed
@@ -130,8 +130,8 @@ def prepare_pretraining_data(
 ) -> dict[str, list[StoredVolume]]:
     """Find, check and prepare all volumes of a pre-training run.
 
-    Every process of a distributed run walks the list from its own starting point, so they share the work and none waits.
-    Volumes that cannot be used are printed and written to ``output_dir/skipped.json``.
+    Every process of a distributed run walks the list from its own starting point, so they share the work and none
+    waits. Volumes that cannot be used are printed and written to ``output_dir/skipped.json``.
 
     Returns:
         ``training`` and ``validation`` volumes.

@@ -1,11 +1,12 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """The volume store: every volume preprocessed once, then read by chunks.
 
-A volume becomes a chunked, compressed array (blosc2, float16, lz4 with bitshuffle; chunks of 64^3 voxels) and a small JSON
-beside it with its geometry and provenance. The name holds a digest of the source file's path, size and time and of the
-preprocessing settings, so one store serves any number of data sets and settings, and a changed file is prepared again. Both
-files are written under a temporary name and renamed, the JSON last: a volume without its JSON does not exist. A killed run
-leaves at most a temporary file, which the next run removes; two processes that prepare one volume write the same bytes.
+A volume becomes a chunked, compressed array (blosc2, float16, lz4 with bitshuffle; chunks of 64^3 voxels) and a small
+JSON beside it with its geometry and provenance. The name holds a digest of the source file's path, size and time and of
+the preprocessing settings, so one store serves any number of data sets and settings, and a changed file is prepared
+again. Both files are written under a temporary name and renamed, the JSON last: a volume without its JSON does not
+exist. A killed run leaves at most a temporary file, which the next run removes; two processes that prepare one volume
+write the same bytes.
 
 float16 rounds z-scored intensities at one part in 2048; ``dtype: float32`` keeps them.
 """
@@ -89,7 +90,9 @@ class VolumeStore:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"the store {self.root} cannot be made ({error.strerror}); give another --store_dir") from error
+            raise DataError(
+                f"the store {self.root} cannot be made ({error.strerror}); give another --store_dir"
+            ) from error
 
     def location(self, image: str) -> Path:
         """Return where the array of a source file belongs.
@@ -142,7 +145,11 @@ class VolumeStore:
             "layout": _LAYOUT,
             "shape": list(voxels.shape),
             "affine_mm": volume.affine.tolist(),
-            "source": source | {"affine_mm": volume.meta["original_affine"].tolist(), "shape": [int(n) for n in volume.meta["spatial_shape"]]},
+            "source": source
+            | {
+                "affine_mm": volume.meta["original_affine"].tolist(),
+                "shape": [int(n) for n in volume.meta["spatial_shape"]],
+            },
             "settings": asdict(self.settings),
             "steps": ["axes", "crop to non-zero", "z-score", "resample"],
         }
@@ -168,7 +175,9 @@ class VolumeStore:
                 needed = voxels.nbytes
                 free = os.statvfs(self.root).f_bavail * os.statvfs(self.root).f_frsize
                 if free < 2 * needed or isinstance(error, OSError):
-                    raise OSError(errno.ENOSPC, f"No space left on device ({free / 2**20:.0f} MiB free)", str(self.root)) from error
+                    raise OSError(
+                        errno.ENOSPC, f"No space left on device ({free / 2**20:.0f} MiB free)", str(self.root)
+                    ) from error
             raise
         finally:
             temporary.unlink(missing_ok=True)
@@ -220,15 +229,17 @@ class VolumeStore:
                     bar.update()
                 return problems
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(num_workers, len(images)), mp_context=context, initializer=_one_thread) as pool:
+            with ProcessPoolExecutor(
+                min(num_workers, len(images)), mp_context=context, initializer=_one_thread
+            ) as pool:
                 running = {pool.submit(self.prepare_one, image): image for image in images}
                 try:
                     for future in as_completed(running):
-                        error = future.exception()
-                        if isinstance(error, DataError):
-                            problems[running[future]] = error
-                        elif error is not None:
-                            raise error
+                        problem = future.exception()
+                        if isinstance(problem, DataError):
+                            problems[running[future]] = problem
+                        elif problem is not None:
+                            raise problem
                         bar.update()
                 except BaseException:
                     pool.shutdown(cancel_futures=True)
@@ -258,4 +269,3 @@ def _one_thread() -> None:
 
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
-

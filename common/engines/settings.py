@@ -49,9 +49,9 @@ def unknown_settings(given: Iterable[str], known: Iterable[str]) -> str | None:
 def check_settings() -> None:
     """Compare the overrides of the running ``monai.bundle run`` with the top-level names of its config files.
 
-    MONAI adds an unknown name to the config without a word, so ``--lrr 0.1`` would train with the old rate. This is the first
-    entry of every config's ``run``. It finds the call on the stack and does nothing if there is none, so Python code that
-    builds a ``ConfigWorkflow`` itself is not affected.
+    MONAI adds an unknown name to the config without a word, so ``--lrr 0.1`` would train with the old rate. This is the
+    first entry of every config's ``run``. It finds the call on the stack and does nothing if there is none, so Python
+    code that builds a ``ConfigWorkflow`` itself is not affected.
 
     Raises:
         SystemExit: naming the unknown settings and the nearest known ones.

@@ -55,6 +55,7 @@ class PretrainingCheckpoint:
         metric: str = "val_loss",
     ) -> None:
         self.method, self.optimizer, self.progress = method, optimizer, progress
+        self.backbone: nn.Module = method.get_submodule("backbone")
         self.folder = Path(ckpt_dir)
         self.settings = dict(settings)
         self.resume, self.interval, self.metric = resume, interval, metric
@@ -77,13 +78,14 @@ class PretrainingCheckpoint:
         """Before any work: read the state to resume, or make sure that nothing is overwritten.
 
         Raises:
-            SystemExit: if there is a state but ``resume`` is off, the state is of another run, or an encoder from elsewhere
-                lies where this run would write.
+            SystemExit: if there is a state but ``resume`` is off, the state is of another run, or an encoder from
+                elsewhere lies where this run would write.
         """
         if self.state_file.exists():
             if not self.resume:
                 raise SettingsError(
-                    f"{self.state_file} holds a run already; continue it with --resume true, or give this run another --ckpt_dir"
+                    f"{self.state_file} holds a run already; continue it with --resume true, or give this run "
+                    "another --ckpt_dir"
                 )
             state = read_checkpoint(self.state_file)
             if not {"method", "optimizer", "epoch", "settings"} <= state.keys():
@@ -126,7 +128,9 @@ class PretrainingCheckpoint:
         if self.main:
             done = state["epoch"] >= engine.state.max_epochs
             what = "is complete; nothing to do" if done else "goes on"
-            tqdm.write(f"{self.state_file}: {state['epoch']} of {engine.state.max_epochs} epochs are done, the run {what}")
+            tqdm.write(
+                f"{self.state_file}: {state['epoch']} of {engine.state.max_epochs} epochs are done, the run {what}"
+            )
 
     @ends_in_a_sentence
     def _save(self, engine: Engine) -> None:
@@ -137,7 +141,7 @@ class PretrainingCheckpoint:
         if not self.main:
             return
         if improved:
-            write_checkpoint(self.method.backbone.state_dict(), self.folder / "pretrained_encoder_best.pt")
+            write_checkpoint(self.backbone.state_dict(), self.folder / "pretrained_encoder_best.pt")
         if engine.state.epoch % self.interval and not last:
             return
         scaler = getattr(engine, "scaler", None)
@@ -153,7 +157,7 @@ class PretrainingCheckpoint:
             },
             self.state_file,
         )
-        write_checkpoint(self.method.backbone.state_dict(), self.encoder_file)
+        write_checkpoint(self.backbone.state_dict(), self.encoder_file)
         write_json(
             {
                 "made_by": "pre-training with this collection",

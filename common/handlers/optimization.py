@@ -65,8 +65,8 @@ class GradientClip:
 class Reproducible:
     """Tie every draw to (seed, epoch, iteration), so that a resumed run repeats what it would have done.
 
-    Samples have streams of their own; this gives the sampler its epoch, and seeds the global generator, from which dropout
-    and stochastic depth draw, anew in every iteration.
+    Samples have streams of their own; this gives the sampler its epoch, and seeds the global generator, from which
+    dropout and stochastic depth draw, anew in every iteration.
 
     Args:
         seed: of the run.

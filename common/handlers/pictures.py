@@ -13,7 +13,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 __all__ = ["ReconstructionPictures", "draw_reconstruction"]
 
@@ -23,8 +23,8 @@ _PLANES = ("axial", "coronal", "sagittal")
 def draw_reconstruction(image: Tensor, hidden: Tensor, rebuilt: Tensor, path: str | Path) -> None:
     """Draw the middle slices of one crop as three columns: input, what stays visible, rebuilt.
 
-    The rebuilt column keeps the visible blocks of the input: the loss does not ask for them, so the network's own values
-    there mean nothing.
+    The rebuilt column keeps the visible blocks of the input: the loss does not ask for them, so the network's own
+    values there mean nothing.
 
     Args:
         image: ``(D, H, W)``, axes (S, A, R).

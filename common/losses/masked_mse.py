@@ -25,7 +25,8 @@ class MaskedMSELoss(nn.Module):
     """
 
     def forward(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
-        """Compare ``pred["reconstruction"] (B, C, D, H, W)`` with ``batch["image"]`` where ``batch["hidden"] (B, d, h, w)``.
+        """Compare ``pred["reconstruction"] (B, C, D, H, W)`` with ``batch["image"]`` where ``batch["hidden"] (B, d, h,
+        w)``.
 
         Raises:
             ValueError: if the blocks do not divide the image, or none is hidden.
@@ -33,7 +34,9 @@ class MaskedMSELoss(nn.Module):
         image, hidden = batch["image"], batch["hidden"]
         block = [side // blocks for side, blocks in zip(image.shape[2:], hidden.shape[1:], strict=True)]
         if any(b * n != s for b, n, s in zip(block, hidden.shape[1:], image.shape[2:], strict=True)):
-            raise ValueError(f"a grid of {list(hidden.shape[1:])} blocks does not divide an image of {list(image.shape[2:])}")
+            raise ValueError(
+                f"a grid of {list(hidden.shape[1:])} blocks does not divide an image of {list(image.shape[2:])}"
+            )
         error = (pred["reconstruction"].float() - image.float()).square().mean(1, keepdim=True)
         per_block = F.avg_pool3d(error, block).squeeze(1)  # (B, d, h, w)
         return (per_block * hidden).sum() / hidden.sum()

@@ -12,10 +12,10 @@ kept       ``backbone``              encoder and decoder; the mask token and the
 Blocks are 16^3 voxels for the U-Net and the 8^3 patch for Primus (Wald et al., arXiv:2410.23132 and arXiv:2412.17041).
 
 Departures, on purpose: targets are the crop's own intensities, not normalised per patch as in the paper, which is the
-published recipe. The reference's transformer orders its tokens with the second axis slowest but takes its loss with the first
-axis slowest, so a quarter of what it supervises was visible; here the loss falls on exactly the hidden places. It also validates
-the transformer in training mode, because its token dropping is tied to that mode; here hiding is an argument and validation
-runs without stochastic depth.
+published recipe. The reference's transformer orders its tokens with the second axis slowest but takes its loss with the
+first axis slowest, so a quarter of what it supervises was visible; here the loss falls on exactly the hidden places. It
+also validates the transformer in training mode, because its token dropping is tied to that mode; here hiding is an
+argument and validation runs without stochastic depth.
 """
 
 from __future__ import annotations

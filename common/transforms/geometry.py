@@ -131,9 +131,9 @@ class SliceAxisFirstd(MapTransform, InvertibleTransform):
 class ResampleToSpacingd(MapTransform, InvertibleTransform):
     """Resample to a voxel spacing by the rules of nnU-Net and nnssl, and logits back.
 
-    The new shape is ``round(shape * spacing / target)``. Images go by cubic splines, label maps linearly label by label; a
-    volume whose coarsest axis is more than three times its finest is resampled slice by slice and by nearest neighbour
-    across. The inverse is linear and runs on the tensor's device.
+    The new shape is ``round(shape * spacing / target)``. Images go by cubic splines, label maps linearly label by
+    label; a volume whose coarsest axis is more than three times its finest is resampled slice by slice and by nearest
+    neighbour across. The inverse is linear and runs on the tensor's device.
 
     Args:
         keys: what to resample; the key ``label`` is treated as an integer map.

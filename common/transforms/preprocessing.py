@@ -80,8 +80,8 @@ def volume_preprocessing(
 ) -> Compose:
     """Build the chain: read, check, axes, crop to non-zero, z-score, resample.
 
-    Every step but the first two and the z-score is invertible, so MONAI's ``Invertd`` brings predictions back to the file's
-    own grid. The order is the reference's: normalise over all voxels of the cropped image, then resample.
+    Every step but the first two and the z-score is invertible, so MONAI's ``Invertd`` brings predictions back to the
+    file's own grid. The order is the reference's: normalise over all voxels of the cropped image, then resample.
 
     Args:
         keys: ``image``, and ``label`` where there is one.

@@ -5,4 +5,12 @@ from .masks import draw_hidden_blocks
 from .randomness import SampleKey, reading_stream, step_seed, view_stream
 from .spatial import SpatialCrop, SpatialDraw
 
-__all__ = ["SampleKey", "SpatialCrop", "SpatialDraw", "draw_hidden_blocks", "reading_stream", "step_seed", "view_stream"]
+__all__ = [
+    "SampleKey",
+    "SpatialCrop",
+    "SpatialDraw",
+    "draw_hidden_blocks",
+    "reading_stream",
+    "step_seed",
+    "view_stream",
+]

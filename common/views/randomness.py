@@ -2,8 +2,8 @@
 """Random streams, one pair per sample.
 
 A sample is named by (seed, epoch, index), its index counting over the whole epoch and all processes. One stream is used
-where the sample is read (which volume, where, spatial transform), a second one for its views (masks, intensities, noise). So
-draws do not depend on the number of workers or processes, and a resumed run draws what it would have drawn.
+where the sample is read (which volume, where, spatial transform), a second one for its views (masks, intensities,
+noise). So draws do not depend on the number of workers or processes, and a resumed run draws what it would have drawn.
 """
 
 from __future__ import annotations

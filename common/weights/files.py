@@ -18,8 +18,8 @@ from ..errors import WeightsError
 __all__ = ["read_checkpoint", "sha256", "write_checkpoint", "write_json"]
 
 
-def _replace(path: Path, write: Callable[[str], None]) -> None:
-    """Write beside ``path``, flush to disk and rename, so that ``path`` is the old file or the new one, never a part."""
+def _replace(path: Path, write: Callable[[str], object]) -> None:
+    """Write beside ``path``, flush and rename, so that ``path`` is the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)

@@ -5,9 +5,10 @@ What the published files need (facts established on the reference's modules):
 
 * every convolution and norm of ResEnc-L is stored twice or more; only ``all_modules.*`` was trained in all of them;
 * ``decoder.encoder.*`` repeats the encoder; four of five segmentation heads were never used;
-* Primus was trained with its first two token axes swapped (SimMIM's excepted): the position table is transposed and, in each
-  head's queries and keys, the channels that turn with axis 0 and axis 1 change places. Attention depends on positions and on
-  q.k only, so the converted network is exactly equivalent.
+* Primus was trained with its first two token axes swapped (SimMIM's excepted): the position table is transposed and, in
+each
+  head's queries and keys, the channels that turn with axis 0 and axis 1 change places. Attention depends on positions
+  and on q.k only, so the converted network is exactly equivalent.
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ def import_network_weights(weights: Mapping[str, Tensor], *, token_order: str = 
 
     Args:
         weights: the state dict as stored.
-        token_order: ``"swapped"`` if the network was trained with its first two token axes exchanged, as all published Primus
-            cells but SimMIM were; ``"straight"`` otherwise. No effect on ResEnc-L.
+        token_order: ``"swapped"`` if the network was trained with its first two token axes exchanged, as all published
+            Primus cells but SimMIM were; ``"straight"`` otherwise. No effect on ResEnc-L.
 
     Raises:
         WeightsError: if the names are of neither backbone, or a position table is not a cube.

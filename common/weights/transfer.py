@@ -53,7 +53,8 @@ class Receipt:
 
         Example:
             >>> print(Receipt("a.pt", "0f" * 32, taken=["encoder.x"], fresh=["head.x"], encoder_share=1.0).summary())
-            weights from a.pt (sha256 0f0f0f0f0f0f): 1 tensors taken, 0 adapted, 0 skipped, 1 fresh; encoder covered 100.0 %
+            weights from a.pt (sha256 0f0f0f0f0f0f): 1 tensors taken, 0 adapted, 0 skipped, 1 fresh; encoder covered
+            100.0 %
         """
         adapted = "".join(f"\n  adapted {name}: {how}" for name, how in self.adapted.items())
         return (
@@ -68,9 +69,9 @@ def transfer_weights(
 ) -> Receipt:
     """Copy a pre-trained backbone into a network of the same kind.
 
-    A first layer for more channels than the file's one gets its weights repeated and divided by their number; a position
-    table of another grid is interpolated trilinearly. The head, and a decoder's last layer whose width depends on the number of
-    classes, always keep their random start.
+    A first layer for more channels than the file's one gets its weights repeated and divided by their number; a
+    position table of another grid is interpolated trilinearly. The head, and a decoder's last layer whose width depends
+    on the number of classes, always keep their random start.
 
     Args:
         network: with ``encoder.*`` and ``decoder.*`` tensors.
@@ -90,7 +91,8 @@ def transfer_weights(
     weights = read_checkpoint(path)
     if not any(key.startswith("encoder.") for key in weights):
         raise WeightsError(
-            f"{path} is not a pre-trained encoder of this collection (its first entry is {next(iter(weights), None)!r}); "
+            f"{path} is not a pre-trained encoder of this collection (its first entry is "
+            f"{next(iter(weights), None)!r}); "
             "a published checkpoint must be imported first"
         )
     sidecar = Path(path).with_suffix(".json")
@@ -115,7 +117,9 @@ def transfer_weights(
             if adapted is None:
                 receipt.skipped[key] = how
                 if key.startswith("encoder."):
-                    mismatched.append(f"{key} is {list(value.shape)} in the file, {list(target[key].shape)} in the network")
+                    mismatched.append(
+                        f"{key} is {list(value.shape)} in the file, {list(target[key].shape)} in the network"
+                    )
             else:
                 target[key] = adapted
                 receipt.adapted[key] = how
@@ -124,11 +128,14 @@ def transfer_weights(
     encoder = {key: value.numel() for key, value in target.items() if key.startswith("encoder.")}
     receipt.encoder_share = sum(size for key, size in encoder.items() if key in covered) / sum(encoder.values())
     missing = [f"{key} is not in the file" for key in encoder if key not in weights]
-    extra = [f"{key} is not in the network" for key in receipt.skipped if key.startswith("encoder.") and key not in target]
+    extra = [
+        f"{key} is not in the network" for key in receipt.skipped if key.startswith("encoder.") and key not in target
+    ]
     if (mismatched or missing or extra) and not allow_partial:
         examples = "; ".join((mismatched + missing + extra)[:3])
         raise WeightsError(
-            f"{path} is of another network: it covers {100 * receipt.encoder_share:.1f} % of this encoder ({examples}). "
+            f"{path} is of another network: it covers {100 * receipt.encoder_share:.1f} % of this encoder "
+            f"({examples}). "
             "Use the bundle and the network settings (features_per_stage, embed_dim, ...) it was made with"
         )
     network.load_state_dict(target)
@@ -141,7 +148,12 @@ def _adapt(key: str, value: Tensor, like: Tensor) -> tuple[Tensor | None, str]:
         resized = F.interpolate(value.float(), size=like.shape[2:], mode="trilinear")
         return resized.to(value.dtype), f"grid {list(value.shape[2:])} interpolated to {list(like.shape[2:])}"
     channels = like.shape[1] if like.dim() == 5 else 0
-    if value.dim() == 5 and value.shape[1] == 1 and value.shape[0] == like.shape[0] and value.shape[2:] == like.shape[2:]:
+    if (
+        value.dim() == 5
+        and value.shape[1] == 1
+        and value.shape[0] == like.shape[0]
+        and value.shape[2:] == like.shape[2:]
+    ):
         return value.repeat(1, channels, 1, 1, 1) / channels, f"one input channel repeated to {channels} and divided"
     return None, f"shape {list(value.shape)} does not fit {list(like.shape)}"
 
@@ -165,7 +177,8 @@ def fine_tuning_network(
         return network
     if not Path(pretrained).is_file():
         raise WeightsError(
-            f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, name another file with "
+            f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, name another "
+            "file with "
             "--pretrained, or train without one with --from_scratch true"
         )
     receipt = transfer_weights(network, pretrained, transfer=transfer)
@@ -195,8 +208,8 @@ def trained_network(network: nn.Module, path: str, *, labels: Sequence[str] = ()
     ]
     if wrong:
         raise WeightsError(
-            f"{path} is of another network ({'; '.join(wrong[:3])}). Use the network settings and --labels it was trained with"
-            + (f"; --labels is {list(labels)}" if labels else "")
+            f"{path} is of another network ({'; '.join(wrong[:3])}). Use the network settings and --labels it was "
+            "trained with" + (f"; --labels is {list(labels)}" if labels else "")
         )
     network.load_state_dict(weights)
     return network

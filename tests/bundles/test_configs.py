@@ -15,8 +15,28 @@ from monai.bundle import ConfigParser
 from ..conftest import BUNDLES, ROOT
 
 SAME_EVERYWHERE = {
-    *("dataset_dir", "datalist", "output_dir", "epochs", "iterations_per_epoch", "val_iterations", "batch_size", "patch_size"),
-    *("num_workers", "device", "amp", "seed", "accumulation_steps", "checkpointing", "ckpt_dir", "store_dir", "strict", "lr"),
+    *(
+        "dataset_dir",
+        "datalist",
+        "output_dir",
+        "epochs",
+        "iterations_per_epoch",
+        "val_iterations",
+        "batch_size",
+        "patch_size",
+    ),
+    *(
+        "num_workers",
+        "device",
+        "amp",
+        "seed",
+        "accumulation_steps",
+        "checkpointing",
+        "ckpt_dir",
+        "store_dir",
+        "strict",
+        "lr",
+    ),
 }
 SIZES = {"resenc_l": {"features_per_stage", "blocks_per_stage"}, "primus_m": {"embed_dim", "depth", "num_heads"}}
 
@@ -48,20 +68,28 @@ def test_settings_have_the_same_names_everywhere(bundle: str) -> None:
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_defaults_are_the_published_recipe(bundle: str) -> None:
     pretrain, train = config(bundle, "pretrain"), config(bundle, "train")
-    budget = ["epochs", "iterations_per_epoch", "val_iterations", "batch_size", "patch_size", "hidden_ratio", "spacing_mm"]
+    budget = [
+        "epochs",
+        "iterations_per_epoch",
+        "val_iterations",
+        "batch_size",
+        "patch_size",
+        "hidden_ratio",
+        "spacing_mm",
+    ]
     assert [pretrain[key] for key in budget] == [1000, 250, 50, 8, [160] * 3, 0.75, 1.0]
     assert [train[key] for key in ("epochs", "iterations_per_epoch", "batch_size")] == [150, 250, 2]
     optimizer = pretrain["optimizer"]
     if "resenc" in bundle:
-        assert [pretrain[k] for k in ("lr", "weight_decay", "momentum", "clip_norm", "warmup_epochs", "block_size")] == [
-            *(1e-2, 3e-5, 0.99, 12, 0, 16)
-        ]
+        assert [
+            pretrain[k] for k in ("lr", "weight_decay", "momentum", "clip_norm", "warmup_epochs", "block_size")
+        ] == [*(1e-2, 3e-5, 0.99, 12, 0, 16)]
         assert optimizer["_target_"] == "torch.optim.SGD"
         assert optimizer["nesterov"] is True
     else:
-        assert [pretrain[k] for k in ("lr", "weight_decay", "clip_norm", "warmup_epochs", "token_size", "drop_path")] == [
-            *(3e-4, 5e-2, 1, 50, 8, 0.2)
-        ]
+        assert [
+            pretrain[k] for k in ("lr", "weight_decay", "clip_norm", "warmup_epochs", "token_size", "drop_path")
+        ] == [*(3e-4, 5e-2, 1, 50, 8, 0.2)]
         assert optimizer["_target_"] == "torch.optim.AdamW"
         assert optimizer["betas"] == [0.9, 0.98]
         assert train["drop_path"] == 0.0

@@ -82,9 +82,17 @@ def test_the_whole_chain(bundle: str, images: Path, labelled: Path, tmp_path: Pa
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_a_killed_run_resumes_to_the_same_bits(bundle: str, images: Path, tmp_path: Path) -> None:
     run(bundle, "pretrain", *pretraining(tmp_path / "whole", images, epochs=4))
-    arguments = [*pretraining(tmp_path / "killed", images, epochs=4), "--iterations_per_epoch", "3", "--num_workers", "1"]
+    arguments = [
+        *pretraining(tmp_path / "killed", images, epochs=4),
+        "--iterations_per_epoch",
+        "3",
+        "--num_workers",
+        "1",
+    ]
     log = tmp_path / "killed" / "out" / "history.json"
-    process = subprocess.Popen(command(bundle, "pretrain", *arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        command(bundle, "pretrain", *arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     state = tmp_path / "killed" / "models" / "pretraining_state.pt"
     while not (state.exists() and len(json.loads(log.read_text())) >= 2):
         assert process.poll() is None, "the run ended before it could be killed"
@@ -97,7 +105,7 @@ def test_a_killed_run_resumes_to_the_same_bits(bundle: str, images: Path, tmp_pa
     assert digest(tmp_path / "whole") == digest(tmp_path / "killed")
     assert digest(tmp_path / "whole", "pretrained_encoder.pt") == digest(tmp_path / "killed", "pretrained_encoder.pt")
     curves = [json.loads((tmp_path / name / "out" / "history.json").read_text()) for name in ("whole", "killed")]
-    assert [[r["train_loss"] for r in curve] for curve in curves][0] == [r["train_loss"] for r in curves[1]]
+    assert [r["train_loss"] for r in curves[0]] == [r["train_loss"] for r in curves[1]]
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -161,7 +169,9 @@ def test_a_mistyped_setting_stops_the_run(images: Path, tmp_path: Path) -> None:
         assert wrong.returncode == 1
         assert "did you mean --labels?" in wrong.stderr
     (tmp_path / "arguments.json").write_text(json.dumps({"epoch": 3}))
-    wrong = run(bundle, "pretrain", *pretraining(tmp_path, images), "--args_file", tmp_path / "arguments.json", check=False)
+    wrong = run(
+        bundle, "pretrain", *pretraining(tmp_path, images), "--args_file", tmp_path / "arguments.json", check=False
+    )
     assert "did you mean --epochs?" in wrong.stderr
     nested = run(bundle, "pretrain", *pretraining(tmp_path, images, epochs=1), "--optimizer#momentum", "0.5")
     assert nested.returncode == 0
@@ -176,8 +186,9 @@ def test_python_callers_keep_their_own_overrides(labelled: Path, tmp_path: Path)
     program = f"""
 import sys
 from monai.bundle import ConfigWorkflow, run
-settings = dict(from_scratch=True, patch_size=[16, 16, 16], features_per_stage=[4, 8], blocks_per_stage=[1, 1], num_workers=0,
-    iterations_per_epoch=2, warmup_epochs=0, val_interval=1, ckpt_dir={str(tmp_path / "models")!r}, output_dir={str(tmp_path)!r})
+settings = dict(from_scratch=True, patch_size=[16, 16, 16], features_per_stage=[4, 8], blocks_per_stage=[1, 1],
+    num_workers=0, iterations_per_epoch=2, warmup_epochs=0, val_interval=1, ckpt_dir={str(tmp_path / "models")!r},
+    output_dir={str(tmp_path)!r})
 run("run", config_file="bundles/mae_resenc_l/configs/train.yaml", **settings, **{{"bundle_root": "bundles/mae_resenc_l",
     "train#trainer#max_epochs": 1, "train#dataset#data": {cases[:2]!r}, "validate#dataset#data": {cases[2:]!r}}})
 workflow = ConfigWorkflow("bundles/mae_resenc_l/configs/train.yaml", workflow_type="train", my_own=3, **settings)
@@ -191,7 +202,16 @@ assert workflow.check_properties() == [], workflow.check_properties()
 
 def test_training_without_validation_cases_still_writes_a_model(labelled: Path, tmp_path: Path) -> None:
     case = {"image": str(labelled / "images" / "case_0.nii.gz"), "label": str(labelled / "labels" / "case_0.nii.gz")}
-    arguments = ["--from_scratch", "true", "--ckpt_dir", tmp_path / "m", "--output_dir", tmp_path / "o", "--warmup_epochs", "0"]
+    arguments = [
+        "--from_scratch",
+        "true",
+        "--ckpt_dir",
+        tmp_path / "m",
+        "--output_dir",
+        tmp_path / "o",
+        "--warmup_epochs",
+        "0",
+    ]
     data = ["--train#dataset#data", json.dumps([case]), "--validate#dataset#data", "[]"]
     # MONAI cannot override below a macro in the source form, so merge as a second config file
     (tmp_path / "data.json").write_text(json.dumps({"train_cases": [case], "val_cases": []}))

@@ -12,7 +12,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.data import StoreSettings, VolumeStore, image_list, labelled_lists, pending_cases, pretraining_lists, usable_cases
+from common.data import (
+    StoreSettings,
+    VolumeStore,
+    image_list,
+    labelled_lists,
+    pending_cases,
+    pretraining_lists,
+    usable_cases,
+)
 from common.data.checks import check_case
 from common.errors import DataError
 
@@ -49,14 +57,16 @@ def zero_spacing(path: Path) -> None:
     path.write_bytes(gzip.compress(bytes(raw)))
 
 
+NOISE = np.random.default_rng(0).random((8, 8, 8, 2), np.float32)
+
 BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "truncated gzip": (truncated, "cut short or damaged"),
     "truncated image": (header_only, "cut short or damaged"),
     "not an image": (lambda path: path.write_text("hello"), "cannot be read as NIfTI"),
     "empty file": (lambda path: path.write_bytes(b""), "cannot be read as NIfTI"),
-    "4-D": (lambda path: write_volume(path, np.random.rand(8, 8, 8, 2).astype(np.float32)), "4 dimensions"),
-    "2-D": (lambda path: write_volume(path, np.random.rand(8, 8).astype(np.float32)), "2 dimensions"),
-    "one slice": (lambda path: write_volume(path, np.random.rand(8, 8, 1).astype(np.float32)), "at least 2 voxels"),
+    "4-D": (lambda path: write_volume(path, NOISE), "4 dimensions"),
+    "2-D": (lambda path: write_volume(path, NOISE[..., 0, 0]), "2 dimensions"),
+    "one slice": (lambda path: write_volume(path, NOISE[..., :1, 0]), "at least 2 voxels"),
     "NaN": (with_value(np.nan), "1 voxels that are NaN or infinite"),
     "infinite": (with_value(np.inf), "1 voxels that are NaN or infinite"),
     "constant": (lambda path: write_volume(path, np.full((8, 8, 8), 3.0, np.float32)), "constant (3 everywhere)"),
@@ -131,14 +141,20 @@ def test_folders(tmp_path: Path, labelled: Path) -> None:
 
 def test_datalists(tmp_path: Path, labelled: Path) -> None:
     path = tmp_path / "list.json"
-    for content, words in (("{", "not JSON"), ("{}", "no entries"), ('{"training": [{"label": "x"}]}', 'needs an "image"')):
+    for content, words in (
+        ("{", "not JSON"),
+        ("{}", "no entries"),
+        ('{"training": [{"label": "x"}]}', 'needs an "image"'),
+    ):
         path.write_text(content)
         with pytest.raises(DataError, match=words):
             pretraining_lists(datalist=str(path))
     with pytest.raises(DataError, match="cannot be read"):
         pretraining_lists(datalist=str(tmp_path / "none.json"))
     entry = {"image": "images/case_0.nii.gz", "label": "labels/case_0.nii.gz"}
-    (labelled / "list.json").write_text(json.dumps({"training": [entry], "validation": [entry], "test": ["images/case_1.nii.gz"]}))
+    (labelled / "list.json").write_text(
+        json.dumps({"training": [entry], "validation": [entry], "test": ["images/case_1.nii.gz"]})
+    )
     lists = labelled_lists(datalist=str(labelled / "list.json"))
     assert lists["training"][0]["label"] == str(labelled / "labels" / "case_0.nii.gz")
     assert image_list(datalist=str(labelled / "list.json")) == [{"image": str(labelled / "images" / "case_1.nii.gz")}]

@@ -33,13 +33,17 @@ def test_the_store_holds_the_preprocessed_volume(images: Path, tmp_path: Path, d
     expected = volume_preprocessing("image", spacing_mm=0.8)(cases(images)[0])["image"][0].numpy()
     assert volumes[0].shape == expected.shape
     np.testing.assert_allclose(volumes[0].read((0, 0, 0), expected.shape), expected, rtol=tolerance, atol=tolerance)
-    np.testing.assert_allclose(volumes[0].read((3, 4, 5), (9, 8, 7)), expected[3:9, 4:8, 5:7], rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        volumes[0].read((3, 4, 5), (9, 8, 7)), expected[3:9, 4:8, 5:7], rtol=tolerance, atol=tolerance
+    )
     meta = json.loads(Path(volumes[0].path).with_suffix(".json").read_text())
     assert meta["source"]["path"] == str((images / "case_0.nii.gz").resolve())
 
 
 def test_only_the_touched_chunks_are_read(tmp_path: Path) -> None:
-    path = write_volume(tmp_path / "big.nii.gz", np.random.default_rng(0).standard_normal((200, 200, 200)).astype(np.float32))
+    path = write_volume(
+        tmp_path / "big.nii.gz", np.random.default_rng(0).standard_normal((200, 200, 200)).astype(np.float32)
+    )
     store = VolumeStore(tmp_path / "store", StoreSettings())
     (volume,), _ = store.prepare([{"image": str(path)}])
 
@@ -146,7 +150,9 @@ def test_a_full_disk_stops_with_a_sentence_and_keeps_what_is_done(tmp_path: Path
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-def test_bad_volumes_are_listed_and_skipped_or_fatal(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_volumes_are_listed_and_skipped_or_fatal(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (images / "text.nii.gz").write_text("no image")
     arguments = {"store_dir": str(tmp_path / "store"), "output_dir": str(tmp_path / "out")}
     data = prepare_pretraining_data(str(images), **arguments)
@@ -173,11 +179,14 @@ def test_samples_do_not_depend_on_workers_or_accumulation(images: Path, tmp_path
         loader = crop_loader(dataset, steps=3, batch_size=4, **options)
         loader.batch_sampler.set_epoch(epoch)
         batches = list(loader)
-        flat = [(key, region.sum().item()) for batch in batches for key, region in zip(batch["key"], batch["region"], strict=True)]
+        flat = [
+            (key, region.sum().item())
+            for batch in batches
+            for key, region in zip(batch["key"], batch["region"], strict=True)
+        ]
         return sorted(flat)
 
     assert keys(1) == keys(1, num_workers=2) == keys(1, accumulation_steps=2)
     assert keys(1) != keys(2)
     with pytest.raises(SystemExit, match="multiple of 3"):
         crop_loader(dataset, steps=1, batch_size=4, accumulation_steps=3)
-

@@ -39,7 +39,10 @@ def test_views_hide_exactly_the_ratio_and_repeat() -> None:
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
-@pytest.mark.parametrize(("block", "ratio", "words"), [(5, 0.75, "multiple of block_size"), (8, 0.01, "hide at least one"), (8, 1.0, "not all")])
+@pytest.mark.parametrize(
+    ("block", "ratio", "words"),
+    [(5, 0.75, "multiple of block_size"), (8, 0.01, "hide at least one"), (8, 1.0, "not all")],
+)
 def test_masks_that_cannot_be_are_refused(block: int, ratio: float, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         MAEViews(SpatialCrop(16), block_size=block, hidden_ratio=ratio)

@@ -28,7 +28,9 @@ def test_pins_are_met_here_and_missing_ones_are_named(tmp_path: Path, monkeypatc
 
 
 def test_every_runtime_import_is_pinned() -> None:
-    pinned = {re.split("==", line)[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        re.split("==", line)[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
+    }
     names = {"ignite": "pytorch-ignite", "yaml": "pyyaml", "skimage": "scikit-image"}
     for path in (ROOT / "common").rglob("*.py"):
         for module in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.M):
@@ -86,7 +88,9 @@ def test_quickstart_refuses_what_it_cannot_do(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m"])
 def test_quickstart_on_own_labelled_data(bundle: str, labelled: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), "--bundle", bundle, "--data", str(labelled)]
-    result = subprocess.run([*command, "--output", str(tmp_path / "q"), "--scale", "0.1"], capture_output=True, text=True)
+    result = subprocess.run(
+        [*command, "--output", str(tmp_path / "q"), "--scale", "0.1"], capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     page = (tmp_path / "q" / "report.html").read_text()
     assert page.count("data:image/png;base64,") == 3
@@ -95,7 +99,14 @@ def test_quickstart_on_own_labelled_data(bundle: str, labelled: Path, tmp_path: 
 
 @pytest.mark.slow
 def test_quickstart_on_own_images_without_labels(images: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), "--data", str(images), "--output", str(tmp_path / "q")]
+    command = [
+        sys.executable,
+        str(ROOT / "tools" / "quickstart.py"),
+        "--data",
+        str(images),
+        "--output",
+        str(tmp_path / "q"),
+    ]
     result = subprocess.run([*command, "--scale", "0.1"], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     assert (tmp_path / "q" / "report.html").read_text().count("data:image/png;base64,") == 2
@@ -106,7 +117,11 @@ def test_quickstart_reaches_its_dice() -> None:
     """The command of the README; its folder is kept, so a run that was made by hand is not repeated."""
     result = subprocess.run([sys.executable, str(ROOT / "tools" / "quickstart.py")], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    rows = {line.split("  ")[0].strip(): float(line.split()[-1]) for line in result.stdout.splitlines() if line.startswith(("network", "intensity"))}
+    rows = {
+        line.split("  ")[0].strip(): float(line.split()[-1])
+        for line in result.stdout.splitlines()
+        if line.startswith(("network", "intensity"))
+    }
     assert rows["network, pre-trained"] >= 0.80
     assert rows["network, from scratch"] >= 0.80
     assert len(rows) == 3

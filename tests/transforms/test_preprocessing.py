@@ -24,7 +24,9 @@ def oblique(codes: str, spacing: tuple[float, float, float]) -> np.ndarray:
     return affine
 
 
-def smooth_case(folder: Path, codes: str, spacing: tuple[float, float, float] = (1.0, 1.5, 2.0)) -> tuple[Path, np.ndarray]:
+def smooth_case(
+    folder: Path, codes: str, spacing: tuple[float, float, float] = (1.0, 1.5, 2.0)
+) -> tuple[Path, np.ndarray]:
     grid = np.stack(np.meshgrid(*[np.linspace(-1, 1, n) for n in (30, 26, 22)], indexing="ij"))
     ball = (np.linalg.norm(grid, axis=0) < 0.6).astype(np.uint8)
     image = np.zeros(ball.shape, np.float32)
@@ -81,7 +83,9 @@ def test_shape_and_slice_rules() -> None:
 
 
 def metatensor(values: np.ndarray, spacing: tuple[float, float, float]) -> MetaTensor:
-    return MetaTensor(torch.from_numpy(values)[None], affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)))
+    return MetaTensor(
+        torch.from_numpy(values)[None], affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+    )
 
 
 def test_isotropic_images_are_resampled_by_cubic_splines() -> None:

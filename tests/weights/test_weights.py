@@ -88,7 +88,13 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
     torch.save([1, 2], tmp_path / "list.pt")
     torch.save({"encoder.x": Path}, tmp_path / "code.pt")
     torch.save({"network_weights": {}}, tmp_path / "published.pt")
-    for name, words in (("none", "there is no"), ("cut", "not a complete"), ("text", "not a complete"), ("list", "holds a list"), ("code", "not a complete")):
+    for name, words in (
+        ("none", "there is no"),
+        ("cut", "not a complete"),
+        ("text", "not a complete"),
+        ("list", "holds a list"),
+        ("code", "not a complete"),
+    ):
         with pytest.raises(WeightsError, match=words) as error:
             read_checkpoint(tmp_path / f"{name}.pt")
         assert f"{name}.pt" in str(error.value)

@@ -170,7 +170,8 @@ class Transformer(nn.Module):
         super().__init__()
         if dim % num_heads or (dim // num_heads) % 6:
             raise ValueError(
-                f"embed_dim {dim} over num_heads {num_heads} gives {dim / num_heads:g} channels a head; rotary positions "
+                f"embed_dim {dim} over num_heads {num_heads} gives {dim / num_heads:g} channels a head; rotary "
+                "positions "
                 "on three axes need a multiple of 6"
             )
         self.head_dim = dim // num_heads
@@ -198,6 +199,7 @@ class Transformer(nn.Module):
         # later blocks write less into the residual stream at the start
         with torch.no_grad():
             for index, block in enumerate(self.blocks, start=1):
+                assert isinstance(block, TransformerBlock)
                 block.attention.output.weight.div_(math.sqrt(2 * index))
                 block.mlp.output.weight.div_(math.sqrt(2 * index))
 
@@ -212,7 +214,7 @@ class Transformer(nn.Module):
             ``(B, C, d, h, w)``.
         """
         b, c, d, h, w = grid.shape
-        position = self.position_embedding
+        position: Tensor = self.position_embedding
         if position.shape[2:] != grid.shape[2:]:
             position = F.interpolate(position, size=[d, h, w], mode="trilinear")
         x = (grid + position).flatten(2).transpose(1, 2)  # (B, N, C)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, List, Optional
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -81,8 +81,7 @@ class PatchDecoder(nn.Module):
         ratio = (embed_dim / (2 * out_channels)) ** (1 / steps)
         widths = [embed_dim, *(max(8, round(embed_dim / ratio**i / 8) * 8) for i in range(1, steps)), out_channels]
         self.upsamplings = nn.ModuleList(
-            nn.ConvTranspose3d(before, after, kernel_size=2, stride=2)
-            for before, after in zip(widths[:-1], widths[1:], strict=True)
+            nn.ConvTranspose3d(before, after, kernel_size=2, stride=2) for before, after in pairwise(widths)
         )
         self.norms = nn.ModuleList(
             [*(ChannelNorm(width) for width in widths[1:-1]), nn.Identity()]  # none after the last
@@ -116,7 +115,8 @@ class Primus(nn.Module):
         checkpointing: recompute activations in the backward pass.
 
     Raises:
-        ValueError: if an input side, here or in ``forward``, is not a multiple of ``patch_size``, or the heads do not fit.
+        ValueError: if an input side, here or in ``forward``, is not a multiple of ``patch_size``, or the heads do not
+            fit.
 
     Example:
         >>> net = Primus(1, 2, input_size=16, embed_dim=24, depth=1, num_heads=2)

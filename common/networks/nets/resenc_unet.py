@@ -15,6 +15,7 @@ and are not built here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, List, Optional
 
 import torch
@@ -65,7 +66,7 @@ class ResidualEncoder(nn.Module):
         x = self.stem(image)
         features: List[Tensor] = []
         for stage in self.stages:
-            if torch.jit.is_scripting():
+            if torch.jit.is_scripting():  # noqa: SIM108
                 x = stage(x)
             else:
                 x = run(stage, x, recompute=self.checkpointing and self.training)
@@ -81,8 +82,7 @@ class UNetDecoder(nn.Module):
         self.checkpointing = checkpointing
         coarse_to_fine = list(features_per_stage)[::-1]
         self.upsamplings = nn.ModuleList(
-            nn.ConvTranspose3d(below, skip, kernel_size=2, stride=2)
-            for below, skip in zip(coarse_to_fine[:-1], coarse_to_fine[1:], strict=True)
+            nn.ConvTranspose3d(below, skip, kernel_size=2, stride=2) for below, skip in pairwise(coarse_to_fine)
         )
         self.stages = nn.ModuleList(ConvBlock(2 * skip, skip, dropout=dropout) for skip in coarse_to_fine[1:])
 
@@ -92,7 +92,7 @@ class UNetDecoder(nn.Module):
         level = len(features) - 2
         for upsampling, stage in zip(self.upsamplings, self.stages):  # noqa: B905 (TorchScript)
             x = torch.cat([upsampling(x), features[level]], dim=1)  # (B, 2 C_skip, ...)
-            if torch.jit.is_scripting():
+            if torch.jit.is_scripting():  # noqa: SIM108
                 x = stage(x)
             else:
                 x = run(stage, x, recompute=self.checkpointing and self.training)

@@ -1,0 +1,125 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Run every check of the project: format, lint, types, configs, tests. One line per step; the exit status says if any
+failed.
+
+  python tools/check.py           # what CI runs
+  python tools/check.py --fast    # without the tests that run whole bundles
+  python tools/check.py --all     # with the slow tests too
+  python tools/check.py --fix     # let ruff mend what it can first
+
+It makes its own environment (.venv) unless the running one has the exact pins.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from environment import DEVELOPMENT, ROOT, RUNTIME, ensure
+
+__all__ = ["check"]
+
+
+def _config_problems(path: Path) -> list[str]:
+    """Return what is wrong with a config: repeated keys, references to nothing, missing targets."""
+    import re
+
+    import yaml
+    from monai.bundle import ConfigParser
+
+    class Strict(yaml.SafeLoader):
+        pass
+
+    def mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[object, object]:
+        keys = [loader.construct_object(key) for key, _ in node.value]
+        twice = {key for key in keys if keys.count(key) > 1}
+        if twice:
+            problems.append(f"repeated key {sorted(map(str, twice))}")
+        return dict(zip(keys, (loader.construct_object(value, deep=True) for _, value in node.value), strict=True))
+
+    problems: list[str] = []
+    Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
+    content = yaml.load(path.read_text("utf-8"), Strict)
+    if path.parts[-2] != "configs" or path.parts[-4] != "bundles":
+        return problems
+    parser = ConfigParser(content)
+    parser.resolve_macro_and_relative_ids()
+    resolved = parser.get()
+
+    def walk(value: object, where: str) -> None:
+        if isinstance(value, dict):
+            target = value.get("_target_")
+            if isinstance(target, str) and "." in target:
+                from pydoc import locate
+
+                if locate(target) is None:
+                    problems.append(f"{where}: there is no {target}")
+            for key, inner in value.items():
+                walk(inner, f"{where}#{key}")
+        elif isinstance(value, list):
+            for index, inner in enumerate(value):
+                walk(inner, f"{where}#{index}")
+        elif isinstance(value, str) and value[:1] in "@$":
+            for reference in re.findall(r"@([\w:#]+)", value):
+                if reference.replace("#", "::") not in parser:
+                    problems.append(f"{where}: @{reference} refers to nothing")
+
+    walk(resolved, "")
+    return problems
+
+
+def _configs() -> bool:
+    """Check all YAML of the project and print each problem."""
+    sys.path.insert(0, str(ROOT))
+    good = True
+    paths = [*ROOT.glob("common/configs/*.yaml"), *ROOT.glob("bundles/*/configs/*.yaml")]
+    for path in sorted(paths):
+        for problem in _config_problems(path):
+            print(f"{path.relative_to(ROOT)}: {problem}")
+            good = False
+    return good and bool(paths)
+
+
+def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
+    """Run the checks.
+
+    Args:
+        fast: leave out the tests that run whole bundles.
+        all: run the slow tests too.
+        fix: let ruff mend format and lint first.
+    """
+    import os
+
+    os.chdir(ROOT)
+    python = [sys.executable, "-m"]
+    if fix:
+        subprocess.run([*python, "ruff", "format", "--quiet", "."])
+        subprocess.run([*python, "ruff", "check", "--quiet", "--fix", "."])
+    tests = [] if all else ["-m", "not slow"]
+    tests += ["--ignore", "tests/bundles/test_runs.py"] if fast else []
+    steps: dict[str, list[str]] = {
+        "format": [*python, "ruff", "format", "--check", "."],
+        "lint": [*python, "ruff", "check", "."],
+        "types": [*python, "mypy"],
+        "tests": [*python, "pytest", "-q", *tests],
+    }
+    results: list[tuple[str, bool, float]] = []
+    for name, command in {"configs": [], **steps}.items():
+        print(f"== {name}", flush=True)
+        began = time.monotonic()
+        passed = subprocess.run(command).returncode == 0 if command else _configs()
+        results.append((name, passed, time.monotonic() - began))
+    print()
+    for name, passed, seconds in results:
+        print(f"{'ok    ' if passed else 'FAILED'} {name:8} {seconds:6.0f} s")
+    if not min(passed for _, passed, _ in results):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    ensure(RUNTIME, DEVELOPMENT)
+    import fire
+
+    fire.Fire(check)
