@@ -1,17 +1,14 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Errors that a user can mend, and how a workflow ends with one."""
+"""Errors that a user can mend, and how a workflow on the command line ends with one."""
 
 from __future__ import annotations
 
 import errno
-import functools
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+import sys
+import traceback
+from types import TracebackType
 
-__all__ = ["DataError", "SettingsError", "WeightsError", "ends_in_a_sentence"]
-
-P = ParamSpec("P")
-R = TypeVar("R")
+__all__ = ["DataError", "SettingsError", "WeightsError", "end_in_a_sentence", "sentence"]
 
 
 class DataError(ValueError):
@@ -26,25 +23,46 @@ class SettingsError(ValueError):
     """A setting that does not fit; the message names it, its value and the remedy."""
 
 
-def ends_in_a_sentence(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a workflow stop with the message of these errors as its last line, not with a traceback through MONAI.
+def sentence(error: BaseException) -> str | None:
+    """Return what to tell the user, if anywhere in the chain of exceptions there is something that a user can mend.
 
-    For functions that configs name with ``_target_``: MONAI wraps an exception raised there into two others and prints
-    the message in the middle. ``SystemExit`` passes through unchanged and makes the exit status 1.
+    That is one of the errors above, a value refused by this package's own code, or a full disk.
+
+    Example:
+        >>> try:
+        ...     try:
+        ...         raise DataError("a.nii is empty; leave it out")
+        ...     except DataError as error:
+        ...         raise RuntimeError("failed to instantiate component") from error
+        ... except RuntimeError as error:
+        ...     sentence(error)
+        'a.nii is empty; leave it out'
     """
+    package = __name__.split(".")[0]
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, (DataError, WeightsError, SettingsError)):
+            return str(chain)
+        if isinstance(chain, OSError) and chain.errno == errno.ENOSPC:
+            where = chain.filename or "the output folder"
+            return f"the disk is full while writing {where}; free some space and run again, it goes on from there"
+        if isinstance(chain, ValueError):
+            frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(chain.__traceback__)]
+            if frames and frames[-1].split(".")[0] == package:
+                return str(chain)
+        chain = chain.__cause__ or chain.__context__
+    return None
 
-    @functools.wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return function(*args, **kwargs)
-        except (DataError, WeightsError, SettingsError) as error:
-            raise SystemExit(f"Stopped: {error}") from error
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            where = error.filename or "the output folder"
-            raise SystemExit(
-                f"Stopped: the disk is full while writing {where}; free some space and run again"
-            ) from error
 
-    return wrapped
+def end_in_a_sentence() -> None:
+    """Let this process end with that sentence instead of a traceback, which MONAI would wrap twice around the message."""
+    before = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        told = sentence(error)
+        if told is None:
+            before(kind, error, where)
+        else:
+            print(f"Stopped: {told}", file=sys.stderr)  # noqa: T201
+
+    sys.excepthook = hook

@@ -93,7 +93,10 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
         cases = [case for part in labelled_lists(str(data)).values() for case in part]
         cases = list({case["image"]: case for case in cases}.values())
     except DataError:
-        lists = pretraining_lists(str(data))
+        try:
+            lists = pretraining_lists(str(data))
+        except DataError as error:
+            raise SystemExit(f"Stopped: {error}") from error
         (folder / "datalist.json").write_text(json.dumps(lists, indent=1), "utf-8")
         return {"learn": f"{len(lists['training'])} volumes of {data}, {len(lists['validation'])} to validate on"}, []
     top = 0
@@ -101,7 +104,10 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
         if Path(case["label"]).is_file():
             top = max(top, int(np.asanyarray(nib.load(case["label"]).dataobj).max()))
     labels = ["background", *(f"class {value}" for value in range(1, top + 1))]
-    cases = usable_cases(cases, labels=labels)
+    try:
+        cases = usable_cases(cases, labels=labels)
+    except DataError as error:
+        raise SystemExit(f"Stopped: {error}") from error
     random.Random(seed).shuffle(cases)
     if len(cases) < 3:
         raise SystemExit(

@@ -15,7 +15,7 @@ import numpy as np
 from nibabel.openers import Opener
 from tqdm import tqdm
 
-from ..errors import DataError, ends_in_a_sentence
+from ..errors import DataError
 from ..transforms import check_affine, check_values
 from .datalists import Case, stem
 
@@ -144,12 +144,11 @@ def attempt(function: Callable[[T], Any], items: Iterable[T]) -> list[DataError 
         )
 
 
-@ends_in_a_sentence
 def usable_cases(cases: Sequence[Case], *, labels: Sequence[str] = (), strict: bool = False) -> list[Case]:
     """Return the cases whose files are in order; report the others.
 
     Raises:
-        SystemExit: with ``strict`` and a bad case, or if none is usable.
+        DataError: with ``strict`` and a bad case, or if none is usable.
     """
     problems = attempt(lambda case: check_case(case, labels=labels), cases)
     good = [case for case, problem in zip(cases, problems, strict=True) if problem is None]
@@ -157,12 +156,11 @@ def usable_cases(cases: Sequence[Case], *, labels: Sequence[str] = (), strict: b
     return good
 
 
-@ends_in_a_sentence
 def pending_cases(cases: Sequence[Case], *, output_dir: str, overwrite: bool = False) -> list[Case]:
     """Return the cases whose prediction ``output_dir/<case>.nii.gz`` is not there yet; with ``overwrite``, all.
 
     Raises:
-        SystemExit: if two cases would write the same file.
+        DataError: if two cases would write the same file.
     """
     names = Counter(stem(case["image"]) for case in cases)
     twice = [name for name, count in names.items() if count > 1]

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import SettingsError, ends_in_a_sentence
+from ..errors import SettingsError
 from ..views import SpatialCrop, reading_stream
 from ..weights.files import write_json
 from .datalists import pretraining_lists
@@ -93,7 +93,6 @@ def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
 
 
-@ends_in_a_sentence
 def crop_loader(
     dataset: CropDataset,
     *,
@@ -115,7 +114,6 @@ def crop_loader(
     )
 
 
-@ends_in_a_sentence
 def prepare_pretraining_data(
     dataset_dir: str,
     *,
@@ -137,7 +135,7 @@ def prepare_pretraining_data(
         ``training`` and ``validation`` volumes.
 
     Raises:
-        SystemExit: with a sentence if nothing is usable, the disk is full, or ``strict`` and one volume is bad.
+        DataError: if nothing is usable, the disk is full, or ``strict`` and one volume is bad.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     lists = pretraining_lists(dataset_dir, datalist)

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ..data.checks import read_nifti, settle
 from ..data.datalists import labelled_lists, stem
-from ..errors import DataError, ends_in_a_sentence
+from ..errors import DataError
 
 __all__ = ["dice", "evaluate_predictions"]
 
@@ -29,7 +29,6 @@ def dice(prediction: np.ndarray, label: np.ndarray, value: int) -> float:
     return 2 * int((p & t).sum()) / total if total else float("nan")
 
 
-@ends_in_a_sentence
 def evaluate_predictions(
     *,
     predictions: str,
@@ -58,7 +57,7 @@ def evaluate_predictions(
         mean Dice of each foreground class and their ``mean``.
 
     Raises:
-        SystemExit: with a sentence if there is nothing to score.
+        DataError: if there is nothing to score.
     """
     lists = labelled_lists(dataset_dir, datalist)
     if split not in (*lists, "all"):

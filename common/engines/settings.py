@@ -6,6 +6,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Iterable
 from types import FrameType
 
@@ -13,7 +14,7 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
-from ..errors import SettingsError, ends_in_a_sentence
+from ..errors import SettingsError, end_in_a_sentence
 
 __all__ = ["check_settings", "unknown_settings"]
 
@@ -23,6 +24,9 @@ _OWN = {
     *("workflow_type", "workflow", "workflow_name", "properties_path"),
     *DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"],
 }
+
+# what YAML reads as these values, the command line gives as text
+_TEXTS = {"true": True, "false": False, "null": None}
 
 
 def unknown_settings(given: Iterable[str], known: Iterable[str]) -> str | None:
@@ -45,30 +49,39 @@ def unknown_settings(given: Iterable[str], known: Iterable[str]) -> str | None:
     return f"unknown setting {', '.join(wrong)}; this config has: {', '.join(known)}"
 
 
-@ends_in_a_sentence
 def check_settings() -> None:
     """Compare the overrides of the running ``monai.bundle run`` with the top-level names of its config files.
 
-    MONAI adds an unknown name to the config without a word, so ``--lrr 0.1`` would train with the old rate. This is the
-    first entry of every config's ``run``. It finds the call on the stack and does nothing if there is none, so Python
-    code that builds a ``ConfigWorkflow`` itself is not affected.
+    MONAI adds an unknown name to the config without a word, so ``--lrr 0.1`` would train with the old rate; and it
+    hands on ``--strict false`` as a text, which is true. This is the first entry of every config's ``run``: it finds
+    the call on the stack, refuses unknown names, and turns such texts into the truth values that they mean. On the
+    command line it also makes errors that a user can mend end in a sentence. Python code that builds a
+    ``ConfigWorkflow`` itself is not affected.
 
     Raises:
-        SystemExit: naming the unknown settings and the nearest known ones.
+        SettingsError: naming the unknown settings and the nearest known ones.
     """
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
             break
         frame = frame.f_back
-    if frame is None or not {"override", "args_file", "config_file"} <= frame.f_locals.keys():
+    if frame is None or not {"override", "args_file", "config_file", "workflow"} <= frame.f_locals.keys():
         return
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if main is not None and main.name == "monai.bundle.__main__":
+        end_in_a_sentence()
     given = dict(frame.f_locals["override"])
     config_file = frame.f_locals["config_file"]
     for file in ensure_tuple(frame.f_locals["args_file"] or ()):
         arguments = ConfigParser.load_config_file(file)
         config_file = config_file or arguments.get("config_file")
-        given |= arguments
-    sentence = unknown_settings(given, ConfigParser.load_config_files(config_file))
-    if sentence:
-        raise SettingsError(sentence)
+        given = arguments | given
+    told = unknown_settings(given, ConfigParser.load_config_files(config_file))
+    if told:
+        raise SettingsError(told)
+    parser = frame.f_locals["workflow"].parser
+    texts = {name: _TEXTS[value] for name, value in given.items() if isinstance(value, str) and value in _TEXTS}
+    if texts:
+        parser.update(texts)
+        parser.parse(reset=True)

@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..errors import SettingsError, WeightsError, ends_in_a_sentence
+from ..errors import SettingsError, WeightsError
 from ..weights.files import read_checkpoint, sha256, write_checkpoint, write_json
 from .progress import Progress
 
@@ -73,12 +73,11 @@ class PretrainingCheckpoint:
         """The file that fine-tuning reads."""
         return self.folder / "pretrained_encoder.pt"
 
-    @ends_in_a_sentence
     def guard(self) -> None:
         """Before any work: read the state to resume, or make sure that nothing is overwritten.
 
         Raises:
-            SystemExit: if there is a state but ``resume`` is off, the state is of another run, or an encoder from
+            SettingsError: if there is a state but ``resume`` is off, the state is of another run, or an encoder from
                 elsewhere lies where this run would write.
         """
         if self.state_file.exists():
@@ -132,7 +131,6 @@ class PretrainingCheckpoint:
                 f"{self.state_file}: {state['epoch']} of {engine.state.max_epochs} epochs are done, the run {what}"
             )
 
-    @ends_in_a_sentence
     def _save(self, engine: Engine) -> None:
         record = self.progress.history[-1]
         score = record.get(self.metric, record["train_loss"])

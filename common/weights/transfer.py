@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ..errors import SettingsError, WeightsError, ends_in_a_sentence
+from ..errors import SettingsError, WeightsError
 from .files import read_checkpoint, sha256, write_json
 
 __all__ = ["Receipt", "fine_tuning_network", "keep_previous", "trained_network", "transfer_weights"]
@@ -158,7 +158,6 @@ def _adapt(key: str, value: Tensor, like: Tensor) -> tuple[Tensor | None, str]:
     return None, f"shape {list(value.shape)} does not fit {list(like.shape)}"
 
 
-@ends_in_a_sentence
 def fine_tuning_network(
     network: nn.Module,
     *,
@@ -170,7 +169,7 @@ def fine_tuning_network(
     """Return ``network`` with a pre-trained encoder in it, or untouched from scratch; print and save the receipt.
 
     Raises:
-        SystemExit: with a sentence if the file is missing, damaged or of another network.
+        WeightsError: if the file is missing, damaged or of another network.
     """
     if from_scratch:
         tqdm.write("training from scratch: no weights loaded")
@@ -188,12 +187,11 @@ def fine_tuning_network(
     return network
 
 
-@ends_in_a_sentence
 def trained_network(network: nn.Module, path: str, *, labels: Sequence[str] = ()) -> nn.Module:
     """Return ``network`` with the weights of a fine-tuned model, every tensor of it.
 
     Raises:
-        SystemExit: with a sentence if the file is missing, damaged, or of another network or number of classes.
+        WeightsError: if the file is missing, damaged, or of another network or number of classes.
     """
     if not Path(path).is_file():
         raise WeightsError(f"there is no trained model {path}; fine-tune with this bundle's train config first")

@@ -117,9 +117,9 @@ def test_one_bad_case_is_skipped_or_fatal(labelled: Path) -> None:
     truncated(labelled / "images" / "case_0.nii.gz")
     cases = [case for part in labelled_lists(str(labelled)).values() for case in part]
     assert len(usable_cases(cases, labels=["background", "ball"])) == 4
-    with pytest.raises(SystemExit, match="case_0"):
+    with pytest.raises(DataError, match="case_0"):
         usable_cases(cases, labels=["background", "ball"], strict=True)
-    with pytest.raises(SystemExit, match="Nothing is left"):
+    with pytest.raises(DataError, match="Nothing is left"):
         usable_cases(cases, labels=["background"])
 
 
@@ -184,5 +184,5 @@ def test_predictions_are_kept_and_must_have_names_of_their_own(tmp_path: Path) -
     (tmp_path / "x.nii.gz").touch()
     assert pending_cases(cases, output_dir=str(tmp_path)) == cases[1:]
     assert pending_cases(cases, output_dir=str(tmp_path), overwrite=True) == cases
-    with pytest.raises(SystemExit, match="called x"):
+    with pytest.raises(DataError, match="called x"):
         pending_cases([*cases, {"image": "/b/x.nii.gz"}], output_dir=str(tmp_path))

@@ -103,16 +103,16 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
 
 
 def test_config_entry_points_end_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--from_scratch true"):
+    with pytest.raises(WeightsError, match="--from_scratch true"):
         fine_tuning_network(unet(), pretrained=str(tmp_path / "none.pt"))
     assert fine_tuning_network(network := unet(), pretrained="none", from_scratch=True) is network
     fine_tuning_network(unet(), pretrained=str(saved(unet(), tmp_path / "e.pt")), receipt_file=str(tmp_path / "r.json"))
     receipt = json.loads((tmp_path / "r.json").read_text())
     assert receipt["encoder_share"] == 1.0
     assert len(receipt["sha256"]) == 64
-    with pytest.raises(SystemExit, match="fine-tune with this bundle"):
+    with pytest.raises(WeightsError, match="fine-tune with this bundle"):
         trained_network(unet(), str(tmp_path / "none.pt"))
-    with pytest.raises(SystemExit, match=r"head\.weight is \[1.*labels is"):
+    with pytest.raises(WeightsError, match=r"head\.weight is \[1.*labels is"):
         trained_network(unet(out_channels=3), str(tmp_path / "e.pt"), labels=["a", "b", "c"])
 
 
