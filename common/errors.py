@@ -26,7 +26,7 @@ class SettingsError(ValueError):
 def sentence(error: BaseException) -> str | None:
     """Return what to tell the user, if anywhere in the chain of exceptions there is something that a user can mend.
 
-    That is one of the errors above, a value refused by this package's own code, or a full disk.
+    That is one of the errors above, a value that this package's own code refused, or a full disk.
 
     Example:
         >>> try:
@@ -55,7 +55,7 @@ def sentence(error: BaseException) -> str | None:
 
 
 def end_in_a_sentence() -> None:
-    """Let this process end with that sentence instead of a traceback, which MONAI would wrap twice around the message."""
+    """Let this process end with that sentence instead of a traceback, into which MONAI would wrap the message."""
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

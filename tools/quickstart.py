@@ -35,8 +35,8 @@ _BACKBONES: dict[str, dict[str, str]] = {
     },
     "primus": {
         "network": "--embed_dim 96 --depth 4 --num_heads 4",
-        "pretrain": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 50",
-        "train": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 50",
+        "pretrain": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 100",
+        "train": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 100",
     },
 }
 _PATCH = "--patch_size [48,48,48] --spacing_mm 2.0"

@@ -194,7 +194,8 @@ complete.resolve_macro_and_relative_ids()
 ConfigParser.export_config_file(complete.get(), {str(tmp_path / "train.json")!r})
 run("run", config_file={str(tmp_path / "train.json")!r}, **settings, **{{"bundle_root": "bundles/mae_resenc_l",
     "train#trainer#max_epochs": 1, "train#dataset#data": {cases[:2]!r}, "validate#dataset#data": {cases[2:]!r}}})
-workflow = ConfigWorkflow("bundles/mae_resenc_l/configs/train.yaml", workflow_type="train", my_own=3, **settings)
+workflow = ConfigWorkflow("bundles/mae_resenc_l/configs/train.yaml", workflow_type="train", my_own=3,
+    dataset_dir={str(labelled)!r}, **settings)
 workflow.initialize()
 assert workflow.check_properties() == [], workflow.check_properties()
 """
