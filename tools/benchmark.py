@@ -40,12 +40,15 @@ def _training(cell: str, patch_size: int, batch_size: int, device: str, repeats:
     block = 16 if cell == "mae_resenc_l" else 8
     if cell == "mae_resenc_l":
         method: torch.nn.Module = UNetMAE(resenc_l())
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(method.parameters(), lr=1e-4, momentum=0.99, nesterov=True)
     else:
         method = TransformerMAE(primus_m(input_size=patch_size, drop_path=0.2))
-        optimizer = torch.optim.AdamW(method.parameters(), lr=1e-4)
     method = method.to(device).train()
-    optimizer = type(optimizer)(method.parameters(), **optimizer.defaults)
+    sgd = cell == "mae_resenc_l"
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.SGD(method.parameters(), lr=1e-4, momentum=0.99, nesterov=True)
+        if sgd
+        else torch.optim.AdamW(method.parameters(), lr=1e-4)
+    )
     image = torch.randn(batch_size, 1, *[patch_size] * 3, device=device)
     hidden = torch.stack(
         [draw_hidden_blocks([patch_size // block] * 3, 0.75, view_stream((0, 0, i))) for i in range(batch_size)]
@@ -127,6 +130,10 @@ def benchmark(patch_size: int = 64, batch_size: int = 2, device: str = "cpu", re
         queue = context.Queue()
         process = context.Process(target=_training, args=(cell, patch_size, batch_size, device, repeats, queue))
         process.start()
+        while process.is_alive() and queue.empty():
+            process.join(0.5)
+        if queue.empty():
+            raise SystemExit(f"Stopped: the step of {cell} failed (exit code {process.exitcode}); see above")
         seconds, peak = queue.get()
         process.join()
         print(f"| {cell} | {seconds:.3f} | {peak:.2f} |", flush=True)

@@ -157,9 +157,12 @@ def quickstart(
 
     began = time.monotonic()
     if data is None:
-        print("writing simulated scans of the MNI152 template", flush=True)
+        print("simulated scans of the MNI152 template", flush=True)
         labels, notice = LABELS, NOTICE
-        parts = write_template_data(folder, seed=seed)
+        described = folder / "parts.json"
+        if not described.exists():
+            described.write_text(json.dumps(write_template_data(folder, seed=seed)), "utf-8")
+        parts = json.loads(described.read_text("utf-8"))
     else:
         notice = "your own data"
         parts, labels = _own_data(Path(data), folder, seed)

@@ -15,11 +15,20 @@ import numpy as np
 from nibabel.openers import Opener
 from tqdm import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, SettingsError
 from ..transforms import check_affine, check_values
 from .datalists import Case, stem
 
-__all__ = ["check_case", "check_header", "explain", "pending_cases", "read_nifti", "settle", "usable_cases"]
+__all__ = [
+    "check_case",
+    "check_header",
+    "check_labels",
+    "explain",
+    "pending_cases",
+    "read_nifti",
+    "settle",
+    "usable_cases",
+]
 
 T = TypeVar("T")
 
@@ -48,6 +57,8 @@ def check_header(path: str) -> None:
         if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
             raise DataError(f"{path} is a {type(image).__name__}, not NIfTI; convert it")
         check_affine(path, image.shape, image.affine)
+        if image.get_data_dtype().kind not in "iuf":
+            raise DataError(f"{path} holds {image.get_data_dtype()} voxels; save plain numbers, one per voxel")
         with Opener(path) as stream:  # nibabel repairs a zero spacing to 1 mm with only a log line
             stored = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
     except Exception as error:
@@ -144,13 +155,27 @@ def attempt(function: Callable[[T], Any], items: Iterable[T]) -> list[DataError 
         )
 
 
-def usable_cases(cases: Sequence[Case], *, labels: Sequence[str] = (), strict: bool = False) -> list[Case]:
+def check_labels(labels: object) -> None:
+    """Refuse class names that are not a list, background first.
+
+    Raises:
+        SettingsError: showing how to write them.
+    """
+    if not isinstance(labels, (list, tuple)) or len(labels) < 2 or len({str(name) for name in labels}) != len(labels):
+        raise SettingsError(
+            f"labels is {labels!r}; list all classes, background first: --labels \"['background','lesion']\""
+        )
+
+
+def usable_cases(cases: Sequence[Case], *, labels: Sequence[str] | None = None, strict: bool = False) -> list[Case]:
     """Return the cases whose files are in order; report the others.
 
     Raises:
         DataError: with ``strict`` and a bad case, or if none is usable.
     """
-    problems = attempt(lambda case: check_case(case, labels=labels), cases)
+    if labels is not None:
+        check_labels(labels)
+    problems = attempt(lambda case: check_case(case, labels=labels or ()), cases)
     good = [case for case, problem in zip(cases, problems, strict=True) if problem is None]
     settle([problem for problem in problems if problem is not None], len(good), strict=strict)
     return good

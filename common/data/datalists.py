@@ -59,15 +59,25 @@ def _read_datalist(path: str | Path, base: str | Path) -> dict[str, list[Case]]:
         raise DataError(f"the datalist {path} is not JSON: {error}") from error
 
     def absolute(value: str) -> str:
-        candidates = [Path(value).expanduser(), path.parent / value, Path(base or ".").expanduser() / value]
-        return str(next((c for c in candidates if c.exists()), candidates[1]).absolute())
+        file = Path(value).expanduser()
+        here, there = (
+            path.parent / file,
+            Path(base or path.parent).expanduser() / file,
+        )  # an absolute path stays as it is
+        return str((here if here.exists() or not there.exists() else there).absolute())
 
+    if not isinstance(content, dict):
+        raise DataError(f'{path} holds a {type(content).__name__}; a datalist is an object with a "training" list')
     lists: dict[str, list[Case]] = {}
     for name in ("training", "validation", "test"):
         entries = content.get(name, [])
         cases = [entry if isinstance(entry, dict) else {"image": entry} for entry in entries]
         if any("image" not in case for case in cases):
             raise DataError(f'{path}: every entry of "{name}" needs an "image"')
+        if any(not isinstance(case[key], str) for case in cases for key in ("image", "label") if key in case):
+            raise DataError(
+                f'{path}: every image and label of "{name}" must be one path; several channels are not read yet'
+            )
         lists[name] = [{key: absolute(case[key]) for key in ("image", "label") if key in case} for case in cases]
     if not any(lists.values()):
         raise DataError(f'{path} has no entries under "training", "validation" or "test"')
@@ -91,7 +101,8 @@ def pretraining_lists(
     as published, but never more than a fifth.
 
     Args:
-        dataset_dir: folder searched for NIfTI at any depth; a single volume is both trained and validated on.
+        dataset_dir: folder searched for NIfTI at any depth, but for the labels beside a folder of images; a single
+            volume is both trained and validated on.
         datalist: MONAI datalist JSON to use instead.
         seed: of the split.
 
@@ -104,7 +115,10 @@ def pretraining_lists(
             return {name: lists[name] for name in ("training", "validation")}
         cases = lists["training"] or lists["validation"] or lists["test"]
     else:
-        cases = [{"image": str(path.absolute())} for path in _volumes(_existing(dataset_dir))]
+        folder = _existing(dataset_dir)
+        maps = {folder / labels for images, labels in _LABELLED if (folder / images).is_dir()}
+        found = [path for path in _volumes(folder) if maps.isdisjoint(path.parents)]
+        cases = [{"image": str(path.absolute())} for path in found]
     count = min(1000, max(len(cases) // 100, 5), len(cases) // 5) or min(1, len(cases) - 1)
     split = _split(cases, count, seed)
     return split if count else {"training": cases, "validation": cases}

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import blosc2
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -17,7 +18,7 @@ from ..weights.files import write_json
 from .datalists import pretraining_lists
 from .store import StoredVolume, StoreSettings, VolumeStore
 
-__all__ = ["CropDataset", "EpochSampler", "crop_loader", "prepare_pretraining_data"]
+__all__ = ["CropDataset", "EpochSampler", "crop_loader", "micro_batch", "prepare_pretraining_data"]
 
 
 class CropDataset(Dataset[dict[str, Any]]):
@@ -91,19 +92,11 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
 
 def _one_thread(_: int) -> None:
     torch.set_num_threads(1)
+    blosc2.set_nthreads(1)
 
 
-def crop_loader(
-    dataset: CropDataset,
-    *,
-    steps: int,
-    batch_size: int,
-    accumulation_steps: int = 1,
-    num_workers: int = 0,
-    fixed: bool = False,
-) -> DataLoader[dict[str, Any]]:
-    """Build the loader of a :class:`CropDataset`; see :class:`EpochSampler` for the arguments."""
-    sampler = EpochSampler(steps=steps, batch_size=batch_size, accumulation_steps=accumulation_steps, fixed=fixed)
+def crop_loader(dataset: CropDataset, *, sampler: EpochSampler, num_workers: int = 0) -> DataLoader[dict[str, Any]]:
+    """Build the loader of a :class:`CropDataset`; batches hold lists, since regions differ in size."""
     return DataLoader(
         dataset,
         batch_sampler=sampler,
@@ -112,6 +105,19 @@ def crop_loader(
         worker_init_fn=_one_thread,
         persistent_workers=num_workers > 0,
     )
+
+
+def micro_batch(batch_size: int, accumulation_steps: int) -> int:
+    """Return the samples of one of the ``accumulation_steps`` parts of a batch.
+
+    Raises:
+        SettingsError: if the batch does not split evenly.
+    """
+    if batch_size % accumulation_steps:
+        raise SettingsError(
+            f"batch_size {batch_size} does not split over {accumulation_steps} accumulation step(s); make it a multiple"
+        )
+    return batch_size // accumulation_steps
 
 
 def prepare_pretraining_data(

@@ -18,6 +18,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Sequence
@@ -56,6 +57,9 @@ class StoreSettings:
     dtype: str = "float16"
 
     def __post_init__(self) -> None:
+        if self.spacing_mm is not None:  # one spelling for one meaning: it becomes part of the files' names
+            sides = [self.spacing_mm] * 3 if isinstance(self.spacing_mm, (int, float)) else list(self.spacing_mm)
+            object.__setattr__(self, "spacing_mm", tuple(float(side) for side in sides))
         if self.dtype not in ("float16", "float32"):
             raise DataError(f"store_dtype is {self.dtype!r}; it must be float16 or float32")
 
@@ -139,6 +143,8 @@ class VolumeStore:
             volume = chain({"image": image})["image"]
         except Exception as error:
             raise explain(image, _root_cause(error)) from error
+        if float(volume.min()) == float(volume.max()):
+            raise DataError(f"{image} is constant where it is not zero; leave out the file")
         voxels = volume.as_tensor()[0].numpy().astype(self.settings.dtype)
         temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part.b2nd")
         meta = {
@@ -173,7 +179,7 @@ class VolumeStore:
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) or error.errno == errno.ENOSPC:
                 needed = voxels.nbytes
-                free = os.statvfs(self.root).f_bavail * os.statvfs(self.root).f_frsize
+                free = shutil.disk_usage(self.root).free
                 if free < 2 * needed or isinstance(error, OSError):
                     raise OSError(
                         errno.ENOSPC, f"No space left on device ({free / 2**20:.0f} MiB free)", str(self.root)

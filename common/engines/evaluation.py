@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..data.checks import read_nifti, settle
+from ..data.checks import check_labels, read_nifti, settle
 from ..data.datalists import labelled_lists, stem
 from ..errors import DataError
 
@@ -59,6 +59,7 @@ def evaluate_predictions(
     Raises:
         DataError: if there is nothing to score.
     """
+    check_labels(labels)
     lists = labelled_lists(dataset_dir, datalist)
     if split not in (*lists, "all"):
         raise DataError(f"split is {split!r}; it must be training, validation or all")

@@ -26,7 +26,7 @@ _OWN = {
 }
 
 # what YAML reads as these values, the command line gives as text
-_TEXTS = {"true": True, "false": False, "null": None}
+_TEXTS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None}
 
 
 def unknown_settings(given: Iterable[str], known: Iterable[str]) -> str | None:
@@ -61,6 +61,10 @@ def check_settings() -> None:
     Raises:
         SettingsError: naming the unknown settings and the nearest known ones.
     """
+    main = getattr(sys.modules["__main__"], "__spec__", None)
+    if main is None or main.name != "monai.bundle.__main__":
+        return
+    end_in_a_sentence()
     frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         if frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
@@ -68,9 +72,6 @@ def check_settings() -> None:
         frame = frame.f_back
     if frame is None or not {"override", "args_file", "config_file", "workflow"} <= frame.f_locals.keys():
         return
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    if main is not None and main.name == "monai.bundle.__main__":
-        end_in_a_sentence()
     given = dict(frame.f_locals["override"])
     config_file = frame.f_locals["config_file"]
     for file in ensure_tuple(frame.f_locals["args_file"] or ()):

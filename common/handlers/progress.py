@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,19 +19,19 @@ from ..weights.files import write_json
 
 __all__ = ["Progress"]
 
+_SHOW_EVERY = 10  # iterations
+
 
 class Progress:
     """Show a bar over the whole run, print one line per epoch, keep and save the history.
 
-    The loss is summed on the device and read every ``interval`` iterations, so that a GPU does not wait for the screen.
+    The loss is summed on the device and read every ten iterations, so that a GPU does not wait for the screen.
 
     Args:
         name: what the bar is called.
         optimizer: whose rate is recorded.
         history_file: JSON with a record per epoch, for curves.
         evaluator: engine whose metrics are recorded after each of its runs.
-        interval: iterations between updates of the shown loss.
-        loss: gets the loss from the trainer's output.
 
     Attributes:
         history: one record per finished epoch: epoch, train_loss, lr, seconds and the evaluator's metrics.
@@ -45,11 +44,9 @@ class Progress:
         *,
         history_file: str | Path,
         evaluator: Engine | None = None,
-        interval: int = 10,
-        loss: Callable[[Any], Tensor] = lambda output: output["loss"],
     ) -> None:
         self.name, self.optimizer, self.history_file = name, optimizer, Path(history_file)
-        self.evaluator, self.interval, self.loss = evaluator, interval, loss
+        self.evaluator = evaluator
         self.history: list[dict[str, float]] = []
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         self._sum: Tensor | float = 0.0
@@ -79,13 +76,11 @@ class Progress:
         self._sum, self._count, self._began = 0.0, 0, time.monotonic()
 
     def _step(self, engine: Engine) -> None:
-        output = engine.state.output
-        value = self.loss(output[0] if isinstance(output, list) else output)
-        self._sum = self._sum + (value.detach() if isinstance(value, torch.Tensor) else value)
+        self._sum = self._sum + engine.state.output["loss"].detach()
         self._count += 1
         if self._bar is not None:
             self._bar.update()
-            if engine.state.iteration % self.interval == 0:
+            if engine.state.iteration % _SHOW_EVERY == 0:
                 self._bar.set_postfix(epoch=engine.state.epoch, loss=f"{float(self._sum) / self._count:.4f}")
 
     def _end_epoch(self, engine: Engine) -> None:
@@ -93,7 +88,7 @@ class Progress:
         metrics: Mapping[str, float] = self.evaluator.state.metrics if fresh and self.evaluator else {}
         record = {
             "epoch": engine.state.epoch,
-            "train_loss": float(self._sum) / max(self._count, 1),
+            "train_loss": self._mean_loss(),
             "lr": self.optimizer.param_groups[0]["lr"],
             "seconds": round(time.monotonic() - self._began, 3),
             **{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
@@ -103,6 +98,14 @@ class Progress:
             write_json(self.history, self.history_file)
             shown = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "epoch")
             tqdm.write(f"{self.name}: epoch {engine.state.epoch}/{engine.state.max_epochs}, {shown}")
+
+    def _mean_loss(self) -> float:
+        """Return the epoch's mean over all steps and, in a distributed run, all processes."""
+        mean = torch.as_tensor(self._sum) / max(self._count, 1)
+        if dist.is_initialized():
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        return float(mean)
 
     def _close(self, _: Engine) -> None:
         if self._bar is not None:

@@ -15,7 +15,8 @@ Departures, on purpose: targets are the crop's own intensities, not normalised p
 published recipe. The reference's transformer orders its tokens with the second axis slowest but takes its loss with the
 first axis slowest, so a quarter of what it supervises was visible; here the loss falls on exactly the hidden places. It
 also validates the transformer in training mode, because its token dropping is tied to that mode; here hiding is an
-argument and validation runs without stochastic depth.
+argument and validation runs without stochastic depth. Primus' patch decoder starts He-normal, as the reference means it
+to; a slip there left PyTorch's start in the published runs.
 """
 
 from __future__ import annotations

@@ -6,7 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,15 @@ from ..errors import WeightsError
 
 __all__ = ["read_checkpoint", "sha256", "write_checkpoint", "write_json"]
 
+_STALE_SECONDS = 24 * 3600
+
 
 def _replace(path: Path, write: Callable[[str], object]) -> None:
     """Write beside ``path``, flush and rename, so that ``path`` is the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{path.name}.*.part"):  # by a killed run
+        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+            left.unlink(missing_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:
@@ -51,8 +58,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
     try:
         _replace(path, write)
     except RuntimeError as error:  # torch turns a short write into a RuntimeError of its own
-        free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
-        if free < 2**20:
+        if shutil.disk_usage(path.parent).free < 2**20:
             raise OSError(28, "No space left on device", str(path)) from error
         raise
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,8 +70,9 @@ def transfer_weights(
     """Copy a pre-trained backbone into a network of the same kind.
 
     A first layer for more channels than the file's one gets its weights repeated and divided by their number; a
-    position table of another grid is interpolated trilinearly. The head, and a decoder's last layer whose width depends
-    on the number of classes, always keep their random start.
+    position table of another grid is interpolated trilinearly. The head keeps its random start. A decoder is taken
+    whole or not at
+    all: that of Primus has widths that depend on the number of classes, so it fits only where these agree.
 
     Args:
         network: with ``encoder.*`` and ``decoder.*`` tensors.
@@ -104,11 +105,18 @@ def transfer_weights(
     target = network.state_dict()
     prefixes = tuple(f"{part}." for part in transfer.split("+"))
     mismatched = []
+    decoder_fits = all(
+        key in target and target[key].shape == value.shape
+        for key, value in weights.items()
+        if key.startswith("decoder.")
+    )
     for key, value in weights.items():
         if not key.startswith(prefixes):
             receipt.skipped[key] = "not part of the transfer"
         elif key not in target:
             receipt.skipped[key] = "the network has no such tensor"
+        elif key.startswith("decoder.") and not decoder_fits:
+            receipt.skipped[key] = "the decoder has other widths here"
         elif target[key].shape == value.shape:
             target[key] = value
             receipt.taken.append(key)
@@ -147,9 +155,10 @@ def _adapt(key: str, value: Tensor, like: Tensor) -> tuple[Tensor | None, str]:
     if key.endswith("position_embedding") and value.shape[1] == like.shape[1]:
         resized = F.interpolate(value.float(), size=like.shape[2:], mode="trilinear")
         return resized.to(value.dtype), f"grid {list(value.shape[2:])} interpolated to {list(like.shape[2:])}"
-    channels = like.shape[1] if like.dim() == 5 else 0
+    channels = like.shape[1] if like.dim() == 5 and key.startswith("encoder.") else 0
     if (
-        value.dim() == 5
+        channels
+        and value.dim() == 5
         and value.shape[1] == 1
         and value.shape[0] == like.shape[0]
         and value.shape[2:] == like.shape[2:]
@@ -162,11 +171,23 @@ def fine_tuning_network(
     network: nn.Module,
     *,
     pretrained: str,
+    settings: Mapping[str, Any],
     from_scratch: bool = False,
     transfer: str = "encoder",
+    allow_partial: bool = False,
     receipt_file: str | None = None,
 ) -> nn.Module:
     """Return ``network`` with a pre-trained encoder in it, or untouched from scratch; print and save the receipt.
+
+    Args:
+        network: to load into.
+        pretrained: flat state dict of a backbone.
+        settings: of this run; where the JSON beside ``pretrained`` says otherwise, the number of attention heads is an
+            error, since no tensor shows it, and anything else is told.
+        from_scratch: load nothing.
+        transfer: ``encoder`` or ``encoder+decoder``.
+        allow_partial: accept a file that does not cover the encoder.
+        receipt_file: JSON to write.
 
     Raises:
         WeightsError: if the file is missing, damaged or of another network.
@@ -176,22 +197,38 @@ def fine_tuning_network(
         return network
     if not Path(pretrained).is_file():
         raise WeightsError(
-            f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, name another "
-            "file with "
-            "--pretrained, or train without one with --from_scratch true"
+            f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, name another file "
+            "with --pretrained, or train without one with --from_scratch true"
         )
-    receipt = transfer_weights(network, pretrained, transfer=transfer)
+    receipt = transfer_weights(network, pretrained, transfer=transfer, allow_partial=allow_partial)
+    for name, (theirs, ours) in _differences(receipt.provenance, settings).items():
+        if name == "num_heads":
+            raise WeightsError(f"{pretrained} was made with num_heads {theirs}, not {ours}; add --num_heads {theirs}")
+        tqdm.write(f"note: pre-training had {name} {theirs}, this run has {ours}")
     tqdm.write(f"{receipt.summary()}\n{_CAVEAT}")
+    if transfer != "encoder" and not any(key.startswith("decoder.") for key in receipt.taken):
+        tqdm.write("note: the decoder has other widths for this number of classes and keeps its random start")
     if receipt_file:
         write_json(asdict(receipt), receipt_file)
     return network
 
 
-def trained_network(network: nn.Module, path: str, *, labels: Sequence[str] = ()) -> nn.Module:
+def _differences(about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what a JSON beside weights says of these settings where it says otherwise."""
+    recorded = about.get("settings", {})
+    return {name: (recorded[name], ours) for name, ours in settings.items() if recorded.get(name, ours) != ours}
+
+
+def trained_network(network: nn.Module, path: str, *, settings: Mapping[str, Any]) -> nn.Module:
     """Return ``network`` with the weights of a fine-tuned model, every tensor of it.
 
+    Args:
+        network: to load into.
+        path: flat state dict of the same network.
+        settings: labels, spacing and network settings of this run, compared with the JSON beside the file, if any.
+
     Raises:
-        WeightsError: if the file is missing, damaged, or of another network or number of classes.
+        WeightsError: if the file is missing, damaged, of another network, or was trained with other settings.
     """
     if not Path(path).is_file():
         raise WeightsError(f"there is no trained model {path}; fine-tune with this bundle's train config first")
@@ -204,21 +241,35 @@ def trained_network(network: nn.Module, path: str, *, labels: Sequence[str] = ()
         for key in target
         if key in weights and weights[key].shape != target[key].shape
     ]
+    sidecar = Path(path).with_suffix(".json")
+    about = json.loads(sidecar.read_text("utf-8")) if sidecar.is_file() else {}
+    wrong = [
+        f"--{name} was {theirs}, here {ours}" for name, (theirs, ours) in _differences(about, settings).items()
+    ] + wrong
     if wrong:
         raise WeightsError(
-            f"{path} is of another network ({'; '.join(wrong[:3])}). Use the network settings and --labels it was "
-            "trained with" + (f"; --labels is {list(labels)}" if labels else "")
+            f"{path} was trained otherwise ({'; '.join(wrong[:3])}); use the settings it was trained with"
         )
     network.load_state_dict(weights)
     return network
 
 
 def keep_previous(path: str) -> None:
-    """Before training writes a model, keep the one that is there as ``<name>_previous.pt``."""
+    """Before training writes a model, keep the one that is there as ``<name>_previous.pt``, ``..._previous_2.pt``, ...
+
+    An earlier one is never replaced: it may be the good one, if this training was started again after a kill.
+    """
     model = Path(path)
-    if model.is_file():
-        previous = model.with_name(f"{model.stem}_previous{model.suffix}")
-        temporary = previous.with_suffix(".part")
-        shutil.copyfile(model, temporary)
-        os.replace(temporary, previous)
-        tqdm.write(f"{model} exists: kept as {previous}")
+    if not model.is_file():
+        return
+    number = 1
+    while (
+        previous := model.with_name(f"{model.stem}_previous{f'_{number}' if number > 1 else ''}{model.suffix}")
+    ).exists():
+        number += 1
+    for source, kept in ((model, previous), (model.with_suffix(".json"), previous.with_suffix(".json"))):
+        if source.is_file():
+            temporary = kept.with_suffix(".part")
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, kept)
+    tqdm.write(f"{model} exists: kept as {previous}")

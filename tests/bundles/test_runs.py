@@ -108,6 +108,17 @@ def test_a_killed_run_resumes_to_the_same_bits(bundle: str, images: Path, tmp_pa
     assert [r["train_loss"] for r in curves[0]] == [r["train_loss"] for r in curves[1]]
 
 
+def test_a_kill_between_state_and_encoder_is_mended(images: Path, tmp_path: Path) -> None:
+    arguments = pretraining(tmp_path, images, epochs=1)
+    run("mae_resenc_l", "pretrain", *arguments)
+    encoder = tmp_path / "models" / "pretrained_encoder.pt"
+    before = encoder.read_bytes()
+    encoder.unlink()
+    encoder.with_suffix(".json").unlink()
+    run("mae_resenc_l", "pretrain", *arguments)
+    assert encoder.read_bytes() == before
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_seeds_decide_the_run(bundle: str, images: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
@@ -224,6 +235,21 @@ def test_training_without_validation_cases_still_writes_a_model(labelled: Path, 
     result = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "m" / "model.pt").exists()
+
+
+def test_a_training_shorter_than_its_validation_interval_writes_a_model(labelled: Path, tmp_path: Path) -> None:
+    arguments = ["--from_scratch", "true", "--ckpt_dir", tmp_path / "m", "--output_dir", tmp_path / "o", "--seed", "1"]
+    result = run(
+        *("mae_resenc_l", "train", "--dataset_dir", labelled, "--labels", "['background','ball']", *arguments),
+        *("--epochs", "1", "--iterations_per_epoch", "2", "--batch_size", "2", "--accumulation_steps", "2"),
+    )
+    assert "val_dice" in result.stdout
+    about = json.loads((tmp_path / "m" / "model.json").read_text())
+    assert about["settings"] == {"labels": ["background", "ball"], "spacing_mm": 1.0, "reorient": True}
+    places = ("--dataset_dir", labelled, "--ckpt_dir", tmp_path / "m", "--output_dir", tmp_path / "p")
+    wrong = run("mae_resenc_l", "inference", *places, check=False)
+    assert "Stopped:" in wrong.stderr
+    assert "--labels was ['background', 'ball'], here ['background', 'foreground']" in wrong.stderr
 
 
 def test_runs_that_cannot_be_end_in_a_sentence(images: Path, labelled: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.data import CropDataset, StoreSettings, VolumeStore, crop_loader, prepare_pretraining_data
+from common.data import CropDataset, EpochSampler, StoreSettings, VolumeStore, crop_loader, prepare_pretraining_data
 from common.errors import DataError, SettingsError
 from common.transforms import volume_preprocessing
 from common.views import SpatialCrop
@@ -171,13 +171,22 @@ def test_a_store_that_cannot_be_made_and_a_wrong_dtype(tmp_path: Path) -> None:
         StoreSettings(dtype="int8")
 
 
+def test_one_spacing_has_one_spelling(images: Path, tmp_path: Path) -> None:
+    spellings = [1, 1.0, [1, 1.0, 1]]
+    names = {
+        VolumeStore(tmp_path, StoreSettings(spacing_mm=s)).location(str(images / "case_0.nii.gz")) for s in spellings
+    }
+    assert len(names) == 1
+
+
 def test_samples_do_not_depend_on_workers_or_accumulation(images: Path, tmp_path: Path) -> None:
     volumes, _ = VolumeStore(tmp_path / "store", StoreSettings()).prepare(cases(images))
     dataset = CropDataset(volumes, spatial=SpatialCrop(8), seed=5)
 
-    def keys(epoch: int, **options: int) -> list[tuple[int, int, int]]:
-        loader = crop_loader(dataset, steps=3, batch_size=4, **options)
-        loader.batch_sampler.set_epoch(epoch)
+    def keys(epoch: int, num_workers: int = 0, **options: int) -> list[tuple[int, int, int]]:
+        sampler = EpochSampler(steps=3, batch_size=4, **options)
+        loader = crop_loader(dataset, sampler=sampler, num_workers=num_workers)
+        sampler.set_epoch(epoch)
         batches = list(loader)
         flat = [
             (key, region.sum().item())
@@ -189,4 +198,4 @@ def test_samples_do_not_depend_on_workers_or_accumulation(images: Path, tmp_path
     assert keys(1) == keys(1, num_workers=2) == keys(1, accumulation_steps=2)
     assert keys(1) != keys(2)
     with pytest.raises(SettingsError, match="multiple of 3"):
-        crop_loader(dataset, steps=1, batch_size=4, accumulation_steps=3)
+        EpochSampler(steps=1, batch_size=4, accumulation_steps=3)

@@ -104,16 +104,18 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
 
 def test_config_entry_points_end_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="--from_scratch true"):
-        fine_tuning_network(unet(), pretrained=str(tmp_path / "none.pt"))
-    assert fine_tuning_network(network := unet(), pretrained="none", from_scratch=True) is network
-    fine_tuning_network(unet(), pretrained=str(saved(unet(), tmp_path / "e.pt")), receipt_file=str(tmp_path / "r.json"))
+        fine_tuning_network(unet(), pretrained=str(tmp_path / "none.pt"), settings={})
+    assert fine_tuning_network(network := unet(), pretrained="none", settings={}, from_scratch=True) is network
+    fine_tuning_network(
+        unet(), pretrained=str(saved(unet(), tmp_path / "e.pt")), receipt_file=str(tmp_path / "r.json"), settings={}
+    )
     receipt = json.loads((tmp_path / "r.json").read_text())
     assert receipt["encoder_share"] == 1.0
     assert len(receipt["sha256"]) == 64
     with pytest.raises(WeightsError, match="fine-tune with this bundle"):
-        trained_network(unet(), str(tmp_path / "none.pt"))
-    with pytest.raises(WeightsError, match=r"head\.weight is \[1.*labels is"):
-        trained_network(unet(out_channels=3), str(tmp_path / "e.pt"), labels=["a", "b", "c"])
+        trained_network(unet(), str(tmp_path / "none.pt"), settings={})
+    with pytest.raises(WeightsError, match=r"head\.weight is \[1"):
+        trained_network(unet(out_channels=3), str(tmp_path / "e.pt"), settings={})
 
 
 def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +154,29 @@ def test_the_previous_model_is_kept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "model.pt").write_text("one")
     keep_previous(str(tmp_path / "model.pt"))
+    (tmp_path / "model.pt").write_text("two")
+    keep_previous(str(tmp_path / "model.pt"))
     assert (tmp_path / "model_previous.pt").read_text() == "one"
+    assert (tmp_path / "model_previous_2.pt").read_text() == "two"
+
+
+def test_settings_that_no_tensor_shows_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = saved(primus(), tmp_path / "e.pt")
+    path.with_suffix(".json").write_text(json.dumps({"settings": {"num_heads": 2, "spacing_mm": 1.0}}))
+    with pytest.raises(WeightsError, match="add --num_heads 2"):
+        fine_tuning_network(primus(num_heads=4), pretrained=str(path), settings={"num_heads": 4})
+    fine_tuning_network(primus(), pretrained=str(path), settings={"num_heads": 2, "spacing_mm": 2.0})
+    assert "pre-training had spacing_mm 1.0, this run has 2.0" in capsys.readouterr().out
+    with pytest.raises(WeightsError, match=r"--spacing_mm was 1\.0, here 2\.0"):
+        trained_network(primus(), str(path), settings={"spacing_mm": 2.0})
+
+
+def test_a_decoder_is_taken_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = saved(primus(), tmp_path / "e.pt")
+    same = transfer_weights(primus(), path, transfer="encoder+decoder")
+    other = transfer_weights(primus(out_channels=3), path, transfer="encoder+decoder")
+    assert any(key.startswith("decoder.") for key in same.taken)
+    assert not any(key.startswith("decoder.") for key in [*other.taken, *other.adapted])
 
 
 def test_names_of_neither_backbone_are_refused() -> None:
