@@ -4,7 +4,7 @@
 from .checkpoints import BestModel, PretrainingCheckpoint, check_resume
 from .optimization import GradientClip, Reproducible, SetLearningRate
 from .pictures import ReconstructionPictures, draw_reconstruction
-from .progress import Progress
+from .progress import Progress, shared
 
 __all__ = [
     "BestModel",
@@ -16,4 +16,5 @@ __all__ = [
     "SetLearningRate",
     "check_resume",
     "draw_reconstruction",
+    "shared",
 ]

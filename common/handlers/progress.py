@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,9 +18,19 @@ from tqdm import tqdm
 
 from ..weights.files import write_json
 
-__all__ = ["Progress"]
+__all__ = ["Progress", "shared"]
 
+_Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
+
+
+def shared(handler: _Handler) -> _Handler:
+    """Return ``handler``: a config's way to list one that other entries need too.
+
+    MONAI's property check and MONAI Label read every entry of ``train#handlers`` as a dictionary, so a plain reference may
+    not stand there.
+    """
+    return handler
 
 
 class Progress:

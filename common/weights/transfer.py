@@ -52,9 +52,8 @@ class Receipt:
         """Return the receipt in a line or two.
 
         Example:
-            >>> print(Receipt("a.pt", "0f" * 32, taken=["encoder.x"], fresh=["head.x"], encoder_share=1.0).summary())
-            weights from a.pt (sha256 0f0f0f0f0f0f): 1 tensors taken, 0 adapted, 0 skipped, 1 fresh; encoder covered
-            100.0 %
+            >>> Receipt("a.pt", "0f" * 32, taken=["encoder.x"], encoder_share=1.0).summary()[-25:]
+            '; encoder covered 100.0 %'
         """
         adapted = "".join(f"\n  adapted {name}: {how}" for name, how in self.adapted.items())
         return (
@@ -71,8 +70,8 @@ def transfer_weights(
 
     A first layer for more channels than the file's one gets its weights repeated and divided by their number; a
     position table of another grid is interpolated trilinearly. The head keeps its random start. A decoder is taken
-    whole or not at
-    all: that of Primus has widths that depend on the number of classes, so it fits only where these agree.
+    whole or not at all: that of Primus has widths that depend on the number of classes, so it fits only where these
+    agree.
 
     Args:
         network: with ``encoder.*`` and ``decoder.*`` tensors.

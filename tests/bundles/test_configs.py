@@ -132,6 +132,16 @@ def test_train_and_inference_build_one_network(bundle: str, monkeypatch: pytest.
             assert shapes[0][key] == value.shape
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize("name", ["pretrain", "train"])
+def test_handlers_are_dictionaries_as_monai_reads_them(bundle: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/{name}.yaml"))
+    parser.resolve_macro_and_relative_ids()
+    for part in ("train", "validate"):
+        assert all(isinstance(handler, dict) and "_target_" in handler for handler in parser[f"{part}::handlers"])
+
+
 def test_the_shared_code_is_imported_one_way() -> None:
     """Imports within common/ are relative, so the package can be renamed, and methods do not import each other."""
     for path in (ROOT / "common").rglob("*.py"):

@@ -119,6 +119,7 @@ class Primus(nn.Module):
             fit.
 
     Example:
+        >>> import torch
         >>> net = Primus(1, 2, input_size=16, embed_dim=24, depth=1, num_heads=2)
         >>> net(torch.zeros(1, 1, 16, 24, 8)).shape
         torch.Size([1, 2, 16, 24, 8])
