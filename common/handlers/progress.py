@@ -27,8 +27,8 @@ _SHOW_EVERY = 10  # iterations
 def shared(handler: _Handler) -> _Handler:
     """Return ``handler``: a config's way to list one that other entries need too.
 
-    MONAI's property check and MONAI Label read every entry of ``train#handlers`` as a dictionary, so a plain reference may
-    not stand there.
+    MONAI's property check and MONAI Label read every entry of ``train#handlers`` as a dictionary, so a plain reference
+    may not stand there.
     """
     return handler
 
