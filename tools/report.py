@@ -88,8 +88,12 @@ def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> s
     columns = {"scan": None, "label": truth}
     columns |= {run: _load(folder / where / "predictions" / name) for run, where in _RUNS.items()}
     spacing = nib.load(case["image"]).header.get_zooms()[:3]
-    # the slice that shows most of the label, which for the sagittal plane is not the gap between the hemispheres
-    centre = [int(np.argmax((truth > 0).sum(axis=tuple(a for a in range(3) if a != axis)))) for axis in range(3)]
+    centre = []
+    for axis in range(3):  # the slice of the middle half that shows most of the label
+        area = (truth > 0).sum(axis=tuple(a for a in range(3) if a != axis))
+        first, last = np.flatnonzero(area)[[0, -1]]
+        quarter = (last - first) // 4
+        centre.append(int(first + quarter + np.argmax(area[first + quarter : last - quarter + 1])))
     low, high = np.percentile(image, [1, 99.5])
     colours = ListedColormap([_COLOURS[i % len(_COLOURS)] for i in range(len(labels) - 1)])
     figure, axes = plt.subplots(3, len(columns), figsize=(10, 7.2), layout="constrained")
