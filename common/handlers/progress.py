@@ -92,7 +92,8 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
             if engine.state.iteration % _SHOW_EVERY == 0:
-                self._bar.set_postfix(epoch=engine.state.epoch, loss=f"{float(self._sum) / self._count:.4f}")
+                loss = f"{float(self._sum) / self._count:.4f}"
+                self._bar.set_postfix(epoch=engine.state.epoch, loss=loss, refresh=False)
 
     def _end_epoch(self, engine: Engine) -> None:
         fresh = self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch
