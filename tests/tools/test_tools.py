@@ -14,6 +14,7 @@ import pytest
 from ..conftest import ROOT, blobs, write_volume
 
 sys.path.insert(0, str(ROOT / "tools"))
+import check
 import environment
 import report
 import template_data
@@ -125,3 +126,18 @@ def test_quickstart_reaches_its_dice() -> None:
     assert rows["network, pre-trained"] >= 0.80
     assert rows["network, from scratch"] >= 0.80
     assert len(rows) == 3
+
+
+def test_the_config_lint_finds_what_is_wrong(tmp_path: Path) -> None:
+    folder = tmp_path / "bundles" / "some" / "configs"
+    folder.mkdir(parents=True)
+    good = "lr: 0.1\nschedule:\n  _target_: common.optimizers.Poly\n  lr: '@lr'\n  epochs: 3\n"
+    (folder / "good.yaml").write_text(good)
+    assert check._config_problems(folder / "good.yaml") == []
+    for name, text, words in (
+        ("twice", good + "lr: 0.2\n", "repeated key"),
+        ("nothing", good.replace("@lr", "@rate"), "@rate refers to nothing"),
+        ("target", good.replace("Poly", "Polly"), "there is no common.optimizers.Polly"),
+    ):
+        (folder / f"{name}.yaml").write_text(text)
+        assert any(words in problem for problem in check._config_problems(folder / f"{name}.yaml")), name
