@@ -39,7 +39,8 @@ _BACKBONES: dict[str, dict[str, str]] = {
         "train": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 100",
     },
 }
-_PATCH = "--patch_size [48,48,48] --spacing_mm 2.0"
+_PATCH = "--patch_size [48,48,48]"
+_LARGE_MM = 128  # volumes of a larger median side are looked at in 2 mm voxels, smaller ones in 1 mm
 
 
 @dataclass
@@ -78,6 +79,23 @@ class Chain:
             import resource
 
             self.peak_mib = max(self.peak_mib, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
+
+
+def _spacing_mm(folder: Path) -> float:
+    """Return voxels that let a 48-voxel crop show a good part of these volumes; read from headers only."""
+    import nibabel as nib
+    import numpy as np
+    from nibabel.filebasedimages import ImageFileError
+
+    lists = json.loads((folder / "datalist.json").read_text("utf-8"))
+    sides = []
+    for case in lists["training"][:20]:
+        try:
+            header = nib.load(folder / case["image"]).header
+        except (OSError, ImageFileError):
+            continue  # the run itself names it
+        sides.append(np.median(np.multiply(header.get_data_shape()[:3], header.get_zooms()[:3])))
+    return 2.0 if not sides or np.median(sides) > _LARGE_MM else 1.0
 
 
 def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list[str]]:
@@ -175,7 +193,8 @@ def quickstart(
 
     chain = Chain(bundle, folder)
     datalist = f"--datalist {shlex.quote(str(folder / 'datalist.json'))}"
-    common = f"{_PATCH} {recipe['network']} --num_workers 0"
+    spacing = _spacing_mm(folder)
+    common = f"{_PATCH} --spacing_mm {spacing} {recipe['network']} --num_workers 0"
     names = f"--labels {shlex.quote(str(labels))}"
 
     def place(key: str, path: str) -> str:
@@ -225,6 +244,7 @@ def quickstart(
         parts=parts,
         notice=notice,
         template=data is None,
+        spacing_mm=spacing,
         commands=chain.commands,
         seconds={**chain.seconds, "everything": time.monotonic() - began},
         peak_mib=chain.peak_mib,

@@ -177,6 +177,7 @@ def write_report(
     parts: Mapping[str, str],
     notice: str,
     template: bool,
+    spacing_mm: float,
     commands: Sequence[str],
     seconds: Mapping[str, float],
     peak_mib: float,
@@ -189,18 +190,15 @@ def write_report(
     if template:
         body.append(
             "<p>Data: simulated scans of the <b>MNI152 group-average template</b>, which is the average of many "
-            "heads and "
-            "nobody's scan. Each scan has its own receive field, contrast and noise. Networks learn from "
+            "heads and nobody's scan. Each scan has its own receive field, contrast and noise. Networks learn from "
             f"{parts['learn']}; they are tested on {parts['test']}. The template is nearly mirror-symmetric, so "
-            "it is split from "
-            "back to front, never left from right.</p>"
+            "it is split from back to front, never left from right.</p>"
         )
     else:
         body.append(f"<p>Data: {html.escape('; tested on '.join(parts.values()))}.</p>")
     body.append(
-        "<p class=note>A narrow network, 2 mm voxels, 48-voxel crops and a few hundred steps, so that it fits "
-        "into minutes on "
-        "two CPU cores. It shows that the chain works on your machine, not how good the method is.</p>"
+        f"<p class=note>A narrow network, {spacing_mm:g} mm voxels, 48-voxel crops and a few hundred steps, so that it "
+        "fits into minutes on two CPU cores. It shows that the chain works on your machine, not how good it is.</p>"
     )
     if labels:
         classes = list(labels[1:])
@@ -224,8 +222,7 @@ def write_report(
         difference = float(np.mean(rows["network, pre-trained"]) - np.mean(rows["network, from scratch"]))
         body.append(
             f"<p class=note>Pre-trained minus from scratch: {difference:+.3f}, same steps, same seed, one run "
-            "each. So short a "
-            "pre-training on so little data says nothing about the published weights.</p>"
+            "each. So short a pre-training on so little data says nothing about the published weights.</p>"
         )
         print("\nDice on the unseen part")
         width = max(len(name) for name in rows)
@@ -246,15 +243,13 @@ def write_report(
     own = (
         f"# pre-train on any folder of NIfTI, with the published recipe (needs a GPU)\n"
         f"python -m monai.bundle run --config_file bundles/{bundle}/configs/pretrain.yaml --bundle_root "
-        f"bundles/{bundle} "
-        f"--dataset_dir FOLDER\n"
+        f"bundles/{bundle} --dataset_dir FOLDER\n"
         f"# fine-tune on FOLDER/images and FOLDER/labels (files of the same name)\n"
         f"python -m monai.bundle run --config_file bundles/{bundle}/configs/train.yaml --bundle_root bundles/{bundle} "
         f"--dataset_dir FOLDER --labels \"['background','lesion']\"\n"
         f"# segment new volumes\n"
         f"python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml --bundle_root "
-        f"bundles/{bundle} "
-        f"--dataset_dir FOLDER --labels \"['background','lesion']\"\n"
+        f"bundles/{bundle} --dataset_dir FOLDER --labels \"['background','lesion']\"\n"
         f"# this quick tour on your own data\n"
         f"python tools/quickstart.py --bundle {bundle} --data FOLDER"
     )
