@@ -39,8 +39,8 @@ _BACKBONES: dict[str, dict[str, str]] = {
         "train": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 100",
     },
 }
-_PATCH = "--patch_size [48,48,48]"
-_LARGE_MM = 128  # volumes of a larger median side are looked at in 2 mm voxels, smaller ones in 1 mm
+# by the median side of the volumes in mm: voxels in mm, side of a crop in voxels, factor on the steps
+_SIZES = {64: (1.0, 32, 2.4), 128: (1.0, 48, 1.0), 10_000: (2.0, 48, 1.0)}
 
 
 @dataclass
@@ -81,8 +81,8 @@ class Chain:
             self.peak_mib = max(self.peak_mib, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 
 
-def _spacing_mm(folder: Path) -> float:
-    """Return voxels that let a 48-voxel crop show a good part of these volumes; read from headers only."""
+def _sizes(folder: Path) -> tuple[float, int, float]:
+    """Return the entry of ``_SIZES`` for these volumes, whose crops then show much of them; reads headers only."""
     import nibabel as nib
     import numpy as np
     from nibabel.filebasedimages import ImageFileError
@@ -95,7 +95,8 @@ def _spacing_mm(folder: Path) -> float:
         except (OSError, ImageFileError):
             continue  # the run itself names it
         sides.append(np.median(np.multiply(header.get_data_shape()[:3], header.get_zooms()[:3])))
-    return 2.0 if not sides or np.median(sides) > _LARGE_MM else 1.0
+    side = np.median(sides) if sides else 0
+    return next(sizes for limit, sizes in _SIZES.items() if side <= limit or limit == max(_SIZES))
 
 
 def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list[str]]:
@@ -185,16 +186,17 @@ def quickstart(
         notice = "your own data"
         parts, labels = _own_data(Path(data), folder, seed)
 
+    spacing, patch, more_steps = _sizes(folder)
+
     def longer(text: str) -> str:
         words = text.split()
         index = words.index("--iterations_per_epoch") + 1
-        words[index] = str(max(1, round(int(words[index]) * scale)))
+        words[index] = str(max(1, round(int(words[index]) * scale * more_steps)))
         return " ".join(words)
 
     chain = Chain(bundle, folder)
     datalist = f"--datalist {shlex.quote(str(folder / 'datalist.json'))}"
-    spacing = _spacing_mm(folder)
-    common = f"{_PATCH} --spacing_mm {spacing} {recipe['network']} --num_workers 0"
+    common = f"--patch_size [{patch},{patch},{patch}] --spacing_mm {spacing} {recipe['network']} --num_workers 0"
     names = f"--labels {shlex.quote(str(labels))}"
 
     def place(key: str, path: str) -> str:
@@ -244,7 +246,7 @@ def quickstart(
         parts=parts,
         notice=notice,
         template=data is None,
-        spacing_mm=spacing,
+        sizes=f"{spacing:g} mm voxels, {patch}-voxel crops",
         commands=chain.commands,
         seconds={**chain.seconds, "everything": time.monotonic() - began},
         peak_mib=chain.peak_mib,

@@ -177,7 +177,7 @@ def write_report(
     parts: Mapping[str, str],
     notice: str,
     template: bool,
-    spacing_mm: float,
+    sizes: str,
     commands: Sequence[str],
     seconds: Mapping[str, float],
     peak_mib: float,
@@ -197,7 +197,7 @@ def write_report(
     else:
         body.append(f"<p>Data: {html.escape('; tested on '.join(parts.values()))}.</p>")
     body.append(
-        f"<p class=note>A narrow network, {spacing_mm:g} mm voxels, 48-voxel crops and a few hundred steps, so that it "
+        f"<p class=note>A narrow network, {sizes} and a few hundred steps, so that it "
         "fits into minutes on two CPU cores. It shows that the chain works on your machine, not how good it is.</p>"
     )
     if labels:
