@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -16,7 +15,7 @@ from ..errors import SettingsError
 from ..views import SpatialCrop, reading_stream
 from ..weights.files import write_json
 from .datalists import pretraining_lists
-from .store import StoredVolume, StoreSettings, VolumeStore
+from .store import StoredVolume, StoreSettings, VolumeStore, one_thread
 
 __all__ = ["CropDataset", "EpochSampler", "crop_loader", "micro_batch", "prepare_pretraining_data"]
 
@@ -90,11 +89,6 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
     return {key: [sample[key] for sample in samples] for key in samples[0]}
 
 
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-    blosc2.set_nthreads(1)
-
-
 def crop_loader(dataset: CropDataset, *, sampler: EpochSampler, num_workers: int = 0) -> DataLoader[dict[str, Any]]:
     """Build the loader of a :class:`CropDataset`; batches hold lists, since regions differ in size."""
     return DataLoader(
@@ -102,7 +96,7 @@ def crop_loader(dataset: CropDataset, *, sampler: EpochSampler, num_workers: int
         batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=_collate,
-        worker_init_fn=_one_thread,
+        worker_init_fn=one_thread,
         persistent_workers=num_workers > 0,
     )
 

@@ -28,6 +28,7 @@ from pathlib import Path
 
 import blosc2
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from ..errors import DataError
@@ -35,7 +36,7 @@ from ..transforms import volume_preprocessing
 from .checks import check_header, explain, settle
 from .datalists import Case, stem
 
-__all__ = ["StoreSettings", "StoredVolume", "VolumeStore"]
+__all__ = ["StoreSettings", "StoredVolume", "VolumeStore", "one_thread"]
 
 _LAYOUT = 1  # of files and metadata; raise when either changes meaning
 _CHUNK, _BLOCK = 64, 32
@@ -235,9 +236,7 @@ class VolumeStore:
                     bar.update()
                 return problems
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(
-                min(num_workers, len(images)), mp_context=context, initializer=_one_thread
-            ) as pool:
+            with ProcessPoolExecutor(min(num_workers, len(images)), mp_context=context, initializer=one_thread) as pool:
                 running = {pool.submit(self.prepare_one, image): image for image in images}
                 try:
                     for future in as_completed(running):
@@ -269,9 +268,7 @@ def _root_cause(error: BaseException) -> Exception:
     return error if isinstance(error, Exception) else RuntimeError(str(error))
 
 
-def _one_thread() -> None:
-    """Keep a preparing process to one thread; the processes are the parallelism."""
-    import torch
-
+def one_thread(_worker: int = 0) -> None:
+    """Keep a preparing or reading process to one thread; the processes are the parallelism."""
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
