@@ -23,6 +23,7 @@ __all__ = [
     "check_case",
     "check_header",
     "check_labels",
+    "check_mask",
     "explain",
     "pending_cases",
     "read_nifti",
@@ -119,6 +120,25 @@ def check_case(case: Case, *, labels: Sequence[str] = ()) -> None:
         )
     if found.max() == 0:
         raise DataError(f"{case['label']} is empty: it marks no voxel; label the image or leave the case out")
+
+
+def check_mask(image: str, mask: str) -> None:
+    """Refuse a mask that is not of 0 and 1 or not on the grid of its image.
+
+    Raises:
+        DataError: naming the file, the value and the remedy.
+    """
+    values, affine = read_nifti(mask)
+    volume = nib.load(image)
+    if values.shape != volume.shape or not np.allclose(affine, volume.affine, atol=1e-2):
+        raise DataError(
+            f"{mask} {values.shape} and {image} {volume.shape} do not share one grid (shape or affine differ); "
+            "resample the mask onto the image"
+        )
+    other = [value for value in np.unique(values).tolist() if value not in (0, 1)]
+    if other:
+        named = ", ".join(f"{value:g}" for value in other[:5])
+        raise DataError(f"{mask} holds the values {named}; a mask is 1 inside and 0 outside, correct the file")
 
 
 def settle(problems: Sequence[DataError], usable: int, *, strict: bool) -> None:

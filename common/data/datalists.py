@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ..errors import DataError
 __all__ = ["Case", "image_list", "labelled_lists", "pretraining_lists", "stem"]
 
 Case = dict[str, str]
+ANONYMISED = "anonymization_mask"  # 1 where a volume was altered by defacing or brain extraction
+MASKS = (ANONYMISED, "anatomy_mask")
 _SUFFIXES = (".nii", ".nii.gz")
 _LABELLED = (("images", "labels"), ("imagesTr", "labelsTr"))
 
@@ -48,8 +51,10 @@ def _volumes(folder: Path) -> list[Path]:
     return found
 
 
-def _read_datalist(path: str | Path, base: str | Path) -> dict[str, list[Case]]:
-    """Read ``training``, ``validation`` and ``test`` of a datalist; relative paths start at it or ``base``."""
+def _read_datalist(
+    path: str | Path, base: str | Path, *, keys: Sequence[str] = ("image", "label")
+) -> dict[str, list[Case]]:
+    """Read ``keys`` of ``training``, ``validation`` and ``test``; relative paths start at the datalist or ``base``."""
     path = Path(path).expanduser()
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -74,11 +79,11 @@ def _read_datalist(path: str | Path, base: str | Path) -> dict[str, list[Case]]:
         cases = [entry if isinstance(entry, dict) else {"image": entry} for entry in entries]
         if any("image" not in case for case in cases):
             raise DataError(f'{path}: every entry of "{name}" needs an "image"')
-        if any(not isinstance(case[key], str) for case in cases for key in ("image", "label") if key in case):
+        if any(not isinstance(case[key], str) for case in cases for key in keys if key in case):
             raise DataError(
-                f'{path}: every image and label of "{name}" must be one path; several channels are not read yet'
+                f'{path}: every {", ".join(keys)} of "{name}" must be one path; several channels are not read yet'
             )
-        lists[name] = [{key: absolute(case[key]) for key in ("image", "label") if key in case} for case in cases]
+        lists[name] = [{key: absolute(case[key]) for key in keys if key in case} for case in cases]
     if not any(lists.values()):
         raise DataError(f'{path} has no entries under "training", "validation" or "test"')
     return lists
@@ -103,14 +108,15 @@ def pretraining_lists(
     Args:
         dataset_dir: folder searched for NIfTI at any depth, but for the labels beside a folder of images; a single
             volume is both trained and validated on.
-        datalist: MONAI datalist JSON to use instead.
+        datalist: MONAI datalist JSON to use instead; an entry may name an ``anonymization_mask`` and an
+            ``anatomy_mask`` beside its ``image``, volumes of 0 and 1 on the image's grid.
         seed: of the split.
 
     Raises:
         DataError: if folder or list is missing, empty or unreadable.
     """
     if datalist:
-        lists = _read_datalist(datalist, dataset_dir)
+        lists = _read_datalist(datalist, dataset_dir, keys=("image", *MASKS))
         if lists["training"] and lists["validation"]:
             return {name: lists[name] for name in ("training", "validation")}
         cases = lists["training"] or lists["validation"] or lists["test"]

@@ -11,17 +11,17 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ..errors import SettingsError
+from ..errors import DataError, SettingsError
 from ..views import SpatialCrop, reading_stream
 from ..weights.files import write_json
-from .datalists import pretraining_lists
+from .datalists import ANONYMISED, pretraining_lists
 from .store import StoredVolume, StoreSettings, VolumeStore, one_thread
 
 __all__ = ["CropDataset", "EpochSampler", "crop_loader", "micro_batch", "prepare_pretraining_data"]
 
 
 class CropDataset(Dataset[dict[str, Any]]):
-    """Read the region of one random crop: which volume, where and how transformed comes from the sample's own stream.
+    """Read the region of random crops: which volume, where and how transformed comes from the sample's own stream.
 
     Volumes are drawn uniformly with replacement, as published; an epoch has no relation to the number of volumes.
 
@@ -29,20 +29,52 @@ class CropDataset(Dataset[dict[str, Any]]):
         data: prepared volumes.
         spatial: draws the crop before anything is read.
         seed: of the run.
+        volumes_per_sample: volumes drawn for each sample, each with a crop of its own.
+        anonymised: also read where volumes were anonymised; those without a mask count as untouched.
+
+    Raises:
+        DataError: with ``anonymised``, if no volume has a mask.
     """
 
-    def __init__(self, data: Sequence[StoredVolume], *, spatial: SpatialCrop, seed: int) -> None:
+    def __init__(
+        self,
+        data: Sequence[StoredVolume],
+        *,
+        spatial: SpatialCrop,
+        seed: int,
+        volumes_per_sample: int = 1,
+        anonymised: bool = False,
+    ) -> None:
         self.data = list(data)
         self.spatial = spatial
         self.seed = seed
+        self.volumes_per_sample = volumes_per_sample
+        self.anonymised = anonymised
+        if anonymised and not any(ANONYMISED in volume.masks for volume in self.data):
+            raise DataError(
+                f"--ignore_anonymised true needs a mask for at least one volume: entries {ANONYMISED!r} in a datalist"
+            )
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
-        """Return ``region`` (a tensor as stored), ``spatial`` (the draw) and ``key`` of sample ``(epoch, index)``."""
+        """Read sample ``(epoch, index)``.
+
+        Returns:
+            ``key``, and lists with an entry for each of its volumes: ``region`` (a tensor as stored), ``spatial`` (the
+            draw), ``path`` (of the source file) and, if asked for, ``anonymised`` (a tensor of 0 and 1).
+        """
         key = (self.seed, *sample)
         rng = reading_stream(key)
-        volume = self.data[int(rng.integers(len(self.data)))]
-        draw = self.spatial.draw(rng, volume.shape)
-        return {"region": torch.from_numpy(volume.read(draw.start, draw.stop)), "spatial": draw, "key": key}
+        item: dict[str, Any] = {"key": [key], "region": [], "spatial": [], "path": []}
+        for _ in range(self.volumes_per_sample):
+            volume = self.data[int(rng.integers(len(self.data)))]
+            draw = self.spatial.draw(rng, volume.shape)
+            item["region"].append(torch.from_numpy(volume.read(draw.start, draw.stop)))
+            item["spatial"].append(draw)
+            item["path"].append(volume.source)
+            if self.anonymised:
+                mask = volume.read(draw.start, draw.stop, mask=ANONYMISED)
+                item.setdefault("anonymised", []).append(torch.from_numpy(mask))
+        return item
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -86,7 +118,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
 def _collate(samples: list[dict[str, Any]]) -> dict[str, list[Any]]:
     """Keep regions of different sizes as lists; views make them one batch on the device."""
-    return {key: [sample[key] for sample in samples] for key in samples[0]}
+    return {key: [value for sample in samples for value in sample[key]] for key in samples[0]}
 
 
 def crop_loader(dataset: CropDataset, *, sampler: EpochSampler, num_workers: int = 0) -> DataLoader[dict[str, Any]]:

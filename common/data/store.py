@@ -1,12 +1,12 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """The volume store: every volume preprocessed once, then read by chunks.
 
-A volume becomes a chunked, compressed array (blosc2, float16, lz4 with bitshuffle; chunks of 64^3 voxels) and a small
-JSON beside it with its geometry and provenance. The name holds a digest of the source file's path, size and time and of
-the preprocessing settings, so one store serves any number of data sets and settings, and a changed file is prepared
-again. Both files are written under a temporary name and renamed, the JSON last: a volume without its JSON does not
-exist. A killed run leaves at most a temporary file, which the next run removes; two processes that prepare one volume
-write the same bytes.
+A volume becomes a chunked, compressed array (blosc2, float16, lz4 with bitshuffle; chunks of 64^3 voxels), its masks
+another each, and a small JSON beside them with geometry and provenance. The name holds a digest of the source files'
+paths, sizes and times and of the preprocessing settings, so one store serves any number of data sets and settings, and
+a changed file is prepared again. All are written under a temporary name and renamed, the JSON last: a volume without
+its JSON does not exist. A killed run leaves at most temporary files, which the next run removes; two processes that
+prepare one volume write the same bytes.
 
 float16 rounds z-scored intensities at one part in 2048; ``dtype: float32`` keeps them.
 """
@@ -33,8 +33,8 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..transforms import volume_preprocessing
-from .checks import check_header, explain, settle
-from .datalists import Case, stem
+from .checks import check_header, check_mask, explain, settle
+from .datalists import MASKS, Case, stem
 
 __all__ = ["StoreSettings", "StoredVolume", "VolumeStore", "one_thread"]
 
@@ -67,15 +67,31 @@ class StoreSettings:
 
 @dataclass(frozen=True)
 class StoredVolume:
-    """One prepared volume: where it is and its shape ``(D, H, W)``."""
+    """One prepared volume.
+
+    Attributes:
+        path: of the array.
+        shape: ``(D, H, W)``.
+        source: file it was made from.
+        masks: names of the masks that are stored with it.
+    """
 
     path: str
     shape: tuple[int, int, int]
+    source: str
+    masks: tuple[str, ...] = ()
 
-    def read(self, start: Sequence[int], stop: Sequence[int]) -> np.ndarray:
-        """Return the region from ``start`` to ``stop``; only the chunks it touches are read."""
-        array = blosc2.open(self.path, mode="r")
-        return array[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))]
+    def read(self, start: Sequence[int], stop: Sequence[int], *, mask: str | None = None) -> np.ndarray:
+        """Return the region from ``start`` to ``stop`` of the volume or one of its masks.
+
+        Only the chunks it touches are read. A mask that the volume does not have is 0 everywhere.
+        """
+        region = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+        if mask is None:
+            return blosc2.open(self.path, mode="r")[region]
+        if mask not in self.masks:
+            return np.zeros([b - a for a, b in zip(start, stop, strict=True)], np.uint8)
+        return blosc2.open(str(_mask_file(Path(self.path), mask)), mode="r")[region]
 
 
 class VolumeStore:
@@ -99,55 +115,68 @@ class VolumeStore:
                 f"the store {self.root} cannot be made ({error.strerror}); give another --store_dir"
             ) from error
 
-    def location(self, image: str) -> Path:
-        """Return where the array of a source file belongs.
+    def location(self, case: Case) -> Path:
+        """Return where the array of a case, an image with its masks, belongs.
 
         Raises:
-            DataError: if the source file is missing.
+            DataError: if a source file is missing.
         """
-        try:
-            source = Path(image).resolve()
-            status = source.stat()
-        except OSError as error:
-            raise explain(image, error) from error
-        identity = [_LAYOUT, str(source), status.st_size, status.st_mtime_ns, asdict(self.settings)]
+        identity: list[object] = [_LAYOUT]
+        for key in ("image", *_masks(case)):
+            try:
+                source = Path(case[key]).resolve()
+                status = source.stat()
+            except OSError as error:
+                raise explain(case[key], error) from error
+            identity += [str(source), status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
+        identity.append(asdict(self.settings))
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
-        return self.root / f"{stem(image)[:80]}-{digest}.b2nd"
+        return self.root / f"{stem(case['image'])[:80]}-{digest}.b2nd"
 
-    def get(self, image: str) -> StoredVolume | None:
-        """Return the prepared volume of a source file, None if it is not there yet."""
-        path = self.location(image)
+    def get(self, case: Case) -> StoredVolume | None:
+        """Return the prepared volume of a case, None if it is not there yet."""
+        path = self.location(case)
         try:
             meta = json.loads(path.with_suffix(".json").read_text("utf-8"))
         except (OSError, json.JSONDecodeError):
             return None
-        if not path.is_file() or path.stat().st_size != meta["bytes"]:
+        sizes = {path: meta["bytes"]} | {_mask_file(path, name): size for name, size in meta.get("masks", {}).items()}
+        if any(not file.is_file() or file.stat().st_size != size for file, size in sizes.items()):
             return None
         d, h, w = meta["shape"]
-        return StoredVolume(str(path), (d, h, w))
+        return StoredVolume(str(path), (d, h, w), case["image"], tuple(meta.get("masks", {})))
 
-    def prepare_one(self, image: str) -> StoredVolume:
-        """Preprocess one file into the store, unless it is there.
+    def prepare_one(self, case: Case) -> StoredVolume:
+        """Preprocess one image and its masks into the store, unless they are there.
 
         Raises:
-            DataError: if the file cannot be used.
+            DataError: if a file cannot be used.
             OSError: ``ENOSPC`` if the disk is full.
         """
-        present = self.get(image)
+        present = self.get(case)
         if present is not None:
             return present
-        path = self.location(image)
+        path, image, masks = self.location(case), case["image"], _masks(case)
         check_header(image)
-        chain = volume_preprocessing("image", spacing_mm=self.settings.spacing_mm, reorient=self.settings.reorient)
+        for name in masks:
+            check_mask(image, case[name])
+        chain = volume_preprocessing(
+            ["image", *masks], spacing_mm=self.settings.spacing_mm, reorient=self.settings.reorient
+        )
         source = {"path": str(Path(image).resolve()), "bytes": Path(image).stat().st_size}
         try:
-            volume = chain({"image": image})["image"]
+            prepared = chain(dict(case))
         except Exception as error:
             raise explain(image, _root_cause(error)) from error
+        volume = prepared["image"]
         if float(volume.min()) == float(volume.max()):
             raise DataError(f"{image} is constant where it is not zero; leave out the file")
         voxels = volume.as_tensor()[0].numpy().astype(self.settings.dtype)
         temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part.b2nd")
+        arrays = {path: voxels} | {
+            _mask_file(path, name): prepared[name].as_tensor()[0].numpy().astype(np.uint8) for name in masks
+        }
+        written = {file: temporary.with_name(f"{temporary.stem}.{n}.b2nd") for n, file in enumerate(arrays)}
         meta = {
             "layout": _LAYOUT,
             "shape": list(voxels.shape),
@@ -161,21 +190,14 @@ class VolumeStore:
             "steps": ["axes", "crop to non-zero", "z-score", "resample"],
         }
         try:
-            blosc2.asarray(
-                np.ascontiguousarray(voxels),
-                chunks=tuple(min(_CHUNK, n) for n in voxels.shape),
-                blocks=tuple(min(_BLOCK, n) for n in voxels.shape),
-                cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
-                dparams={"nthreads": 1},
-                urlpath=str(temporary),
-                mode="w",
-            )
-            meta["bytes"] = temporary.stat().st_size
-            with open(temporary, "rb+") as stream:
-                os.fsync(stream.fileno())
+            for file, array in arrays.items():
+                _write_array(array, written[file])
+            meta["bytes"] = written[path].stat().st_size
+            meta["masks"] = {name: written[_mask_file(path, name)].stat().st_size for name in masks}
             sidecar = temporary.with_suffix(".json")
             sidecar.write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
-            os.replace(temporary, path)
+            for file, part in written.items():
+                os.replace(part, file)
             os.replace(sidecar, path.with_suffix(".json"))
         except (OSError, RuntimeError) as error:
             if isinstance(error, RuntimeError) or error.errno == errno.ENOSPC:
@@ -187,9 +209,10 @@ class VolumeStore:
                     ) from error
             raise
         finally:
-            temporary.unlink(missing_ok=True)
+            for part in written.values():
+                part.unlink(missing_ok=True)
             temporary.with_suffix(".json").unlink(missing_ok=True)
-        stored = self.get(image)
+        stored = self.get(case)
         if stored is None:
             raise OSError(errno.EIO, "the volume just written cannot be read back", str(path))
         return stored
@@ -207,37 +230,36 @@ class VolumeStore:
             OSError: ``ENOSPC`` if the disk is full; what is prepared stays.
         """
         self._remove_stale()
-        images = [case["image"] for case in cases]
         problems: dict[str, DataError] = {}
         missing = []
-        for image in dict.fromkeys(images):
+        for image, case in {case["image"]: case for case in cases}.items():
             try:
-                if self.get(image) is None:
-                    missing.append(image)
+                if self.get(case) is None:
+                    missing.append(case)
             except DataError as error:
                 problems[image] = error
         if missing:
             problems |= self._prepare_missing(missing, num_workers)
-        stored = [self.get(image) for image in images if image not in problems]
+        stored = [self.get(case) for case in cases if case["image"] not in problems]
         volumes = [volume for volume in stored if volume is not None]
         found = list(problems.values())
         settle(found, len(volumes), strict=strict)
         return volumes, found
 
-    def _prepare_missing(self, images: list[str], num_workers: int) -> dict[str, DataError]:
+    def _prepare_missing(self, cases: list[Case], num_workers: int) -> dict[str, DataError]:
         problems: dict[str, DataError] = {}
-        with tqdm(total=len(images), desc="preparing volumes", unit="volume") as bar:
-            if num_workers <= 1 or len(images) <= 2:
-                for image in images:
+        with tqdm(total=len(cases), desc="preparing volumes", unit="volume") as bar:
+            if num_workers <= 1 or len(cases) <= 2:
+                for case in cases:
                     try:
-                        self.prepare_one(image)
+                        self.prepare_one(case)
                     except DataError as error:
-                        problems[image] = error
+                        problems[case["image"]] = error
                     bar.update()
                 return problems
             context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(num_workers, len(images)), mp_context=context, initializer=one_thread) as pool:
-                running = {pool.submit(self.prepare_one, image): image for image in images}
+            with ProcessPoolExecutor(min(num_workers, len(cases)), mp_context=context, initializer=one_thread) as pool:
+                running = {pool.submit(self.prepare_one, case): case["image"] for case in cases}
                 try:
                     for future in as_completed(running):
                         problem = future.exception()
@@ -259,6 +281,31 @@ class VolumeStore:
                     path.unlink()
             except FileNotFoundError:
                 continue
+
+
+def _masks(case: Case) -> list[str]:
+    """Return the names of the masks that come with a case."""
+    return [name for name in MASKS if name in case]
+
+
+def _mask_file(path: Path, mask: str) -> Path:
+    """Return where the mask of the volume at ``path`` is stored."""
+    return path.with_suffix(f".{mask}.b2nd")
+
+
+def _write_array(array: np.ndarray, path: Path) -> None:
+    """Write a chunked array and wait until it is on the disk."""
+    blosc2.asarray(
+        np.ascontiguousarray(array),
+        chunks=tuple(min(_CHUNK, n) for n in array.shape),
+        blocks=tuple(min(_BLOCK, n) for n in array.shape),
+        cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
+        dparams={"nthreads": 1},
+        urlpath=str(path),
+        mode="w",
+    )
+    with open(path, "rb+") as stream:
+        os.fsync(stream.fileno())
 
 
 def _root_cause(error: BaseException) -> Exception:

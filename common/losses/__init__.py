@@ -1,6 +1,8 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Losses that two or more methods share: ``loss(pred, batch) -> scalar``."""
+"""Losses that two or more methods share, and means over the global batch."""
 
+from .contrastive import NTXentLoss
 from .masked_mse import MaskedMSELoss
+from .reduction import gather, weighted_mean
 
-__all__ = ["MaskedMSELoss"]
+__all__ = ["MaskedMSELoss", "NTXentLoss", "gather", "weighted_mean"]

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .reduction import weighted_mean
 
 __all__ = ["MaskedMSELoss"]
 
@@ -12,7 +16,8 @@ __all__ = ["MaskedMSELoss"]
 class MaskedMSELoss(nn.Module):
     """Mean squared error over the voxels of hidden blocks; visible voxels cost nothing.
 
-    The error is pooled to the grid of blocks first, so the mask is never expanded to voxels. Computed in float32.
+    The error is pooled to the grid of blocks first, so the mask is never expanded to voxels. Computed in float32. Where
+    the views hold ``ignored``, those voxels (of anonymised regions) cost nothing either.
 
     Example:
         >>> import torch
@@ -24,12 +29,12 @@ class MaskedMSELoss(nn.Module):
         9.0
     """
 
-    def forward(self, pred: dict[str, Tensor], batch: dict[str, Tensor]) -> Tensor:
+    def forward(self, pred: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
         """Compare ``pred["reconstruction"] (B, C, D, H, W)`` with ``batch["image"]`` where ``batch["hidden"] (B, d, h,
-        w)``.
+        w)``, except where ``batch["ignored"] (B, 1, D, H, W)``.
 
         Raises:
-            ValueError: if the blocks do not divide the image, or none is hidden.
+            ValueError: if the blocks do not divide the image.
         """
         image, hidden = batch["image"], batch["hidden"]
         block = [side // blocks for side, blocks in zip(image.shape[2:], hidden.shape[1:], strict=True)]
@@ -38,5 +43,11 @@ class MaskedMSELoss(nn.Module):
                 f"a grid of {list(hidden.shape[1:])} blocks does not divide an image of {list(image.shape[2:])}"
             )
         error = (pred["reconstruction"].float() - image.float()).square().mean(1, keepdim=True)
-        per_block = F.avg_pool3d(error, block).squeeze(1)  # (B, d, h, w)
-        return (per_block * hidden).sum() / hidden.sum()
+        weight = hidden.float()  # (B, d, h, w)
+        if "ignored" in batch:
+            counted = (~batch["ignored"]).float()
+            error = error * counted
+            return weighted_mean(
+                F.avg_pool3d(error, block).squeeze(1) * weight, F.avg_pool3d(counted, block).squeeze(1) * weight
+            )
+        return (F.avg_pool3d(error, block).squeeze(1) * weight).sum() / weight.sum()

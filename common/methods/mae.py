@@ -4,6 +4,7 @@
 =========  ========================  ==================================================================
 views      ``image``                 ``(B, 1, D, H, W)`` augmented crop, z-scored
            ``hidden``                ``(B, d, h, w)`` boolean grid of blocks, exactly 75 % true in every sample
+           (``MaskedViews``)
 method     ``reconstruction``        ``(B, 1, D, H, W)`` the whole crop as the network rebuilds it
 loss       scalar                    mean squared error over the hidden blocks only
 kept       ``backbone``              encoder and decoder; the mask token and the transformer decoder are thrown away
@@ -21,46 +22,14 @@ to; a slip there left PyTorch's start in the published runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..networks import Primus, ResEncUNet, Transformer
-from ..views import SpatialCrop, draw_hidden_blocks, view_stream
 
-__all__ = ["MAEViews", "TransformerMAE", "UNetMAE"]
-
-
-class MAEViews:
-    """Cut the crops and draw which of their blocks are hidden.
-
-    Args:
-        spatial: how crops are cut and augmented.
-        block_size: side of a block in voxels, or three.
-        hidden_ratio: share of blocks to hide.
-
-    Raises:
-        ValueError: if a crop side is not a multiple of the block, or the ratio leaves nothing hidden or visible.
-    """
-
-    def __init__(self, spatial: SpatialCrop, *, block_size: int | Sequence[int], hidden_ratio: float = 0.75) -> None:
-        block = [block_size] * 3 if isinstance(block_size, int) else list(block_size)
-        if any(side % b for side, b in zip(spatial.patch_size, block, strict=True)):
-            raise ValueError(f"patch_size {list(spatial.patch_size)} is not a multiple of block_size {block}")
-        self.spatial = spatial
-        self.grid = [side // b for side, b in zip(spatial.patch_size, block, strict=True)]
-        self.hidden_ratio = hidden_ratio
-        blocks = self.grid[0] * self.grid[1] * self.grid[2]
-        if not 0 < int(hidden_ratio * blocks) < blocks:
-            raise ValueError(f"hidden_ratio {hidden_ratio} of {blocks} blocks must hide at least one and not all")
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Map a batch of regions, spatial draws and sample keys on the device to ``image`` and ``hidden``."""
-        image = self.spatial(batch)
-        hidden = [draw_hidden_blocks(self.grid, self.hidden_ratio, view_stream(key)) for key in batch["key"]]
-        return {"image": image, "hidden": torch.stack(hidden).to(image.device)}
+__all__ = ["TransformerMAE", "UNetMAE"]
 
 
 class UNetMAE(nn.Module):
@@ -70,7 +39,7 @@ class UNetMAE(nn.Module):
         super().__init__()
         self.backbone = backbone
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Map the views to ``{"reconstruction": (B, 1, D, H, W)}``."""
         features = self.backbone.encode(batch["image"], visible=~batch["hidden"])
         return {"reconstruction": self.backbone.decode(features)}
@@ -101,10 +70,12 @@ class TransformerMAE(nn.Module):
         self.mask_token = nn.Parameter(torch.empty(1, dim, 1, 1, 1))
         nn.init.normal_(self.mask_token, std=1e-6)
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Map the views to ``{"reconstruction": (B, 1, D, H, W)}``."""
         visible = ~batch["hidden"]
         # hidden tokens are not computed at all: a quarter of the tokens, a sixteenth of the attention
-        grid = self.backbone.encode(batch["image"], visible=visible)[0]  # (B, C, d, h, w)
+        grid = self.backbone.encode(batch["image"], visible=visible, visible_count=batch.get("visible_count"))[
+            0
+        ]  # (B, C, d, h, w)
         grid = torch.where(visible[:, None], grid, self.mask_token.to(grid.dtype))
         return {"reconstruction": self.backbone.decode([self.decoder(grid)])}

@@ -1,8 +1,25 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Backbones: ``encode(image, visible=None)`` to feature maps, ``decode(features)`` to an image-sized map."""
 
+from .blocks.recompute import in_chunks
+from .blocks.sparse import masked_instance_norm
 from .blocks.transformer import Transformer
+from .heads import ProjectionHead, pool_features
 from .nets.primus import Primus, primus_b, primus_l, primus_m, primus_s
-from .nets.resenc_unet import ResEncUNet, resenc_l
+from .nets.resenc_unet import ResEncUNet, mask_at, resenc_l
 
-__all__ = ["Primus", "ResEncUNet", "Transformer", "primus_b", "primus_l", "primus_m", "primus_s", "resenc_l"]
+__all__ = [
+    "Primus",
+    "ProjectionHead",
+    "ResEncUNet",
+    "Transformer",
+    "in_chunks",
+    "mask_at",
+    "masked_instance_norm",
+    "pool_features",
+    "primus_b",
+    "primus_l",
+    "primus_m",
+    "primus_s",
+    "resenc_l",
+]

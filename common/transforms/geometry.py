@@ -136,7 +136,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
     neighbour across. The inverse is linear and runs on the tensor's device.
 
     Args:
-        keys: what to resample; the key ``label`` is treated as an integer map.
+        keys: what to resample; every key but ``image`` is treated as an integer map.
         spacing_mm: target in millimetres, one or three (slice, row, column); None leaves the volume as it is.
         allow_missing_keys: skip keys that are not there.
     """
@@ -162,7 +162,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
             new, axis = resampled_shape(old, spacing, target), slice_axis(spacing, target)
             meta, affine = image, image.affine
             if new != old:
-                if key == "label":
+                if key != "image":
                     values = _resample_label(image.as_tensor(), new, axis)
                 else:
                     channels = [_resample_image(channel, new, axis) for channel in image.as_tensor().float().numpy()]

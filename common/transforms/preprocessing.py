@@ -84,7 +84,7 @@ def volume_preprocessing(
     file's own grid. The order is the reference's: normalise over all voxels of the cropped image, then resample.
 
     Args:
-        keys: ``image``, and ``label`` where there is one.
+        keys: ``image``, and integer maps on its grid where there are any (``label``, masks).
         spacing_mm: target spacing, one or three (slice, row, column) values; None keeps the file's own.
         reorient: canonical axes (true) or the file's own in reversed order, as the reference.
     """

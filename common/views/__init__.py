@@ -1,16 +1,21 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Views: what a method sees of a volume. Draws are made once per sample, applied in batches on the training device."""
 
-from .masks import draw_hidden_blocks
-from .randomness import SampleKey, reading_stream, step_seed, view_stream
+from .intensity import AugmentationDraw, CropAugmentation
+from .masks import MaskedViews, draw_hidden_blocks
+from .randomness import SampleKey, reading_stream, step_seed, step_stream, view_stream
 from .spatial import SpatialCrop, SpatialDraw
 
 __all__ = [
+    "AugmentationDraw",
+    "CropAugmentation",
+    "MaskedViews",
     "SampleKey",
     "SpatialCrop",
     "SpatialDraw",
     "draw_hidden_blocks",
     "reading_stream",
     "step_seed",
+    "step_stream",
     "view_stream",
 ]

@@ -11,10 +11,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["SampleKey", "reading_stream", "step_seed", "view_stream"]
+__all__ = ["SampleKey", "reading_stream", "step_seed", "step_stream", "view_stream"]
 
 SampleKey = tuple[int, int, int]
-_READING, _VIEW, _STEP = 0, 1, 2
+_READING, _VIEW, _STEP, _BATCH = 0, 1, 2, 3
 
 
 def reading_stream(key: SampleKey) -> np.random.Generator:
@@ -31,6 +31,11 @@ def view_stream(key: SampleKey) -> torch.Generator:
     """Return the stream for the views of the sample ``key``; on the CPU, so that every device gets the same draws."""
     seed = int(np.random.SeedSequence([*key, _VIEW]).generate_state(1, np.uint64)[0])
     return torch.Generator().manual_seed(seed & (2**63 - 1))
+
+
+def step_stream(seed: int, epoch: int, step: int) -> np.random.Generator:
+    """Return the stream for what all samples of one optimizer step share, in whatever process they are."""
+    return np.random.default_rng([seed, epoch, step, _BATCH])
 
 
 def step_seed(seed: int, iteration: int, rank: int) -> int:

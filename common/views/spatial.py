@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,6 +55,7 @@ class SpatialCrop:
         zoom_probability: share of crops that are zoomed, by one factor for all axes.
         zoom_range: with probability one half uniform in (low, 1), else in (1, high); above 1 shows more of the volume.
         flip_probability: for each axis.
+        centred: take the middle of the volume instead of a random place.
 
     Example:
         >>> crop = SpatialCrop(4, rotation_probability=0, zoom_probability=0, flip_probability=0)
@@ -73,6 +75,7 @@ class SpatialCrop:
         zoom_probability: float = 0.2,
         zoom_range: Sequence[float] = (0.7, 1.4),
         flip_probability: float = 0.5,
+        centred: bool = False,
     ) -> None:
         sides = [patch_size] * 3 if isinstance(patch_size, int) else list(patch_size)
         if len(sides) != 3 or any(side < 1 for side in sides):
@@ -83,11 +86,15 @@ class SpatialCrop:
         self.zoom_probability = zoom_probability
         self.zoom_range = (float(zoom_range[0]), float(zoom_range[1]))
         self.flip_probability = flip_probability
+        self.centred = centred
 
     def draw(self, rng: np.random.Generator, shape: Sequence[int]) -> SpatialDraw:
         """Place one crop in a volume of ``shape``; a side shorter than the crop is centred in it."""
         low = []
         for side, size in zip(shape, self.patch_size, strict=True):
+            if self.centred:
+                low.append((side - size) // 2)
+                continue
             lack = max(size - side, 0)
             low.append(int(rng.integers(-(lack // 2) - lack % 2, max(side - size, 0) - lack // 2 + 1)))
         rotates, zooms = rng.random(2) < (self.rotation_probability, self.zoom_probability)
@@ -116,12 +123,13 @@ class SpatialCrop:
             stop=(int(stop[0]), int(stop[1]), int(stop[2])),
         )
 
-    def apply(self, region: Tensor, draw: SpatialDraw) -> Tensor:
+    def apply(self, region: Tensor, draw: SpatialDraw, *, mode: str = "bilinear") -> Tensor:
         """Cut the drawn crop out of the region that was read; deterministic.
 
         Args:
             region: ``(d, h, w)``, the volume from ``draw.start`` to ``draw.stop``.
             draw: what :meth:`draw` returned.
+            mode: ``bilinear`` (trilinear in three dimensions), or ``nearest`` for masks.
 
         Returns:
             ``patch_size``, float32, 0 outside the volume.
@@ -132,16 +140,24 @@ class SpatialCrop:
             into = [slice(a - b, a - b + n) for a, b, n in zip(draw.start, draw.low, region.shape, strict=True)]
             crop[into[0], into[1], into[2]] = region
         else:
-            crop = self._interpolate(region, draw)
+            crop = self._interpolate(region, draw, mode)
         axes = [axis for axis, flip in enumerate(draw.flips) if flip]
         return crop.flip(axes) if axes else crop
 
-    def __call__(self, batch: dict[str, list[Tensor]]) -> Tensor:
-        """Cut all crops of a batch: ``region`` and ``spatial`` of each sample to ``(B, 1, D, H, W)``."""
-        crops = [self.apply(region, draw) for region, draw in zip(batch["region"], batch["spatial"], strict=True)]  # type: ignore[arg-type]
+    def __call__(self, batch: dict[str, Any], name: str = "region") -> Tensor:
+        """Cut all crops of a batch: its lists ``region`` and ``spatial`` become ``(B, 1, D, H, W)``.
+
+        Args:
+            batch: what the loader gives, on the device.
+            name: which list to cut; any other than ``region`` holds masks.
+        """
+        mode = "bilinear" if name == "region" else "nearest"
+        crops = [
+            self.apply(region, draw, mode=mode) for region, draw in zip(batch[name], batch["spatial"], strict=True)
+        ]
         return torch.stack(crops).unsqueeze(1)
 
-    def _interpolate(self, region: Tensor, draw: SpatialDraw) -> Tensor:
+    def _interpolate(self, region: Tensor, draw: SpatialDraw, mode: str) -> Tensor:
         device, (depth, height, width) = region.device, self.patch_size
         matrix = torch.tensor(draw.matrix, dtype=torch.float64)
         half = (torch.tensor(self.patch_size, dtype=torch.float64) - 1) / 2
@@ -150,7 +166,9 @@ class SpatialCrop:
         unit = 2 / (torch.tensor(region.shape, dtype=torch.float64) - 1).clamp(min=1)
         matrix = matrix * unit[:, None]
         offset = centre * unit - 1 - matrix @ half
-        matrix, offset = matrix.float().to(device).flip(0), offset.float().to(device).flip(0)  # grid order is x, y, z
+        # grid order is x, y, z; a copy that does not block keeps a GPU from waiting
+        matrix = matrix.float().flip(0).to(device, non_blocking=True)
+        offset = offset.float().flip(0).to(device, non_blocking=True)
         d, h, w = (torch.arange(n, device=device, dtype=torch.float32) for n in self.patch_size)
         plane = h[:, None, None] * matrix[:, 1] + w[None, :, None] * matrix[:, 2] + offset  # (H, W, 3)
         slab = depth if device.type != "cpu" else _SLAB
@@ -162,7 +180,7 @@ class SpatialCrop:
             count = -(-len(planes) // slab)
             rows = F.pad(planes, (0, count * slab - len(planes))).view(count, slab)
             grid = rows[:, :, None, None, None] * matrix[:, 0] + plane  # (count, slab, H, W, 3)
-            part = F.grid_sample(source.expand(count, -1, -1, -1, -1), grid, align_corners=True)
+            part = F.grid_sample(source.expand(count, -1, -1, -1, -1), grid, mode=mode, align_corners=True)
             out.append(part.reshape(count * slab, height, width)[: len(planes)])
         return torch.cat(out)
 

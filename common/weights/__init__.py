@@ -2,7 +2,7 @@
 """Checkpoint import, transfer, and the receipt of what was loaded."""
 
 from .files import read_checkpoint, sha256, write_checkpoint, write_json
-from .published import ImportedWeights, import_network_weights
+from .published import ImportedWeights, import_network_weights, load_imported
 from .transfer import Receipt, fine_tuning_network, keep_previous, trained_network, transfer_weights
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "fine_tuning_network",
     "import_network_weights",
     "keep_previous",
+    "load_imported",
     "read_checkpoint",
     "sha256",
     "trained_network",

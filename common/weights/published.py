@@ -18,37 +18,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import WeightsError
 
-__all__ = ["ImportedWeights", "import_network_weights"]
+__all__ = ["ImportedWeights", "import_network_weights", "load_imported", "published_name"]
 
 _PRIMUS_HEADS = {396: 6, 792: 12, 864: 12, 1056: 16}
 
-_RESENC = [
-    (r"encoder\.stem\.convs\.0\.(.*)", r"encoder.stem.\1"),
-    (r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.(conv\d)\.(.*)", r"encoder.stages.\1.\2.\3.\4"),
-    (r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.\d\.(.*)", r"encoder.stages.\1.\2.shortcut.\3"),
-    (r"decoder\.stages\.(\d+)\.convs\.0\.(.*)", r"decoder.stages.\1.\2"),
-    (r"decoder\.transpconvs\.(\d+)\.(.*)", r"decoder.upsamplings.\1.\2"),
+_BLOCKS = [
+    (r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.scale\2"),
+    (r"attn\.q_proj\.", "attention.query."),
+    (r"attn\.k_proj\.", "attention.key."),
+    (r"attn\.v_proj\.", "attention.value."),
+    (r"attn\.norm\.", "attention.norm."),
+    (r"attn\.proj\.", "attention.output."),
+    (r"mlp\.fc1_g\.", "mlp.gate."),
+    (r"mlp\.fc1_x\.", "mlp.value."),
+    (r"mlp\.fc2\.", "mlp.output."),
+    (r"\bpos_embed$", "position_embedding"),
 ]
-_TRANSFORMER = [
-    (r"(.*)blocks\.(\d+)\.gamma_([12])", r"\1blocks.\2.scale\3"),
-    (r"(.*)attn\.q_proj\.(.*)", r"\1attention.query.\2"),
-    (r"(.*)attn\.k_proj\.(.*)", r"\1attention.key.\2"),
-    (r"(.*)attn\.v_proj\.(.*)", r"\1attention.value.\2"),
-    (r"(.*)attn\.norm\.(.*)", r"\1attention.norm.\2"),
-    (r"(.*)attn\.proj\.(.*)", r"\1attention.output.\2"),
-    (r"(.*)mlp\.fc1_g\.(.*)", r"\1mlp.gate.\2"),
-    (r"(.*)mlp\.fc1_x\.(.*)", r"\1mlp.value.\2"),
-    (r"(.*)mlp\.fc2\.(.*)", r"\1mlp.output.\2"),
-    (r"(.*)pos_embed", r"\1position_embedding"),
-]
-_PATCH_DECODER = [
-    (r"up_projection\.decode\.(\d)\.0\.(.*)", r"decoder.upsamplings.\1.\2"),
-    (r"up_projection\.decode\.(\d)\.1\.(.*)", r"decoder.norms.\1.\2"),
-    (r"up_projection\.decode\.(\d)\.(weight|bias)", r"decoder.upsamplings.\1.\2"),
+# whole names of the reference; what it belongs to; names here
+_RULES = [
+    (r"architecture\..*", "unused", "copy of the network"),
+    (r"decoder\.encoder\..*", "unused", "copy of the encoder"),
+    (
+        r"(?:encoder\.st|decoder\.stages).*\.(conv|norm)\.(weight|bias)",
+        "alias",
+        "alias of all_modules, untrained in Spark3D files",
+    ),
+    (r"encoder\.stem\.convs\.0\.(.*)", "backbone", r"encoder.stem.\1"),
+    (r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.(conv\d)\.(.*)", "backbone", r"encoder.stages.\1.\2.\3.\4"),
+    (r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.\d\.(.*)", "backbone", r"encoder.stages.\1.\2.shortcut.\3"),
+    (r"decoder\.stages\.(\d+)\.convs\.0\.(.*)", "backbone", r"decoder.stages.\1.\2"),
+    (r"decoder\.transpconvs\.(\d+)\.(.*)", "backbone", r"decoder.upsamplings.\1.\2"),
+    (r"decoder\.seg_layers\.\d+\.(.*)", "backbone", r"head.\1"),
+    (r"eva\.(.*)", "backbone", r"encoder.transformer.\1"),
+    (r"down_projection\.proj\.(.*)", "backbone", r"encoder.patch_embedding.\1"),
+    (r"up_projection\.decode\.(\d)\.0\.(.*)", "backbone", r"decoder.upsamplings.\1.\2"),
+    (r"up_projection\.decode\.(\d)\.1\.(.*)", "backbone", r"decoder.norms.\1.\2"),
+    (r"up_projection\.decode\.(\d)\.(weight|bias)", "backbone", r"decoder.upsamplings.\1.\2"),
+    (r"decoder\.((?:blocks|norm)\..*|pos_embed)", "method", r"decoder.\1"),
+    (r"mask_token", "method", "mask_token"),
+    (r"mask_tokens\.(\d+)", "method", r"mask_tokens.\1"),
+    (r"densify_projs\.(\d+)\.(.*)", "method", r"projections.\1.\2"),
+    (r"projector\.layer([12])\.0\.(.*)", "method", r"projection.hidden\1.\2"),
+    (r"projector\.layer3\.0\.(.*)", "method", r"projection.output.\1"),
+    (r"rotation_proj_head\.(.*)", "method", r"rotation_head.\1"),
+    (r"contrast_proj_head\.(.*)", "method", r"contrast_head.\1"),
+    (r"recon_proj_head\.(\d+)\.(.*)", "method", r"reconstruction_head.convolutions.\1.\2"),
 ]
 
 
@@ -67,11 +85,41 @@ class ImportedWeights:
     unused: dict[str, str] = field(default_factory=dict)
 
 
+def published_name(key: str) -> tuple[str, str]:
+    """Return what a tensor of a published checkpoint belongs to, and its name here.
+
+    Returns:
+        ``("backbone" or "method", name)``; ``("alias", why)`` for the second name of a tensor; ``("unused", why)``.
+
+    Example:
+        >>> published_name("encoder.eva.blocks.3.attn.q_proj.weight")
+        ('backbone', 'encoder.transformer.blocks.3.attention.query.weight')
+        >>> published_name("optimizer")
+        ('unused', 'not part of a network of OpenMind')
+    """
+    key = re.sub(r"^((module|_orig_mod)\.)+", "", key)
+    key = re.sub(r"^encoder\.(eva\.|down_projection\.|mask_token)", r"\1", key)  # contrastive cells wrap Primus
+    for pattern, part, name in _RULES:
+        match = re.fullmatch(pattern, key)
+        if match is None:
+            continue
+        name = match.expand(name)
+        if part in ("unused", "alias"):
+            return part, name
+        name = name.replace(".all_modules.0.", ".conv.").replace(".all_modules.1.", ".norm.")
+        for old, new in _BLOCKS:
+            name = re.sub(old, new, name)
+        if name.startswith("reconstruction_head."):  # a convolution, a norm, an activation and an up-sampling each
+            name = re.sub(r"\d+", lambda number: str(int(number[0]) // 4), name)
+        return part, name
+    return "unused", "not part of a network of OpenMind"
+
+
 def import_network_weights(weights: Mapping[str, Tensor], *, token_order: str = "swapped") -> ImportedWeights:
-    """Translate ``network_weights`` of a published ResEnc-L or Primus checkpoint.
+    """Translate ``network_weights`` of a published ResEnc-L or Primus checkpoint, of any method.
 
     Args:
-        weights: the state dict as stored.
+        weights: the state dict as stored; for a Spark3D training file, joined with its ``spark_weights``.
         token_order: ``"swapped"`` if the network was trained with its first two token axes exchanged, as all published
             Primus cells but SimMIM were; ``"straight"`` otherwise. No effect on ResEnc-L.
 
@@ -80,63 +128,53 @@ def import_network_weights(weights: Mapping[str, Tensor], *, token_order: str = 
     """
     if token_order not in ("swapped", "straight"):
         raise WeightsError(f"token_order is {token_order!r}; it must be 'swapped' or 'straight'")
-    weights = {re.sub(r"^(module\.|_orig_mod\.)+", "", key): value for key, value in weights.items()}
-    if any(key.startswith("encoder.stages.") for key in weights):
-        return _import_resenc(weights)
-    if any(key.startswith("eva.") for key in weights):
-        return _import_primus(weights, swapped=token_order == "swapped")
-    raise WeightsError(
-        f"none of the {len(weights)} names in this checkpoint is of a ResEnc-L (encoder.stages...) or Primus (eva...) "
-        f"network; the first is {next(iter(weights), 'missing')!r}"
-    )
-
-
-def _rename(key: str, rules: list[tuple[str, str]]) -> str:
-    for pattern, replacement in rules:
-        renamed, count = re.subn(f"^{pattern}$", replacement, key)
-        if count:
-            return renamed
-    return key
-
-
-def _import_resenc(weights: dict[str, Tensor]) -> ImportedWeights:
-    heads = [int(key.split(".")[2]) for key in weights if key.startswith("decoder.seg_layers.")]
     imported = ImportedWeights(backbone={})
+    heads = [int(key.split(".")[-2]) for key in weights if re.search(r"^(\w+\.)?decoder\.seg_layers\.\d", key)]
     for key, value in weights.items():
-        if key.startswith("decoder.encoder."):
-            imported.unused[key] = "copy of the encoder"
-        elif re.search(r"\.(conv|norm)\.(weight|bias)$", key):
-            imported.unused[key] = "alias of all_modules, untrained in Spark3D files"
-        elif key.startswith("decoder.seg_layers.") and int(key.split(".")[2]) != max(heads):
-            imported.unused[key] = "deep-supervision head that was never used"
-        elif key.startswith("decoder.seg_layers."):
-            imported.backbone[f"head.{key.split('.')[-1]}"] = value
-        else:
-            key = key.replace(".all_modules.0.", ".conv.").replace(".all_modules.1.", ".norm.")
-            imported.backbone[_rename(key, _RESENC)] = value
-    return imported
-
-
-def _import_primus(weights: dict[str, Tensor], *, swapped: bool) -> ImportedWeights:
-    imported = ImportedWeights(backbone={})
-    for key, value in weights.items():
-        if key.endswith("pos_embed"):
-            value = _position_grid(key, value, swapped=swapped)
-        elif swapped and re.search(r"attn\.[qk]_proj\.", key):
+        part, name = published_name(key)
+        head = re.search(r"decoder\.seg_layers\.(\d+)\.", key)
+        if head and part == "backbone" and int(head[1]) != max(heads):
+            part, name = "unused", "deep-supervision head that was never used"
+        if part in ("unused", "alias"):
+            imported.unused[key] = name
+            continue
+        if name.endswith("position_embedding"):
+            value = _position_grid(key, value, swapped=token_order == "swapped")
+        elif token_order == "swapped" and re.search(r"attention\.(query|key)\.", name):
             value = _swap_rotary_axes(value)
-        if key == "mask_token":
-            imported.method["mask_token"] = value.reshape(1, -1, 1, 1, 1)
-        elif key.startswith("eva."):
-            imported.backbone["encoder.transformer." + _rename(key.removeprefix("eva."), _TRANSFORMER)] = value
-        elif key.startswith("down_projection.proj."):
-            imported.backbone[key.replace("down_projection.proj.", "encoder.patch_embedding.")] = value
-        elif key.startswith("up_projection."):
-            imported.backbone[_rename(key, _PATCH_DECODER)] = value
-        elif key.startswith("decoder."):
-            imported.method["decoder." + _rename(key.removeprefix("decoder."), _TRANSFORMER)] = value
-        else:
-            imported.unused[key] = "not part of Primus"
+        elif name == "mask_token":
+            value = value.reshape(1, -1, 1, 1, 1)
+        (imported.backbone if part == "backbone" else imported.method)[name] = value
+    if not any(name.startswith(("encoder.stages.", "encoder.transformer.")) for name in imported.backbone):
+        raise WeightsError(
+            f"none of the {len(weights)} names in this checkpoint is of a ResEnc-L (encoder.stages...) or Primus "
+            f"(eva...) network; the first is {next(iter(weights), 'missing')!r}"
+        )
     return imported
+
+
+def load_imported(method: nn.Module, imported: ImportedWeights) -> list[str]:
+    """Fill a pre-training method, its backbone and its own layers, with imported weights.
+
+    Returns:
+        names of the method's part of the file that this method has no use for.
+
+    Raises:
+        WeightsError: if a tensor of the method is missing or has another shape, or the backbone has others.
+    """
+    state = method.state_dict()
+    given = {f"backbone.{name}": value for name, value in imported.backbone.items()} | imported.method
+    wrong = [f"{name} is missing" for name in state if name not in given]
+    wrong += [f"{name} is not known here" for name in given if name.startswith("backbone.") and name not in state]
+    wrong += [
+        f"{name} is {list(value.shape)} in the file, {list(state[name].shape)} here"
+        for name, value in given.items()
+        if name in state and state[name].shape != value.shape
+    ]
+    if wrong:
+        raise WeightsError(f"the checkpoint is of another method or network ({'; '.join(wrong[:3])})")
+    method.load_state_dict({name: value for name, value in given.items() if name in state})
+    return [name for name in given if name not in state]
 
 
 def _position_grid(key: str, table: Tensor, *, swapped: bool) -> Tensor:

@@ -92,7 +92,7 @@ def test_bad_images(kind: str, tmp_path: Path) -> None:
     make, words = BAD[kind]
     make(path)
     with pytest.raises(DataError) as stored:
-        VolumeStore(tmp_path / "store", StoreSettings()).prepare_one(str(path))
+        VolumeStore(tmp_path / "store", StoreSettings()).prepare_one({"image": str(path)})
     raised = [stored]
     if kind != "box":  # seen only after cropping
         with pytest.raises(DataError) as checked:

@@ -107,7 +107,7 @@ def test_a_kill_in_the_middle_loses_nothing_and_a_rerun_goes_on(tmp_path: Path) 
     process.send_signal(signal.SIGKILL)
     process.wait()
     store = VolumeStore(tmp_path / "store", StoreSettings(spacing_mm=0.5))
-    done = [v for case in cases(tmp_path / "images") if (v := store.get(case["image"])) is not None]
+    done = [v for case in cases(tmp_path / "images") if (v := store.get(case)) is not None]
     assert 3 <= len(done) < 25
     for volume in done:
         assert np.isfinite(volume.read((0, 0, 0), volume.shape)).all()
@@ -123,7 +123,7 @@ def test_a_volume_cut_short_in_the_store_is_prepared_again(images: Path, tmp_pat
     store = VolumeStore(tmp_path / "store", StoreSettings())
     (first, *_), _ = store.prepare(cases(images))
     Path(first.path).write_bytes(Path(first.path).read_bytes()[:100])
-    assert store.get(cases(images)[0]["image"]) is None
+    assert store.get(cases(images)[0]) is None
     (again, *_), _ = store.prepare(cases(images))
     assert np.isfinite(again.read((0, 0, 0), again.shape)).all()
 
@@ -174,7 +174,8 @@ def test_a_store_that_cannot_be_made_and_a_wrong_dtype(tmp_path: Path) -> None:
 def test_one_spacing_has_one_spelling(images: Path, tmp_path: Path) -> None:
     spellings = [1, 1.0, [1, 1.0, 1]]
     names = {
-        VolumeStore(tmp_path, StoreSettings(spacing_mm=s)).location(str(images / "case_0.nii.gz")) for s in spellings
+        VolumeStore(tmp_path, StoreSettings(spacing_mm=s)).location({"image": str(images / "case_0.nii.gz")})
+        for s in spellings
     }
     assert len(names) == 1
 

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvBlock", "InstanceNorm", "ResidualBlock"]
+from .sparse import masked_instance_norm
+
+__all__ = ["ConvBlock", "InstanceNorm", "ResidualBlock", "Stage"]
 
 
 class InstanceNorm(nn.InstanceNorm3d):
@@ -54,9 +58,20 @@ class ConvBlock(nn.Module):
         self.norm = InstanceNorm(out_channels)
         self.activation = nn.LeakyReLU(0.01, inplace=True) if activate else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, D/s, H/s, W/s)``."""
-        return self.activation(self.norm(self.dropout(self.conv(x))))
+    def forward(self, x: Tensor, visible: Optional[Tensor] = None) -> Tensor:
+        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, D/s, H/s, W/s)``.
+
+        With ``visible (B, 1, D/s, H/s, W/s)`` the norm sees visible voxels only and hidden ones become 0.
+        """
+        x = self.dropout(self.conv(x))
+        if torch.jit.is_scripting():
+            assert visible is None, "an exported network cannot hide blocks"
+            x = self.norm(x)
+        elif visible is None:
+            x = self.norm(x)
+        else:
+            x = masked_instance_norm(x, visible, self.norm.weight, self.norm.bias, self.norm.eps)
+        return self.activation(x)
 
 
 class ResidualBlock(nn.Module):
@@ -67,13 +82,28 @@ class ResidualBlock(nn.Module):
         self.conv1 = ConvBlock(in_channels, out_channels, stride=stride, dropout=dropout)
         self.conv2 = ConvBlock(out_channels, out_channels, activate=False)
         self.pool = nn.AvgPool3d(stride) if stride != 1 else nn.Identity()
-        self.shortcut = (
-            ConvBlock(in_channels, out_channels, kernel_size=1, bias=False, activate=False)
-            if in_channels != out_channels
-            else nn.Identity()
-        )
+        self.shortcut: Optional[ConvBlock] = None
+        if in_channels != out_channels:
+            self.shortcut = ConvBlock(in_channels, out_channels, kernel_size=1, bias=False, activate=False)
         self.activation = nn.LeakyReLU(0.01, inplace=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, D/s, H/s, W/s)``."""
-        return self.activation(self.conv2(self.conv1(x)) + self.shortcut(self.pool(x)))
+    def forward(self, x: Tensor, visible: Optional[Tensor] = None) -> Tensor:
+        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, D/s, H/s, W/s)``.
+
+        With ``visible (B, 1, D/s, H/s, W/s)`` hidden places stay 0. Pooling keeps them so by itself, since a block of
+        the mask is a whole number of its windows.
+        """
+        shortcut = self.pool(x)
+        if self.shortcut is not None:
+            shortcut = self.shortcut(shortcut, visible)
+        return self.activation(self.conv2(self.conv1(x, visible), visible) + shortcut)
+
+
+class Stage(nn.Sequential):
+    """Residual blocks one after the other."""
+
+    def forward(self, x: Tensor, visible: Optional[Tensor] = None) -> Tensor:
+        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, D/s, H/s, W/s)``; ``visible`` as in :class:`ResidualBlock`."""
+        for block in self:
+            x = block(x, visible)
+        return x

@@ -203,12 +203,13 @@ class Transformer(nn.Module):
                 block.attention.output.weight.div_(math.sqrt(2 * index))
                 block.mlp.output.weight.div_(math.sqrt(2 * index))
 
-    def forward(self, grid: Tensor, visible: Optional[Tensor] = None) -> Tensor:
+    def forward(self, grid: Tensor, visible: Optional[Tensor] = None, visible_count: Optional[int] = None) -> Tensor:
         """Transform a grid of tokens; hidden ones are dropped, not computed, and come back as zeros.
 
         Args:
             grid: ``(B, C, d, h, w)``.
             visible: ``(B, d, h, w)`` boolean, the same number of visible tokens in every sample.
+            visible_count: that number, if it is known; finding it makes a GPU wait.
 
         Returns:
             ``(B, C, d, h, w)``.
@@ -223,9 +224,12 @@ class Transformer(nn.Module):
             x = self.norm(self._blocks(x, rotary))
         else:
             seen = visible.flatten(1)  # (B, N)
-            count = int(seen[0].sum())
-            if not bool((seen.sum(1) == count).all()):
-                raise ValueError(f"every sample must show the same number of tokens, not {seen.sum(1)}")
+            if visible_count is None:
+                count = int(seen[0].sum())
+                if not bool((seen.sum(1) == count).all()):
+                    raise ValueError(f"every sample must show the same number of tokens, not {seen.sum(1)}")
+            else:
+                count = visible_count
             # a stable sort puts the visible tokens first, in grid order
             kept = torch.argsort(seen.to(torch.uint8), dim=1, descending=True, stable=True)[:, :count]  # (B, K)
             index = kept[:, :, None].expand(b, count, c)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, List, Optional
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -67,9 +68,19 @@ class PrimusEncoder(nn.Module):
         )
         initialize_he(self.patch_embedding)
 
-    def forward(self, image: Tensor, visible: Optional[Tensor] = None) -> Tensor:
-        """Map ``(B, C, D, H, W)`` to ``(B, embed_dim, d, h, w)``, zero at hidden tokens."""
-        return self.transformer(self.patch_embedding(image), visible)
+    def forward(
+        self,
+        image: Tensor,
+        visible: Optional[Tensor] = None,
+        mask_token: Optional[Tensor] = None,
+        visible_count: Optional[int] = None,
+    ) -> Tensor:
+        """Map ``(B, C, D, H, W)`` to ``(B, embed_dim, d, h, w)``, zero at hidden tokens unless they are replaced."""
+        tokens = self.patch_embedding(image)
+        if visible is not None and mask_token is not None:
+            tokens = torch.where(visible.unsqueeze(1), tokens, mask_token.to(tokens.dtype))
+            visible = None
+        return self.transformer(tokens, visible, visible_count)
 
 
 class PatchDecoder(nn.Module):
@@ -100,7 +111,8 @@ class Primus(nn.Module):
     """Plain vision transformer with 8-voxel patches, rotary and learned positions, and a light patch decoder.
 
     Hidden places: with ``visible`` the hidden tokens are dropped before the first block, so that they cost nothing, and
-    come back as zeros.
+    come back as zeros; with ``mask_token`` they are replaced by it instead, before positions are added, and all tokens
+    are computed.
 
     Args:
         in_channels: image channels.
@@ -113,6 +125,11 @@ class Primus(nn.Module):
         drop_path: stochastic depth of the last block; published: 0.2 in pre-training, 0 in fine-tuning.
         dropout: dropout after attention and MLP; 0 as published.
         checkpointing: recompute activations in the backward pass.
+        with_decoder: build the patch decoder; without it only :meth:`encode` works.
+
+    Attributes:
+        feature_channels: channels of the maps of :meth:`encode`.
+        feature_strides: image voxels along a side of a voxel of these maps.
 
     Raises:
         ValueError: if an input side, here or in ``forward``, is not a multiple of ``patch_size``, or the heads do not
@@ -138,6 +155,7 @@ class Primus(nn.Module):
         drop_path: float = 0.0,
         dropout: float = 0.0,
         checkpointing: bool = False,
+        with_decoder: bool = True,
     ) -> None:
         super().__init__()
         size = [input_size] * 3 if isinstance(input_size, int) else list(input_size)
@@ -146,6 +164,8 @@ class Primus(nn.Module):
         if len(size) != 3 or any(side <= 0 or side % patch_size for side in size):
             raise ValueError(f"input_size {size} must be three multiples of patch_size {patch_size}")
         self.patch_size = patch_size
+        self.feature_channels = [embed_dim]
+        self.feature_strides = [patch_size]
         self.encoder = PrimusEncoder(
             in_channels,
             input_size=size,
@@ -157,25 +177,43 @@ class Primus(nn.Module):
             dropout=dropout,
             checkpointing=checkpointing,
         )
-        self.decoder = PatchDecoder(embed_dim, out_channels, patch_size=patch_size)
+        self.decoder: Optional[PatchDecoder] = None
+        if with_decoder:
+            self.decoder = PatchDecoder(embed_dim, out_channels, patch_size=patch_size)
 
-    def encode(self, image: Tensor, visible: Optional[Tensor] = None) -> List[Tensor]:
+    def encode(
+        self,
+        image: Tensor,
+        visible: Optional[Tensor] = None,
+        mask_token: Optional[Tensor] = None,
+        sparse: bool = False,
+        visible_count: Optional[int] = None,
+    ) -> List[Tensor]:
         """Return the one grid of tokens as a list, fine to coarse like every backbone.
 
         Args:
             image: ``(B, C, D, H, W)``.
             visible: ``(B, D/8, H/8, W/8)`` boolean; hidden tokens are dropped and returned as zeros.
+            mask_token: ``(1, embed_dim, 1, 1, 1)``, put in the place of hidden tokens instead of dropping them.
+            sparse: compute visible tokens only; a transformer that drops tokens does so in any case.
+            visible_count: tokens that every sample shows, if known; finding it makes a GPU wait.
+
+        Raises:
+            ValueError: for a size that does not fit, or if both a mask token and sparse computation are asked for.
         """
+        if sparse and mask_token is not None:
+            raise ValueError("hidden tokens are either dropped (sparse) or replaced by mask_token, not both")
         for side in image.shape[2:]:
             if side % self.patch_size != 0:
                 raise ValueError(
                     f"input sides {list(image.shape[2:])} must be multiples of {self.patch_size}, "
                     f"the patch size of this network; pad or crop the image"
                 )
-        return [self.encoder(image, visible)]
+        return [self.encoder(image, visible, mask_token, visible_count)]
 
     def decode(self, features: List[Tensor]) -> Tensor:
         """Map the grid of :meth:`encode` to ``(B, out_channels, D, H, W)``."""
+        assert self.decoder is not None, "this network was built without a decoder"
         return self.decoder(features[-1])
 
     def forward(self, image: Tensor) -> Tensor:

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..blocks.convolution import ConvBlock, ResidualBlock
+from ..blocks.convolution import ConvBlock, ResidualBlock, Stage
 from ..blocks.recompute import run
 
-__all__ = ["ResEncUNet", "initialize_he", "resenc_l"]
+__all__ = ["ResEncUNet", "initialize_he", "mask_at", "resenc_l"]
 
 
 def initialize_he(module: nn.Module) -> None:
@@ -35,6 +35,19 @@ def initialize_he(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, a=0.01)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def mask_at(visible: Optional[Tensor], size: List[int], stride: int) -> Optional[Tensor]:
+    """Spread a grid of blocks ``(B, d, h, w)`` over the map of an image of ``size`` at a stride.
+
+    Returns:
+        ``(B, 1, D/stride, H/stride, W/stride)`` float, 1 where visible; None if nothing is hidden there, as on a map
+        coarser than the grid, whose voxels each cover visible and hidden blocks.
+    """
+    if visible is None or size[0] // stride < visible.shape[1]:
+        return None
+    shape = [size[0] // stride, size[1] // stride, size[2] // stride]
+    return F.interpolate(visible.unsqueeze(1).float(), size=shape, mode="nearest")
 
 
 class ResidualEncoder(nn.Module):
@@ -57,19 +70,27 @@ class ResidualEncoder(nn.Module):
         for index, (features, blocks) in enumerate(zip(features_per_stage, blocks_per_stage, strict=True)):
             first = ResidualBlock(channels, features, stride=1 if index == 0 else 2, dropout=dropout)
             rest = [ResidualBlock(features, features, dropout=dropout) for _ in range(blocks - 1)]
-            stages.append(nn.Sequential(first, *rest))
+            stages.append(Stage(first, *rest))
             channels = features
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, image: Tensor) -> List[Tensor]:
-        """Map ``(B, C, D, H, W)`` to one map per stage."""
-        x = self.stem(image)
+    def forward(
+        self, image: Tensor, visible: Optional[Tensor] = None, mask_token: Optional[Tensor] = None, sparse: bool = False
+    ) -> List[Tensor]:
+        """Map ``(B, C, D, H, W)`` to one map per stage; how blocks are hidden is told in :meth:`ResEncUNet.encode`."""
+        seen = mask_at(visible, list(image.shape[2:]), 1)
+        if seen is not None:
+            image = image * seen
+        x = self.stem(image, seen if sparse else None)
+        if mask_token is not None and seen is not None:
+            x = torch.where(seen > 0, x, mask_token.to(x.dtype))
         features: List[Tensor] = []
-        for stage in self.stages:
-            if torch.jit.is_scripting():  # noqa: SIM108
-                x = stage(x)
+        for index, stage in enumerate(self.stages):
+            seen = mask_at(visible if sparse else None, list(image.shape[2:]), 1 << index)
+            if torch.jit.is_scripting():
+                x = stage(x, seen)
             else:
-                x = run(stage, x, recompute=self.checkpointing and self.training)
+                x = run(stage, x, seen, recompute=self.checkpointing and self.training)
             features.append(x)
         return features
 
@@ -103,8 +124,12 @@ class UNetDecoder(nn.Module):
 class ResEncUNet(nn.Module):
     """U-Net with a residual encoder, instance norm and LeakyReLU.
 
-    Hidden places: with ``visible`` the image is set to 0, its mean after z-scoring, inside hidden blocks and the
-    encoder then runs densely, as the published MAE does.
+    Hidden places: with ``visible`` the image is set to 0, its mean after z-scoring, inside hidden blocks. Then
+
+    * by itself the encoder runs densely, as the published MAE does;
+    * with ``mask_token`` the features of the stem inside hidden blocks are replaced by it;
+    * with ``sparse`` every convolution and norm of the encoder sees visible voxels only, and hidden ones stay 0 on all
+      maps that are not coarser than the grid of blocks.
 
     Args:
         in_channels: image channels.
@@ -114,6 +139,11 @@ class ResEncUNet(nn.Module):
         dropout: probability of dropping a channel after the first convolution of each block; 0 as published.
         initialization: ``"pytorch"`` (the published pre-training runs) or ``"he"`` (nnU-Net from scratch).
         checkpointing: recompute activations in the backward pass, for less memory and about a third more time.
+        with_decoder: build the decoder and head; without them only :meth:`encode` works.
+
+    Attributes:
+        feature_channels: channels of the maps of :meth:`encode`.
+        feature_strides: image voxels along a side of a voxel of these maps.
 
     Raises:
         ValueError: if the stage lists differ in length or are too short, or an input side is not a multiple of the
@@ -137,6 +167,7 @@ class ResEncUNet(nn.Module):
         dropout: float = 0.0,
         initialization: str = "pytorch",
         checkpointing: bool = False,
+        with_decoder: bool = True,
     ) -> None:
         super().__init__()
         if len(features_per_stage) != len(blocks_per_stage) or len(features_per_stage) < 2:
@@ -147,7 +178,8 @@ class ResEncUNet(nn.Module):
         if initialization not in ("pytorch", "he"):
             raise ValueError(f"initialization is {initialization!r}; it must be 'pytorch' or 'he'")
         self.stride = 2 ** (len(features_per_stage) - 1)
-        self.features_per_stage = list(features_per_stage)
+        self.feature_channels = list(features_per_stage)
+        self.feature_strides = [2**index for index in range(len(features_per_stage))]
         self.encoder = ResidualEncoder(
             in_channels,
             features_per_stage=features_per_stage,
@@ -155,17 +187,33 @@ class ResEncUNet(nn.Module):
             dropout=dropout,
             checkpointing=checkpointing,
         )
-        self.decoder = UNetDecoder(features_per_stage=features_per_stage, dropout=dropout, checkpointing=checkpointing)
-        self.head = nn.Conv3d(features_per_stage[0], out_channels, kernel_size=1)
+        self.decoder: Optional[UNetDecoder] = None
+        self.head: Optional[nn.Conv3d] = None
+        if with_decoder:
+            self.decoder = UNetDecoder(
+                features_per_stage=features_per_stage, dropout=dropout, checkpointing=checkpointing
+            )
+            self.head = nn.Conv3d(features_per_stage[0], out_channels, kernel_size=1)
         if initialization == "he":
             initialize_he(self)
 
-    def encode(self, image: Tensor, visible: Optional[Tensor] = None) -> List[Tensor]:
+    def encode(
+        self,
+        image: Tensor,
+        visible: Optional[Tensor] = None,
+        mask_token: Optional[Tensor] = None,
+        sparse: bool = False,
+        visible_count: Optional[int] = None,
+    ) -> List[Tensor]:
         """Return the feature maps of all stages, fine to coarse.
 
         Args:
             image: ``(B, C, D, H, W)``.
             visible: ``(B, d, h, w)`` boolean grid of blocks, each ``D/d x H/h x W/w`` voxels; hidden ones are zeroed.
+            mask_token: ``(1, features_per_stage[0], 1, 1, 1)``, put in the place of the stem's features of hidden
+                blocks.
+            sparse: compute visible voxels only.
+            visible_count: blocks that every sample shows; not needed here.
         """
         for side in image.shape[2:]:
             if side % self.stride != 0:
@@ -173,12 +221,12 @@ class ResEncUNet(nn.Module):
                     f"input sides {list(image.shape[2:])} must be multiples of {self.stride}, "
                     f"the total stride of this network; pad or crop the image"
                 )
-        if visible is not None:
-            image = image * F.interpolate(visible.unsqueeze(1).to(image.dtype), size=image.shape[2:], mode="nearest")
-        return self.encoder(image)
+        return self.encoder(image, visible, mask_token, sparse)
 
     def decode(self, features: List[Tensor]) -> Tensor:
         """Map the feature maps of :meth:`encode` to ``(B, out_channels, D, H, W)``."""
+        assert self.decoder is not None, "this network was built without a decoder"
+        assert self.head is not None
         return self.head(self.decoder(features))
 
     def forward(self, image: Tensor) -> Tensor:

@@ -1,0 +1,79 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Instance normalisation over visible voxels only, the one operation that makes a dense U-Net encoder sparse.
+
+A convolution whose output is set to 0 at hidden places equals a submanifold sparse convolution, provided that nothing
+else lets hidden places in; the norm's moments are the rest (Tian et al., SparK, arXiv:2301.03580). The mask is an
+argument and never kept in a module or a global.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["masked_instance_norm"]
+
+_SPATIAL = (2, 3, 4)
+
+
+class _MaskedInstanceNorm(torch.autograd.Function):
+    """Forward and backward in few passes over the map: plain autograd keeps many full-size temporaries."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, visible: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        dtype = x.dtype
+        mask = visible.float()
+        count = mask.sum(_SPATIAL, keepdim=True).clamp(min=1)  # (B, 1, 1, 1, 1)
+        centred = x.float() * mask
+        mean = centred.sum(_SPATIAL, keepdim=True) / count  # (B, C, 1, 1, 1)
+        centred.addcmul_(mask, mean, value=-1)  # hidden voxels stay 0
+        variance = torch.linalg.vector_norm(centred, dim=_SPATIAL, keepdim=True).square_() / count
+        rstd = (variance + eps).rsqrt()
+        scale = rstd if weight is None else rstd * weight.float().view(1, -1, 1, 1, 1)
+        out = centred * scale
+        if bias is not None:
+            out.addcmul_(mask, bias.float().view(1, -1, 1, 1, 1))
+        ctx.save_for_backward(centred, mask, count, rstd, scale)
+        ctx.affine, ctx.dtype = (weight is not None, bias is not None), dtype
+        return out.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        centred, mask, count, rstd, scale = ctx.saved_tensors
+        grad = gradients[0].float() * mask
+        b, c = centred.shape[:2]
+        total = grad.sum(_SPATIAL, keepdim=True)  # (B, C, 1, 1, 1)
+        product = torch.bmm(grad.reshape(b * c, 1, -1), centred.reshape(b * c, -1, 1)).view(b, c, 1, 1, 1)
+        d_weight = (product * rstd).sum((0, 2, 3, 4)) if ctx.affine[0] else None
+        d_bias = total.sum((0, 2, 3, 4)) if ctx.affine[1] else None
+        # the derivative of (x - mean) / std, over visible voxels
+        grad.mul_(scale)
+        grad.addcmul_(mask, scale * total / count, value=-1)
+        grad.addcmul_(centred, scale * product * rstd.square() / count, value=-1)
+        return grad.to(ctx.dtype), None, d_weight, d_bias, None
+
+
+def masked_instance_norm(
+    x: Tensor, visible: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Normalise every sample and channel over its visible voxels; hidden ones become 0.
+
+    Args:
+        x: ``(B, C, D, H, W)``; what it holds at hidden places has no influence.
+        visible: ``(B, 1, D, H, W)``, 1 or true where visible.
+        weight: ``(C,)`` scale, or None.
+        bias: ``(C,)`` shift of visible voxels, or None.
+        eps: added to the variance.
+
+    Returns:
+        ``(B, C, D, H, W)``, computed in float32 and returned in the type of ``x``.
+
+    Example:
+        >>> x = torch.tensor([1.0, 3.0, 100.0]).view(1, 1, 3, 1, 1)
+        >>> seen = torch.tensor([1.0, 1.0, 0.0]).view(1, 1, 3, 1, 1)
+        >>> [round(float(v), 3) for v in masked_instance_norm(x, seen).flatten()]
+        [-1.0, 1.0, 0.0]
+    """
+    return _MaskedInstanceNorm.apply(x, visible, weight, bias, eps)  # type: ignore[no-any-return, no-untyped-call]
