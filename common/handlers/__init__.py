@@ -2,19 +2,25 @@
 """Ignite handlers that MONAI and ignite lack."""
 
 from .checkpoints import BestModel, PretrainingCheckpoint, check_resume
-from .optimization import GradientClip, Reproducible, SetLearningRate
-from .pictures import ReconstructionPictures, draw_reconstruction
+from .collapse import CollapseWatch
+from .optimization import GradientClip, Reproducible, SetLearningRate, StopAtNonFiniteLoss
+from .pictures import Pictures, draw_fusion, draw_reconstruction, draw_restoration, draw_similarity
 from .progress import Progress, shared
 
 __all__ = [
     "BestModel",
+    "CollapseWatch",
     "GradientClip",
+    "Pictures",
     "PretrainingCheckpoint",
     "Progress",
-    "ReconstructionPictures",
     "Reproducible",
     "SetLearningRate",
+    "StopAtNonFiniteLoss",
     "check_resume",
+    "draw_fusion",
     "draw_reconstruction",
+    "draw_restoration",
+    "draw_similarity",
     "shared",
 ]

@@ -46,7 +46,7 @@ def check_resume(ckpt_dir: str, *, settings: Mapping[str, Any], resume: bool = T
         changed = [
             f"{name} {state['settings'].get(name)!r} -> {value!r}"
             for name, value in settings.items()
-            if state["settings"].get(name) != value
+            if state["settings"].get(name, value) != value
         ]
         if changed:
             raise SettingsError(
@@ -148,11 +148,8 @@ class PretrainingCheckpoint:
 
     def _save(self, engine: Engine) -> None:
         record, epoch = self.progress.history[-1], engine.state.epoch
-        if not math.isfinite(record["train_loss"]):
-            raise SettingsError(
-                f"the training loss is {record['train_loss']} in epoch {epoch}; nothing of it is saved. Start again "
-                "with a lower --lr or with --amp false: the run goes on from its last good epoch"
-            )
+        if not math.isfinite(record["train_loss"]):  # of another process, perhaps: this one would have said so
+            raise SettingsError(f"the training loss is {record['train_loss']} in epoch {epoch}; nothing of it is saved")
         if not self.main:
             return
         score = record.get(self.metric, record["train_loss"])

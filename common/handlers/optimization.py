@@ -1,20 +1,25 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Handlers of the optimizer: rate, clip, and the seed of what the network draws itself."""
+"""Handlers of the optimizer: rate, clip, the end at a loss that is no number, and the seed of what networks draw."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
+from ..errors import SettingsError
 from ..views import step_seed
 
-__all__ = ["GradientClip", "Reproducible", "SetLearningRate"]
+__all__ = ["GradientClip", "Reproducible", "SetLearningRate", "StopAtNonFiniteLoss"]
+
+_LOOK_EVERY = 10  # iterations
 
 
 class SetLearningRate:
@@ -36,14 +41,15 @@ class SetLearningRate:
 class GradientClip:
     """Clip the global L2 norm of the gradients before each optimizer step, after undoing the loss scale of AMP.
 
-    With gradient accumulation it acts only on the last micro-batch, when the sum is complete.
+    With gradient accumulation it acts only on the last micro-batch, when the sum is complete. The norm before clipping
+    is left on its device as ``engine.state.gradient_norm``.
 
     Args:
         optimizer: whose gradients are clipped.
-        max_norm: largest norm; 12 for ResEnc-L and 1 for Primus as published.
+        max_norm: largest norm; 12 for ResEnc-L and 1 for Primus in most published cells. None measures only.
     """
 
-    def __init__(self, optimizer: Optimizer, max_norm: float) -> None:
+    def __init__(self, optimizer: Optimizer, max_norm: float | None) -> None:
         self.optimizer, self.max_norm = optimizer, max_norm
 
     def attach(self, engine: Engine) -> None:
@@ -58,8 +64,53 @@ class GradientClip:
             return
         if engine.amp and engine.scaler is not None:
             engine.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(parameters, self.max_norm)
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        engine.state.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        if self.max_norm is not None:
+            scale = (self.max_norm / (engine.state.gradient_norm + 1e-6)).clamp(max=1)
+            torch._foreach_mul_(gradients, scale)
+
+
+class StopAtNonFiniteLoss:
+    """Stop a run whose loss is NaN or infinite, with the step, the files of its batch and what to do.
+
+    The loss is looked at on its device; a GPU is asked every ten iterations, before its weights are saved.
+
+    Args:
+        ckpt_dir: named in the message: what was saved there before is kept.
+    """
+
+    def __init__(self, ckpt_dir: str) -> None:
+        self.ckpt_dir = ckpt_dir
+        self.recent: deque[tuple[int, list[str]]] = deque(maxlen=_LOOK_EVERY)
+        self._first: Tensor | None = None  # iteration of the first bad loss, 0 while there is none
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, before checkpoints."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._watch)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._look)
+
+    def _watch(self, engine: Engine) -> None:
+        loss, iteration = engine.state.output["loss"].detach(), engine.state.iteration
+        if self._first is None:
+            self._first = torch.zeros((), dtype=torch.long, device=loss.device)
+        bad = ~torch.isfinite(loss).all() & (self._first == 0)
+        self._first = torch.where(bad, torch.full_like(self._first, iteration), self._first)
+        self.recent.append((iteration, list(engine.state.batch.get("path", []))))
+        if iteration % _LOOK_EVERY == 0:
+            self._look(engine)
+
+    def _look(self, engine: Engine) -> None:
+        step = int(self._first) if self._first is not None else 0
+        if step == 0:
+            return
+        files = next((paths for iteration, paths in self.recent if iteration == step), [])
+        named = ", ".join(sorted(set(files))) or "unnamed files"
+        raise SettingsError(
+            f"the loss is not finite in step {step} (epoch {engine.state.epoch}), whose batch was of {named}; nothing of "
+            f"this epoch is saved, {self.ckpt_dir} keeps the last good one. Start again with a lower --lr or with --amp "
+            "false and the run goes on from there, or look at these files"
+        )
 
 
 class Reproducible:

@@ -1,70 +1,43 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Pictures of what a reconstruction method sees, hides and rebuilds."""
+"""Pictures of what a method sees and what it makes of it, one function for each kind of method."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
+import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from ..weights.files import replace_file
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["ReconstructionPictures", "draw_reconstruction"]
+__all__ = ["Pictures", "draw_fusion", "draw_reconstruction", "draw_restoration", "draw_similarity"]
 
 _PLANES = ("axial", "coronal", "sagittal")
+_Draw = Callable[[dict[str, Any], dict[str, Tensor], Path], None]
 
 
-def draw_reconstruction(image: Tensor, hidden: Tensor, rebuilt: Tensor, path: str | Path) -> None:
-    """Draw the middle slices of one crop as three columns: input, what stays visible, rebuilt.
-
-    The rebuilt column keeps the visible blocks of the input: the loss does not ask for them, so the network's own
-    values there mean nothing.
+class Pictures:
+    """After an evaluator's run, draw its last batch every ``interval`` epochs and at the end.
 
     Args:
-        image: ``(D, H, W)``, axes (S, A, R).
-        hidden: ``(d, h, w)`` grid of blocks.
-        rebuilt: ``(D, H, W)``.
-        path: PNG to write.
-    """
-    mask = F.interpolate(hidden[None, None].float(), size=image.shape, mode="nearest")[0, 0].bool().cpu().numpy()
-    original, output = image.float().cpu().numpy(), rebuilt.float().cpu().numpy()
-    seen = np.ma.array(original, mask=mask)
-    pasted = np.where(mask, output, original)
-    low, high = np.percentile(original, [0.5, 99.5])
-    figure, axes = plt.subplots(3, 3, figsize=(7.5, 7.8), layout="constrained")
-    colours = plt.get_cmap("gray").copy()
-    colours.set_bad("#4477aa")
-    for row, plane in enumerate(_PLANES):
-        index = original.shape[row] // 2
-        for axis, volume in zip(axes[row], (original, seen, pasted), strict=True):
-            axis.imshow(np.ma.take(volume, index, axis=row)[::-1], cmap=colours, vmin=low, vmax=high)
-            axis.set_xticks([])
-            axis.set_yticks([])
-        axes[row, 0].set_ylabel(plane)
-    for axis, title in zip(axes[0], ("input", "visible (blue is hidden)", "rebuilt, visible kept"), strict=True):
-        axis.set_title(title, fontsize=10)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-class ReconstructionPictures:
-    """After an evaluator's run, draw the first sample of its last batch every ``interval`` epochs and at the end.
-
-    Args:
-        folder: where ``reconstruction_epoch_<n>.png`` go.
+        draw: function of views, predictions and the path to write.
+        folder: where ``epoch_<n>.png`` go.
         interval: epochs between pictures; 0 draws none.
         epochs: length of the run, whose last epoch is always drawn.
     """
 
-    def __init__(self, folder: str | Path, *, interval: int, epochs: int) -> None:
-        self.folder, self.interval, self.epochs = Path(folder), interval, epochs
+    def __init__(self, draw: _Draw, *, folder: str | Path, interval: int, epochs: int) -> None:
+        self.draw, self.folder, self.interval, self.epochs = draw, Path(folder), interval, epochs
         self.main = not dist.is_initialized() or dist.get_rank() == 0
 
     def attach(self, engine: Engine) -> None:
@@ -77,6 +50,105 @@ class ReconstructionPictures:
         epoch = engine.state.epoch
         if epoch % self.interval and epoch != self.epochs:
             return
-        batch, rebuilt = engine.state.output["label"], engine.state.output["pred"]["reconstruction"]
-        path = self.folder / f"reconstruction_epoch_{epoch}.png"
-        draw_reconstruction(batch["image"][0, 0], batch["hidden"][0], rebuilt[0, 0], path)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.draw(engine.state.output["label"], engine.state.output["pred"], self.folder / f"epoch_{epoch}.png")
+
+
+def draw_reconstruction(views: dict[str, Any], pred: dict[str, Tensor], path: Path) -> None:
+    """Draw the first crop of a masked method: input, what stays visible, rebuilt.
+
+    The rebuilt column keeps the visible blocks of the input: the loss does not ask for them, so the network's own
+    values there mean nothing.
+    """
+    original, output = _voxels(views["image"]), _voxels(pred["reconstruction"])
+    hidden = views["hidden"][0][None, None].float()
+    mask = F.interpolate(hidden, size=original.shape, mode="nearest")[0, 0].bool().cpu().numpy()
+    columns = {
+        "input": original,
+        "visible (blue is hidden)": np.ma.array(original, mask=mask),
+        "rebuilt, visible kept": np.where(mask, output, original),
+    }
+    _draw_slices(columns, path, like=original)
+
+
+def draw_restoration(views: dict[str, Any], pred: dict[str, Tensor], path: Path) -> None:
+    """Draw the first crop of a method that restores spoiled ones: spoiled, restored, clean."""
+    clean = _voxels(views["target"])
+    columns = {"spoiled": _voxels(views["image"]), "restored": _voxels(pred["reconstruction"]), "clean": clean}
+    _draw_slices(columns, path, like=clean)
+
+
+def draw_fusion(views: dict[str, Any], pred: dict[str, Tensor], path: Path) -> None:
+    """Draw the first sample of VolumeFusion: fused volume, true share of the foreground, predicted share."""
+    probability = pred["logits"][0].float().softmax(0)  # (classes, D, H, W)
+    classes = probability.shape[0]
+    values = torch.arange(classes, device=probability.device).view(-1, 1, 1, 1) / (classes - 1)
+    image = _voxels(views["image"])
+    shares = {
+        "true share": (views["share"][0].float() / (classes - 1)).cpu().numpy(),
+        "predicted share": (probability * values).sum(0).cpu().numpy(),
+    }
+    _draw_slices({"fused volume": image}, path, like=image, maps=shares)
+
+
+def draw_similarity(views: dict[str, Any], pred: dict[str, Tensor], path: Path) -> None:
+    """Draw the cosine similarity of crops beside the share of their volume that they have in common.
+
+    VoCo: targets against the grid of their own image, for up to eight images. SimCLR: references against partners, up
+    to 32 of each.
+    """
+    overlap = views["overlap"].float().cpu()
+    if "base" in pred:
+        base, target = (F.normalize(pred[name][:8].float(), dim=-1) for name in ("base", "target"))
+        similarity, truth = (target @ base.mT).flatten(0, 1), overlap[:8].flatten(0, 1)
+        axes = ("crop of the grid", "target crop")
+    else:
+        reference, partner = F.normalize(pred["embedding"][:, :32].float(), dim=-1)
+        similarity, truth = reference @ partner.mT, overlap[:32, :32]
+        axes = ("partner crop", "reference crop")
+    figure, panels = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
+    for panel, values, title in zip(
+        panels, (similarity.cpu(), truth), ("cosine similarity of embeddings", "true overlap"), strict=True
+    ):
+        shown = panel.imshow(values.numpy(), cmap="viridis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        panel.set_title(title, fontsize=10)
+        panel.set_xlabel(axes[0])
+    panels[0].set_ylabel(axes[1])
+    figure.colorbar(shown, ax=panels)
+    _save(figure, path)
+
+
+def _voxels(batch: Tensor) -> np.ndarray:
+    """Return the first crop of ``(B, 1, D, H, W)``."""
+    return batch[0, 0].float().cpu().numpy()  # type: ignore[no-any-return]
+
+
+def _draw_slices(
+    columns: dict[str, np.ndarray], path: Path, *, like: np.ndarray, maps: dict[str, np.ndarray] | None = None
+) -> None:
+    """Draw the middle slices along each axis (S, A, R): intensities in the range of ``like``, maps from 0 to 1."""
+    maps = maps or {}
+    low, high = np.percentile(like, [0.5, 99.5])
+    gray = plt.get_cmap("gray").copy()
+    gray.set_bad("#4477aa")
+    both: Sequence[tuple[str, np.ndarray]] = [*columns.items(), *maps.items()]
+    figure, axes = plt.subplots(3, len(both), figsize=(2.5 * len(both), 7.8), layout="constrained")
+    for row, plane in enumerate(_PLANES):
+        for axis, (title, volume) in zip(axes[row], both, strict=True):
+            scale = (
+                {"cmap": "viridis", "vmin": 0, "vmax": 1}
+                if title in maps
+                else {"cmap": gray, "vmin": low, "vmax": high}
+            )
+            axis.imshow(np.ma.take(volume, volume.shape[row] // 2, axis=row)[::-1], **scale)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if row == 0:
+                axis.set_title(title, fontsize=10)
+        axes[row, 0].set_ylabel(plane)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    plt.close(figure)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
@@ -43,9 +43,12 @@ class Progress:
         optimizer: whose rate is recorded.
         history_file: JSON with a record per epoch, for curves.
         evaluator: engine whose metrics are recorded after each of its runs.
+        loss: whose ``terms``, if it has any, are recorded too: the parts of its last value, by name.
+        samples_per_step: of one iteration over all processes, for the throughput.
 
     Attributes:
-        history: one record per finished epoch: epoch, train_loss, lr, seconds and the evaluator's metrics.
+        history: one record per finished epoch: epoch, train_loss and its terms, gradient_norm, lr, seconds,
+            samples_per_second and the evaluator's metrics.
     """
 
     def __init__(
@@ -55,13 +58,15 @@ class Progress:
         *,
         history_file: str | Path,
         evaluator: Engine | None = None,
+        loss: nn.Module | None = None,
+        samples_per_step: int | None = None,
     ) -> None:
         self.name, self.optimizer, self.history_file = name, optimizer, Path(history_file)
-        self.evaluator = evaluator
+        self.evaluator, self.loss, self.samples_per_step = evaluator, loss, samples_per_step
         self.history: list[dict[str, float]] = []
         self.main = not dist.is_initialized() or dist.get_rank() == 0
-        self._sum: Tensor | float = 0.0
-        self._count = 0
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
         self._began = 0.0
         self._bar: tqdm | None = None
 
@@ -84,25 +89,43 @@ class Progress:
                 mininterval=0.5 if sys.stderr.isatty() else 10,
                 smoothing=0.05,
             )
-        self._sum, self._count, self._began = 0.0, 0, time.monotonic()
+        self._sums, self._counts, self._began = {}, {}, time.monotonic()
 
     def _step(self, engine: Engine) -> None:
-        self._sum = self._sum + engine.state.output["loss"].detach()
-        self._count += 1
+        self._add("train_loss", engine.state.output["loss"])
+        for name, term in getattr(self.loss, "terms", {}).items():
+            self._add(f"train_{name}", term)
+        norm = getattr(engine.state, "gradient_norm", None)
+        if norm is not None:  # of an iteration in which the optimizer stepped
+            self._add("gradient_norm", norm)
+            engine.state.gradient_norm = None
         if self._bar is not None:
             self._bar.update()
             if engine.state.iteration % _SHOW_EVERY == 0:
-                loss = f"{float(self._sum) / self._count:.4f}"
+                loss = f"{float(self._sums['train_loss']) / self._counts['train_loss']:.4f}"
                 self._bar.set_postfix(epoch=engine.state.epoch, loss=loss, refresh=False)
+
+    def _add(self, name: str, value: Tensor) -> None:
+        """Add to a sum on the device; a term that is missing in some steps is averaged over the others."""
+        value = value.detach().float()
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self._counts[name] = self._counts.get(name, 0) + 1
 
     def _end_epoch(self, engine: Engine) -> None:
         fresh = self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch
         metrics: Mapping[str, float] = self.evaluator.state.metrics if fresh and self.evaluator else {}
+        means = self._means()
+        seconds = time.monotonic() - self._began
         record = {
             "epoch": engine.state.epoch,
-            "train_loss": self._mean_loss(),
+            **means,
             "lr": self.optimizer.param_groups[0]["lr"],
-            "seconds": round(time.monotonic() - self._began, 3),
+            "seconds": round(seconds, 3),
+        }
+        if self.samples_per_step is not None:
+            record["samples_per_second"] = round(engine.state.epoch_length * self.samples_per_step / seconds, 3)
+        engine.state.metrics.update({name: value for name, value in record.items() if name != "epoch"})
+        record |= {
             **{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
         }
         self.history.append(record)
@@ -111,13 +134,15 @@ class Progress:
             shown = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "epoch")
             tqdm.write(f"{self.name}: epoch {engine.state.epoch}/{engine.state.max_epochs}, {shown}")
 
-    def _mean_loss(self) -> float:
-        """Return the epoch's mean over all steps and, in a distributed run, all processes."""
-        mean = torch.as_tensor(self._sum) / max(self._count, 1)
+    def _means(self) -> dict[str, float]:
+        """Return the epoch's means over all steps and, in a distributed run, all processes."""
+        if not self._sums:
+            return {"train_loss": 0.0}
+        means = torch.stack([total / self._counts[name] for name, total in self._sums.items()])
         if dist.is_initialized():
-            dist.all_reduce(mean)
-            mean /= dist.get_world_size()
-        return float(mean)
+            dist.all_reduce(means)
+            means /= dist.get_world_size()
+        return dict(zip(self._sums, means.tolist(), strict=True))
 
     def _close(self, _: Engine) -> None:
         if self._bar is not None:

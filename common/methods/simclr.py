@@ -4,7 +4,7 @@ arXiv:2002.05709).
 
 =========  ========================  ==================================================================
 views      ``crops``                 ``(2 N, 1, d, h, w)`` N reference crops (two of each image), then their N partners
-           ``pairs``                 N
+           ``overlap``               ``(N, N)`` share of a reference that lies in a partner, for pictures
 method     ``embedding``             ``(2, N, 2048)`` projected features of references and partners
 loss       scalar                    normalised-temperature cross-entropy over all 2 N crops (``NTXentLoss``)
 kept       ``backbone``              the encoder; the projection is thrown away, a decoder is not built
@@ -77,8 +77,8 @@ class SimCLRViews:
         seeds = torch.randint(2**62, (2 * self.pairs,), generator=generator).tolist()
         return torch.stack([reference, partner]), [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Map a batch of regions, spatial draws and sample keys on the device to ``crops`` and ``pairs``."""
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Map a batch of regions, spatial draws and sample keys on the device to ``crops`` and ``overlap``."""
         regions = self.spatial(batch)  # (B, 1, D, H, W)
         draws = [self.draw(key) for key in batch["key"]]
         side = self.crop_size
@@ -90,7 +90,10 @@ class SimCLRViews:
         stacked = torch.stack(crops)  # (2 N, 1, d, h, w)
         if self.augmentation is not None:
             stacked = self.augmentation(stacked, streams)
-        return {"crops": stacked, "pairs": len(draws) * self.pairs}
+        distance = [(reference[:, None] - partner[None]).abs() for (reference, partner), _ in draws]
+        shared = [((side - d).clamp(min=0) / side).prod(-1) for d in distance]  # (pairs, pairs) of each image
+        overlap = torch.block_diag(*shared)  # type: ignore[no-untyped-call]
+        return {"crops": stacked, "overlap": overlap.to(stacked.device, non_blocking=True)}
 
 
 class SimCLR(nn.Module):
@@ -124,7 +127,7 @@ class SimCLR(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Map the views to ``{"embedding": (2, N, E)}``."""
         (embedding,) = in_chunks(self.embed, batch["crops"], self.chunks)
-        return {"embedding": embedding.view(2, batch["pairs"], -1)}
+        return {"embedding": embedding.view(2, -1, embedding.shape[-1])}
 
 
 class SimCLRLoss(nn.Module):

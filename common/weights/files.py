@@ -17,12 +17,12 @@ import torch
 
 from ..errors import WeightsError
 
-__all__ = ["read_checkpoint", "sha256", "write_checkpoint", "write_json"]
+__all__ = ["read_checkpoint", "replace_file", "sha256", "write_checkpoint", "write_json"]
 
 _STALE_SECONDS = 24 * 3600
 
 
-def _replace(path: Path, write: Callable[[str], object]) -> None:
+def replace_file(path: Path, write: Callable[[str], object]) -> None:
     """Write beside ``path``, flush and rename, so that ``path`` is the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.part"):  # by a killed run
@@ -56,7 +56,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
 
     path = Path(path)
     try:
-        _replace(path, write)
+        replace_file(path, write)
     except RuntimeError as error:  # torch turns a short write into a RuntimeError of its own
         if shutil.disk_usage(path.parent).free < 2**20:
             raise OSError(28, "No space left on device", str(path)) from error
@@ -65,7 +65,9 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
 
 def write_json(content: Any, path: str | Path) -> None:
     """Save ``content`` as JSON atomically."""
-    _replace(Path(path), lambda temporary: Path(temporary).write_text(json.dumps(content, indent=2) + "\n", "utf-8"))
+    replace_file(
+        Path(path), lambda temporary: Path(temporary).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -99,8 +99,7 @@ def _batch(golden: dict[str, Any]) -> dict[str, Any]:
             "overlap": torch.tensor(recorded["overlaps"], dtype=torch.float32),
         }
     if name.startswith("simclr"):
-        pairs = recorded["n_pairs"]
-        return {"crops": draw(salt, "crops", (2 * pairs, 1, *size)), "pairs": pairs}
+        return {"crops": draw(salt, "crops", (2 * recorded["n_pairs"], 1, *size))}
     return {
         "image": draw(salt, "cutout", (2 * n, 1, *size)),
         "target": draw(salt, "rotated", (2 * n, 1, *size)),
