@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -14,11 +16,37 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir() if (path / "configs" / "metadata.json").exists())
+# the two whose whole chain is run as a user runs it; fine-tuning, inference and evaluation of the others are the same
+WHOLE_CHAIN = ["mae_primus_m", "mae_resenc_l"]
 NETWORK = {
-    "mae_resenc_l": ["--features_per_stage", "[4,8,8]", "--blocks_per_stage", "[1,1,1]"],
-    "mae_primus_m": ["--embed_dim", "24", "--depth", "2", "--num_heads", "2"],
+    bundle: ["--features_per_stage", "[4,8,8]", "--blocks_per_stage", "[1,1,1]"]
+    if bundle.endswith("resenc_l")
+    else ["--embed_dim", "24", "--depth", "2", "--num_heads", "2"]
+    for bundle in BUNDLES
 }
-PRETRAIN = {"mae_resenc_l": ["--block_size", "8"], "mae_primus_m": ["--warmup_epochs", "0"]}
+# settings of pre-training that fit small crops, by method
+SMALL: dict[str, dict[str, Any]] = {
+    "voco": {"patch_size": [32, 32, 16], "crop_size": 16, "grid": [2, 2, 1], "targets": 2},
+    "simclr": {"patch_size": [24, 24, 16], "crop_size": 16},
+}
+for _method in SMALL:
+    SMALL[_method] |= {"hidden_features": 32, "embedding_features": 16}
+
+
+def method_of(bundle: str) -> str:
+    return bundle.removesuffix("_resenc_l").removesuffix("_primus_m")
+
+
+def small_settings(bundle: str) -> dict[str, Any]:
+    """Return the settings with which a bundle pre-trains a narrow network on small crops."""
+    names = [name.removeprefix("--") for name in NETWORK[bundle][::2]]
+    settings = dict(zip(names, map(json.loads, NETWORK[bundle][1::2]), strict=True))
+    settings |= {"patch_size": [16, 16, 16], "num_workers": 0} | SMALL.get(method_of(bundle), {})
+    if bundle.endswith("primus_m"):
+        settings["warmup_epochs"] = 0
+    elif method_of(bundle) in ("mae", "simmim", "spark3d"):
+        settings["block_size"] = 8
+    return settings
 
 
 @pytest.fixture(autouse=True)
@@ -63,10 +91,14 @@ def labelled(tmp_path: Path) -> Path:
 def command(bundle: str, config: str, *arguments: str | Path) -> list[str]:
     """Return the command line of one config of a bundle, narrow where it has a network."""
     root = f"bundles/{bundle}"
-    narrow = {"pretrain": [*NETWORK[bundle], *PRETRAIN[bundle]], "evaluate": []}.get(config, NETWORK[bundle])
-    size = [] if config == "evaluate" else ["--patch_size", "[16,16,16]", "--num_workers", "0"]
+    if config == "pretrain":
+        narrow = [part for key, value in small_settings(bundle).items() for part in (f"--{key}", json.dumps(value))]
+    elif config == "evaluate":
+        narrow = []
+    else:
+        narrow = [*NETWORK[bundle], "--patch_size", "[16,16,16]", "--num_workers", "0"]
     base = ["-m", "monai.bundle", "run", "--config_file", f"{root}/configs/{config}.yaml", "--bundle_root", root]
-    return [sys.executable, "-W", "ignore", *base, *narrow, *size, *map(str, arguments)]
+    return [sys.executable, "-W", "ignore", *base, *narrow, *map(str, arguments)]
 
 
 def run(bundle: str, config: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:

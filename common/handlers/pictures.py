@@ -129,8 +129,7 @@ def _draw_slices(
     """Draw the middle slices along each axis (S, A, R): intensities in the range of ``like``, maps from 0 to 1."""
     maps = maps or {}
     low, high = np.percentile(like, [0.5, 99.5])
-    gray = plt.get_cmap("gray").copy()
-    gray.set_bad("#4477aa")
+    gray = plt.get_cmap("gray").with_extremes(bad="#4477aa")
     both: Sequence[tuple[str, np.ndarray]] = [*columns.items(), *maps.items()]
     figure, axes = plt.subplots(3, len(both), figsize=(2.5 * len(both), 7.8), layout="constrained")
     for row, plane in enumerate(_PLANES):

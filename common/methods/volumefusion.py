@@ -116,13 +116,13 @@ class VolumeFusion(nn.Module):
 
 
 class FusionLoss(nn.Module):
-    """Cross-entropy over voxels plus one minus the soft Dice, mean over samples and all classes, equally weighted.
+    """Cross-entropy over voxels less the soft Dice, mean over samples and all classes; -1 for a perfect answer.
 
     Written here because MONAI's ``DiceCELoss`` smooths numerator and denominator by the same amount, which differs
     from the reference where a class is absent.
 
     Attributes:
-        terms: the two parts of the last call, detached.
+        terms: ``cross_entropy`` and ``dice`` of the last call, detached; the latter as one minus the soft Dice.
     """
 
     def __init__(self) -> None:

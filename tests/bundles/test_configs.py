@@ -12,7 +12,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
-from ..conftest import BUNDLES, ROOT
+from ..conftest import BUNDLES, ROOT, method_of
 
 SAME_EVERYWHERE = {
     *(
@@ -38,7 +38,41 @@ SAME_EVERYWHERE = {
         "lr",
     ),
 }
+METHODS = ["mae", "models_genesis", "simclr", "simmim", "spark3d", "swinunetr", "voco", "volumefusion"]
+OURS = {"simmim_resenc_l", "spark3d_primus_m"}
 SIZES = {"resenc_l": {"features_per_stage", "blocks_per_stage"}, "primus_m": {"embed_dim", "depth", "num_heads"}}
+
+
+def backbone_of(bundle: str) -> str:
+    return bundle.removeprefix(method_of(bundle) + "_")
+
+
+def test_the_matrix_is_complete() -> None:
+    assert sorted(f"{method}_{backbone}" for method in METHODS for backbone in SIZES) == BUNDLES
+    found = {path.stem for path in (ROOT / "common" / "methods").glob("*.py")} - {"__init__"}
+    assert found == set(METHODS), "one file for each method, named like its bundles"
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_what_follows_pre_training_is_the_same_for_all_methods(bundle: str) -> None:
+    """Only the name differs from the MAE bundle of the same backbone, so testing that one tests all."""
+    base = f"mae_{backbone_of(bundle)}"
+    for name in ("train.yaml", "inference.yaml", "evaluate.yaml", "logging.conf"):
+        own = (ROOT / "bundles" / bundle / "configs" / name).read_text()
+        assert own.replace(bundle, base) == (ROOT / "bundles" / base / "configs" / name).read_text()
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_cell_without_published_counterpart_says_so(bundle: str) -> None:
+    header = (ROOT / "bundles" / bundle / "configs" / "pretrain.yaml").read_text().split("imports:")[0]
+    metadata = json.loads((ROOT / "bundles" / bundle / "configs" / "metadata.json").read_text())
+    readme = (ROOT / "bundles" / bundle / "docs" / "README.md").read_text()
+    files = yaml.safe_load((ROOT / "bundles" / bundle / "large_files.yml").read_text())["large_files"]
+    ours = bundle in OURS
+    assert ("no published counterpart" in header) == ours
+    assert ("no published counterpart" in metadata["description"]) == ours
+    assert ("no published counterpart" in readme) == ours
+    assert (files == []) == ours
 
 
 def config(bundle: str, name: str) -> dict:
@@ -57,7 +91,7 @@ def test_files_and_names(bundle: str) -> None:
 
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_settings_have_the_same_names_everywhere(bundle: str) -> None:
-    sizes = SIZES[bundle.split("_", 1)[1]]
+    sizes = SIZES[backbone_of(bundle)]
     assert config(bundle, "pretrain").keys() >= SAME_EVERYWHERE | sizes
     assert config(bundle, "train").keys() >= SAME_EVERYWHERE - {"val_iterations", "store_dir"} | sizes
     assert config(bundle, "inference").keys() >= sizes | {"labels", "mirror_axes", "model"}
@@ -65,34 +99,56 @@ def test_settings_have_the_same_names_everywhere(bundle: str) -> None:
         assert config(bundle, name)["run"][0] == "@settings_check"
 
 
+REGION = {"voco": [256, 256, 64], "simclr": [192, 192, 64]}
+VIEWS = {
+    "mae": {"hidden_ratio": 0.75, "rotation_probability": 0.2, "zoom_probability": 0.2, "flip_probability": 0.5},
+    "simmim": {"hidden_ratio": 0.75, "rotation_probability": 0.2, "zoom_probability": 0.2, "flip_probability": 0.5},
+    "spark3d": {"hidden_ratio": [0.6, 0.9], "rotation_probability": 0.2, "flip_probability": 0.5},
+    "models_genesis": {
+        "flip_probability": 0.4,
+        "shuffle_probability": 0.5,
+        "shuffle_boxes": 10000,
+        "intensity_probability": 0.9,
+        "paint_probability": 0.9,
+        "inpaint_share": 0.2,
+    },
+    "volumefusion": {"classes": 5, "boxes": [10, 39], "volumes_per_sample": 2, "augment": True},
+    "swinunetr": {"cut_share": 0.3, "temperature": 0.5, "negatives": "global", "embedding_features": 512},
+    "voco": {"grid": [4, 4, 1], "targets": 4, "crop_size": 64, "teacher_momentum": None, "embedding_features": 2048},
+    "simclr": {"pairs": 2, "crop_size": 64, "temperature": 0.5, "negatives": "global", "embedding_features": 2048},
+}
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_defaults_are_the_published_recipe(bundle: str) -> None:
-    pretrain, train = config(bundle, "pretrain"), config(bundle, "train")
-    budget = [
-        "epochs",
-        "iterations_per_epoch",
-        "val_iterations",
-        "batch_size",
-        "patch_size",
-        "hidden_ratio",
-        "spacing_mm",
-    ]
-    assert [pretrain[key] for key in budget] == [1000, 250, 50, 8, [160] * 3, 0.75, 1.0]
-    assert [train[key] for key in ("epochs", "iterations_per_epoch", "batch_size")] == [150, 250, 2]
+    method, pretrain, train = method_of(bundle), config(bundle, "pretrain"), config(bundle, "train")
+    budget = {"epochs": 1000, "iterations_per_epoch": 250, "val_iterations": 50, "spacing_mm": 1.0}
+    budget |= {"batch_size": 32 if method == "simclr" else 8, "patch_size": REGION.get(method, [160] * 3)}
     optimizer = pretrain["optimizer"]
-    if "resenc" in bundle:
-        assert [
-            pretrain[k] for k in ("lr", "weight_decay", "momentum", "clip_norm", "warmup_epochs", "block_size")
-        ] == [*(1e-2, 3e-5, 0.99, 12, 0, 16)]
+    if bundle.endswith("resenc_l"):
+        budget |= {"weight_decay": 3e-5, "momentum": 0.99, "warmup_epochs": 0}
+        budget |= {"lr": 1e-3 if method == "volumefusion" else 1e-2}
+        budget |= {"clip_norm": {"simclr": 0.1, "voco": None}.get(method, 12)}
+        if method in ("mae", "simmim", "spark3d"):
+            budget |= {"block_size": 16}
         assert optimizer["_target_"] == "torch.optim.SGD"
         assert optimizer["nesterov"] is True
     else:
-        assert [
-            pretrain[k] for k in ("lr", "weight_decay", "clip_norm", "warmup_epochs", "token_size", "drop_path")
-        ] == [*(3e-4, 5e-2, 1, 50, 8, 0.2)]
+        budget |= {"lr": 3e-4, "weight_decay": 5e-2, "clip_norm": 1, "warmup_epochs": 50, "drop_path": 0.2}
+        budget |= {"token_size": 8}
         assert optimizer["_target_"] == "torch.optim.AdamW"
         assert optimizer["betas"] == [0.9, 0.98]
         assert train["drop_path"] == 0.0
+    expected = budget | VIEWS[method]
+    assert {key: pretrain[key] for key in expected} == expected
+    assert [train[key] for key in ("epochs", "iterations_per_epoch", "batch_size")] == [150, 250, 2]
+
+
+def test_of_two_readings_the_header_names_both() -> None:
+    for bundle, other in (("volumefusion_resenc_l", "--lr 0.01"), ("spark3d_resenc_l", "--hidden_ratio 0.75")):
+        header = (ROOT / "bundles" / bundle / "configs" / "pretrain.yaml").read_text().split("imports:")[0]
+        assert "Two ways" in header
+        assert other in header
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -144,10 +200,11 @@ def test_handlers_are_dictionaries_as_monai_reads_them(bundle: str, name: str, m
 
 def test_the_shared_code_is_imported_one_way() -> None:
     """Imports within common/ are relative, so the package can be renamed, and methods do not import each other."""
+    methods = "|".join(METHODS)
     for path in (ROOT / "common").rglob("*.py"):
         text = path.read_text()
         assert "Apache-2.0" in text.splitlines()[0], path
         assert not re.search(r"^\s*(from|import) common\b", text, re.M), path
         assert not re.search(r"^\s*(from|import) (timm|torchvision|nnssl|nnunetv2)\b", text, re.M), path
         if path.parent.name == "methods":
-            assert not re.search(r"^from \.(methods|[a-z_]+) import", text, re.M) or "from .." in text, path
+            assert not re.search(rf"^(from|import) \.({methods})\b", text, re.M), path

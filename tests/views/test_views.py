@@ -104,3 +104,25 @@ def test_streams_differ_between_samples_and_repeat_for_one() -> None:
     assert len({int(torch.randint(2**62, (1,), generator=view_stream(key))) for key in keys}) == len(keys)
     assert len({step_seed(0, i, r) for i in range(20) for r in range(4)}) == 80
     assert torch.equal(torch.rand(5, generator=view_stream((1, 2, 3))), torch.rand(5, generator=view_stream((1, 2, 3))))
+
+
+def test_a_centred_crop_takes_the_middle_and_pads_evenly() -> None:
+    crop = SpatialCrop(8, rotation_probability=0, zoom_probability=0, flip_probability=0, centred=True)
+    volume = torch.arange(20.0 * 8 * 4).view(20, 8, 4) + 1
+    draw = crop.draw(np.random.default_rng(0), volume.shape)
+    assert draw == crop.draw(np.random.default_rng(1), volume.shape)
+    region = volume[draw.start[0] : draw.stop[0], draw.start[1] : draw.stop[1], draw.start[2] : draw.stop[2]]
+    out = crop.apply(region, draw)
+    assert torch.equal(out[..., 2:6], volume[6:14])
+    assert (out[..., :2] == 0).all()
+    assert (out[..., 6:] == 0).all()
+
+
+def test_masks_are_taken_by_nearest_neighbour() -> None:
+    crop = SpatialCrop(12, rotation_probability=1, zoom_probability=1)
+    mask = (torch.rand(24, 24, 24, generator=torch.Generator().manual_seed(0)) > 0.5).float()
+    for index in range(5):
+        draw = crop.draw(np.random.default_rng(index), mask.shape)
+        region = mask[draw.start[0] : draw.stop[0], draw.start[1] : draw.stop[1], draw.start[2] : draw.stop[2]]
+        batch = {"anonymised": [region], "spatial": [draw]}
+        assert set(crop(batch, name="anonymised").unique().tolist()) <= {0.0, 1.0}
