@@ -98,7 +98,7 @@ def _split(cases: list[Case], count: int, seed: int) -> dict[str, list[Case]]:
 
 
 def pretraining_lists(
-    dataset_dir: str = "", datalist: str | None = None, *, seed: int = 12345
+    dataset_dir: str = "", datalist: str | None = None, *, seed: int = 12345, least: int = 1
 ) -> dict[str, list[Case]]:
     """List the volumes to pre-train on and to validate on.
 
@@ -111,6 +111,7 @@ def pretraining_lists(
         datalist: MONAI datalist JSON to use instead; an entry may name an ``anonymization_mask`` and an
             ``anatomy_mask`` beside its ``image``, volumes of 0 and 1 on the image's grid.
         seed: of the split.
+        least: volumes that a sample needs, and so at least in both parts, if there are enough.
 
     Raises:
         DataError: if folder or list is missing, empty or unreadable.
@@ -126,6 +127,7 @@ def pretraining_lists(
         found = [path for path in _volumes(folder) if maps.isdisjoint(path.parents)]
         cases = [{"image": str(path.absolute())} for path in found]
     count = min(1000, max(len(cases) // 100, 5), len(cases) // 5) or min(1, len(cases) - 1)
+    count = max(count, least) if len(cases) >= 2 * least else count
     split = _split(cases, count, seed)
     return split if count else {"training": cases, "validation": cases}
 

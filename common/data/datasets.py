@@ -29,7 +29,7 @@ class CropDataset(Dataset[dict[str, Any]]):
         data: prepared volumes.
         spatial: draws the crop before anything is read.
         seed: of the run.
-        volumes_per_sample: volumes drawn for each sample, each with a crop of its own.
+        volumes_per_sample: volumes drawn for each sample, each with a crop of its own; different ones, if there are.
         anonymised: also read where volumes were anonymised; those without a mask count as untouched.
 
     Raises:
@@ -65,8 +65,10 @@ class CropDataset(Dataset[dict[str, Any]]):
         key = (self.seed, *sample)
         rng = reading_stream(key)
         item: dict[str, Any] = {"key": [key], "region": [], "spatial": [], "path": []}
+        left = list(range(len(self.data))) if self.volumes_per_sample > 1 else []
         for _ in range(self.volumes_per_sample):
-            volume = self.data[int(rng.integers(len(self.data)))]
+            index = int(rng.integers(len(left) or len(self.data)))
+            volume = self.data[left.pop(index) if left else index]
             draw = self.spatial.draw(rng, volume.shape)
             item["region"].append(torch.from_numpy(volume.read(draw.start, draw.stop)))
             item["spatial"].append(draw)
@@ -157,6 +159,7 @@ def prepare_pretraining_data(
     store_dtype: str = "float16",
     num_workers: int = 0,
     strict: bool = False,
+    volumes_per_sample: int = 1,
 ) -> dict[str, list[StoredVolume]]:
     """Find, check and prepare all volumes of a pre-training run.
 
@@ -170,7 +173,7 @@ def prepare_pretraining_data(
         DataError: if nothing is usable, the disk is full, or ``strict`` and one volume is bad.
     """
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    lists = pretraining_lists(dataset_dir, datalist)
+    lists = pretraining_lists(dataset_dir, datalist, least=volumes_per_sample)
     store = VolumeStore(store_dir, StoreSettings(spacing_mm=spacing_mm, reorient=reorient, dtype=store_dtype))
     prepared: dict[str, list[StoredVolume]] = {}
     skipped: list[str] = []

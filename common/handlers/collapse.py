@@ -20,18 +20,20 @@ _MOST = 512  # embeddings looked at; more would cost a large decomposition in ea
 class CollapseWatch:
     """After an evaluator's run, measure how alike its embeddings are, and say so if they have collapsed.
 
-    Adds two metrics: ``embedding_similarity``, the mean cosine between embeddings, 1 if all are the same; and
-    ``embedding_collapse``, MONAI's score of the directions in use, 0 for all and 1 for one. A network that was not
-    trained yet has both near 1, so the sentence comes only from the second epoch on.
+    Adds three metrics: ``embedding_similarity``, the mean cosine between embeddings, 1 if all are the same;
+    ``embedding_collapse``, MONAI's score of the directions in use, 0 for all and 1 for none; and
+    ``embedding_directions``, the same as a number of directions. Few validation crops can use few directions only, so
+    the sentence comes when all embeddings are alike or lie on one line, and from the second epoch on: before training
+    they may do both.
 
     Args:
         keys: which predictions are embeddings ``(..., E)``.
         similarity: mean cosine from which on embeddings count as collapsed.
-        collapse: score from which on they do.
+        directions: number of directions below which they do.
     """
 
-    def __init__(self, keys: Sequence[str], *, similarity: float = 0.98, collapse: float = 0.95) -> None:
-        self.keys, self.similarity, self.collapse = list(keys), similarity, collapse
+    def __init__(self, keys: Sequence[str], *, similarity: float = 0.98, directions: float = 1.5) -> None:
+        self.keys, self.similarity, self.directions = list(keys), similarity, directions
         self.metric = EmbeddingCollapseMetric(include_indicators=["effective_rank"])
         self._seen: list[Tensor] = []
         self._told = False
@@ -57,14 +59,18 @@ class CollapseWatch:
             return
         # the mean over all pairs, from the length of the sum
         similarity = float((embeddings.sum(0).square().sum() - n) / (n * (n - 1)))
-        scores = self.metric(embeddings)
-        collapse = float(scores["effective_rank_score"])  # type: ignore[arg-type]
-        engine.state.metrics.update(embedding_similarity=similarity, embedding_collapse=collapse)
-        bad = similarity > self.similarity or collapse > self.collapse
-        if bad and not self._told and engine.state.epoch > 1:
+        collapse = float(self.metric(embeddings)["effective_rank_score"])  # type: ignore[arg-type]
+        directions = (1 - collapse) * min(n - 1, embeddings.shape[1])
+        engine.state.metrics.update(
+            embedding_similarity=similarity, embedding_collapse=collapse, embedding_directions=directions
+        )
+        if engine.state.epoch < 2:
+            return
+        bad = similarity > self.similarity or directions < self.directions
+        if bad and not self._told:
             tqdm.write(
                 f"warning: the embeddings of different crops are nearly the same (mean cosine {similarity:.3f}, "
-                f"collapse {collapse:.2f} of 1): the encoder may be learning nothing. If this lasts, lower --lr, raise "
-                "--batch_size, or for VoCo add --teacher_momentum 0.9"
+                f"{directions:.1f} directions in use): the encoder may be learning nothing. If this lasts, try another "
+                "--lr or a larger --batch_size, and look at the pictures"
             )
         self._told = bad

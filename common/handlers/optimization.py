@@ -107,9 +107,9 @@ class StopAtNonFiniteLoss:
         files = next((paths for iteration, paths in self.recent if iteration == step), [])
         named = ", ".join(sorted(set(files))) or "unnamed files"
         raise SettingsError(
-            f"the loss is not finite in step {step} (epoch {engine.state.epoch}), whose batch was of {named}; nothing of "
-            f"this epoch is saved, {self.ckpt_dir} keeps the last good one. Start again with a lower --lr or with --amp "
-            "false and the run goes on from there, or look at these files"
+            f"the loss is not finite in step {step} (epoch {engine.state.epoch}), whose batch was of {named}; nothing "
+            f"of this epoch is saved, what was saved in {self.ckpt_dir} before is kept. Look at these files; the same "
+            "command with --amp false goes on from there, a lower --lr is another run and needs another --ckpt_dir"
         )
 
 

@@ -48,7 +48,7 @@ class Progress:
 
     Attributes:
         history: one record per finished epoch: epoch, train_loss and its terms, gradient_norm, lr, seconds,
-            samples_per_second and the evaluator's metrics.
+            samples_per_second and the evaluator's metrics; times are of training alone, without validation.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Progress:
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
-        self._began = 0.0
+        self._began = self._ended = 0.0
         self._bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -89,9 +89,11 @@ class Progress:
                 mininterval=0.5 if sys.stderr.isatty() else 10,
                 smoothing=0.05,
             )
-        self._sums, self._counts, self._began = {}, {}, time.monotonic()
+        self._sums, self._counts = {}, {}
+        self._began = self._ended = time.monotonic()
 
     def _step(self, engine: Engine) -> None:
+        self._ended = time.monotonic()
         self._add("train_loss", engine.state.output["loss"])
         for name, term in getattr(self.loss, "terms", {}).items():
             self._add(f"train_{name}", term)
@@ -115,7 +117,7 @@ class Progress:
         fresh = self.evaluator is not None and self.evaluator.state.epoch == engine.state.epoch
         metrics: Mapping[str, float] = self.evaluator.state.metrics if fresh and self.evaluator else {}
         means = self._means()
-        seconds = time.monotonic() - self._began
+        seconds = max(self._ended - self._began, 1e-6)
         record = {
             "epoch": engine.state.epoch,
             **means,

@@ -206,7 +206,9 @@ def fine_tuning_network(
         tqdm.write(f"note: pre-training had {name} {theirs}, this run has {ours}")
     tqdm.write(f"{receipt.summary()}\n{_CAVEAT}")
     if transfer != "encoder" and not any(key.startswith("decoder.") for key in receipt.taken):
-        tqdm.write("note: the decoder has other widths for this number of classes and keeps its random start")
+        held = any(key.startswith("decoder.") for key in receipt.skipped)
+        why = "has other widths for this number of classes" if held else "was not pre-trained by this method"
+        tqdm.write(f"note: the decoder {why} and keeps its random start")
     if receipt_file:
         write_json(asdict(receipt), receipt_file)
     return network

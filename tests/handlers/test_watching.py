@@ -62,7 +62,7 @@ def test_a_loss_that_is_no_number_stops_with_step_and_files(bad: float) -> None:
     told = str(stopped.value)
     assert "in step 14 (epoch 2)" in told
     assert "other_3.nii.gz, scan_3.nii.gz;" in told
-    assert "models keeps the last good one" in told
+    assert "what was saved in models before is kept" in told
     assert "--lr" in told
     assert saved == [1], "nothing may be saved after the bad step"
 
@@ -121,15 +121,35 @@ def test_collapse_is_told_and_health_is_not(capsys: pytest.CaptureFixture[str]) 
     metrics, told = watch(same, 5, capsys)
     assert metrics["embedding_similarity"] > 0.99
     assert "nearly the same" in told
-    assert "--teacher_momentum" in told
+    assert "--lr" in told
 
-    line = [torch.randn(2, 32, 1) * torch.randn(64) for _ in range(4)]
     fixed = torch.randn(64)
-    metrics, told = watch([torch.randn(2, 32, 1) * fixed for _ in line], 5, capsys)
+    metrics, told = watch([torch.randn(2, 32, 1) * fixed for _ in range(4)], 5, capsys)
     assert metrics["embedding_collapse"] > 0.95
+    assert metrics["embedding_directions"] == pytest.approx(1.0, abs=0.1)
     assert "nearly the same" in told
 
-    assert watch(same, 1, capsys)[1] == "", "an untrained network looks collapsed too"
+    few = [torch.randn(2, 4, 3) @ torch.randn(3, 64) for _ in range(1)]
+    metrics, told = watch(few, 5, capsys)
+    assert 1.5 < metrics["embedding_directions"] < 3
+    assert told == "", "few directions are healthy where there are few crops"
+
+    assert watch(same, 1, capsys)[1] == "", "an untrained network may look collapsed too"
+
+
+def test_a_collapse_from_the_start_is_told_in_the_second_epoch_and_only_once(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    handler = CollapseWatch(["embedding"])
+    told = []
+    for epoch in (1, 2, 3):
+        engine = Engine(lambda _, batch: {"pred": {"embedding": batch}})
+        handler.attach(engine)
+        engine.add_event_handler(Events.STARTED, lambda e, epoch=epoch: setattr(e.state, "epoch", epoch - 1))
+        engine.run([torch.ones(2, 8, 16)], max_epochs=epoch)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[2] == ""
+    assert "nearly the same" in told[1]
 
 
 def image_of(path: Path) -> Any:

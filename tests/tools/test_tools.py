@@ -141,3 +141,29 @@ def test_the_config_lint_finds_what_is_wrong(tmp_path: Path) -> None:
     ):
         (folder / f"{name}.yaml").write_text(text)
         assert any(words in problem for problem in check._config_problems(folder / f"{name}.yaml")), name
+
+
+def test_the_benchmark_measures_a_cell_against_plain_code() -> None:
+    """The plain code is an oracle too: the command fails if its loss or gradient differs."""
+    tiny = ["--patch_size", "16", "--embed_dim", "24", "--depth", "1", "--num_heads", "2", "--decoder_depth", "1"]
+    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--cells", "mae_primus_m", "--parts", "steps"]
+    result = subprocess.run([*command, *tiny, "--repeats", "1", "--profile", "true"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = [line for line in result.stdout.splitlines() if line.startswith("| mae_primus_m |")]
+    cells = [cell.strip(" *") for cell in rows[0].strip("|").split("|")]
+    assert len(rows) == 1
+    assert cells[1] == "2 x 1 x 16 x 16 x 16"
+    assert all(0 < float(cell) < 100 for cell in cells[2:6])
+    assert "mae_primus_m, plain, one step:" in result.stdout
+
+
+def test_the_benchmark_refuses_what_it_does_not_know() -> None:
+    for arguments, words in (
+        (["--cells", "nothing"], "there is no bundle 'nothing'"),
+        (["--parts", "speed"], "there is no part 'speed'"),
+        (["--cells", "mae_resenc_l", "--embed_dim", "24"], "--embed_dim is neither an option nor a setting"),
+    ):
+        command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 1
+        assert words in result.stderr

@@ -1,0 +1,81 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""What two processes compute together, as two GPUs would: each has some samples of a batch, and a copy of a network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from torch import Tensor, nn
+
+from common.losses import MaskedMSELoss, NTXentLoss, gather
+
+__all__ = ["contrast", "gathering", "ignoring", "in_processes", "masked_batch", "share"]
+
+Compute = Callable[[int, int], Any]
+
+
+def _one(rank: int, world: int, compute: list[Compute], folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
+    torch.save([one(rank, world) for one in compute], f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def in_processes(compute: list[Compute], folder: Path, world: int = 2) -> list[list[Any]]:
+    """Return what each ``compute(rank, world)`` gives in each of several connected processes."""
+    multiprocessing.spawn(_one, args=(world, compute, str(folder)), nprocs=world)
+    results = [torch.load(folder / f"{rank}.pt") for rank in range(world)]
+    return [list(one) for one in zip(*results, strict=True)]
+
+
+def share(rank: int, world: int) -> tuple[nn.Linear, Tensor]:
+    """Return a network and its process's part of two views of six samples."""
+    torch.manual_seed(0)
+    network, batch = nn.Linear(5, 3), torch.randn(2, 6, 5)
+    return network, batch.chunk(world, dim=1)[rank]
+
+
+def contrast(rank: int, world: int) -> dict[str, list[Tensor]]:
+    """Return loss and gradients for both choices of negatives."""
+    results = {}
+    for negatives in ("global", "local"):
+        network, views = share(rank, world)
+        loss = NTXentLoss(negatives=negatives)(network(views))
+        loss.backward()
+        results[negatives] = [loss.detach(), network.weight.grad, network.bias.grad]
+    return results
+
+
+def masked_batch() -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a reconstruction and views with a different count of hidden blocks, and of ignored voxels, per sample."""
+    generator = torch.Generator().manual_seed(0)
+    prediction, image = torch.randn(2, 4, 1, 8, 8, 8, generator=generator)
+    hidden = torch.rand(4, 2, 4, 2, generator=generator) < torch.tensor([0.2, 0.4, 0.6, 0.8]).view(4, 1, 1, 1)
+    ignored = torch.rand(4, 1, 8, 8, 8, generator=generator) < torch.tensor([0.0, 0.1, 0.5, 0.7]).view(4, 1, 1, 1, 1)
+    return prediction, {"image": image, "hidden": hidden, "ignored": ignored}
+
+
+def ignoring(rank: int, world: int) -> list[Tensor]:
+    """Return loss and gradients of a reconstruction of which some is ignored."""
+    prediction, batch = masked_batch()
+    torch.manual_seed(0)
+    network = nn.Conv3d(1, 1, kernel_size=3, padding=1)
+    pred = {"reconstruction": network(prediction.chunk(world)[rank])}
+    loss = MaskedMSELoss()(pred, {key: value.chunk(world)[rank] for key, value in batch.items()})
+    loss.backward()
+    return [loss.detach(), network.weight.grad, network.bias.grad]
+
+
+def gathering(rank: int, world: int) -> tuple[Tensor, Tensor]:
+    """Return what is gathered, and the gradient that comes back; the second process asks for twice as much."""
+    numbers = torch.arange(8.0).view(2, 4)
+    x = numbers.chunk(world, dim=1)[rank].requires_grad_()
+    everything = gather(x, dim=1)
+    (everything * numbers * (rank + 1)).sum().backward()
+    return everything.detach(), x.grad
