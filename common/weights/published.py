@@ -14,7 +14,7 @@ each
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -115,16 +115,19 @@ def published_name(key: str) -> tuple[str, str]:
     return "unused", "not part of a network of OpenMind"
 
 
-def import_network_weights(weights: Mapping[str, Tensor], *, token_order: str = "swapped") -> ImportedWeights:
+def import_network_weights(
+    weights: Mapping[str, Tensor], *, token_order: str = "swapped", grid: Sequence[int] | None = None
+) -> ImportedWeights:
     """Translate ``network_weights`` of a published ResEnc-L or Primus checkpoint, of any method.
 
     Args:
         weights: the state dict as stored; for a Spark3D training file, joined with its ``spark_weights``.
         token_order: ``"swapped"`` if the network was trained with its first two token axes exchanged, as all published
             Primus cells but SimMIM were; ``"straight"`` otherwise. No effect on ResEnc-L.
+        grid: tokens along each axis of the image that Primus was trained on; a cube unless given.
 
     Raises:
-        WeightsError: if the names are of neither backbone, or a position table is not a cube.
+        WeightsError: if the names are of neither backbone, or a position table is not of the grid.
     """
     if token_order not in ("swapped", "straight"):
         raise WeightsError(f"token_order is {token_order!r}; it must be 'swapped' or 'straight'")
@@ -139,7 +142,7 @@ def import_network_weights(weights: Mapping[str, Tensor], *, token_order: str = 
             imported.unused[key] = name
             continue
         if name.endswith("position_embedding"):
-            value = _position_grid(key, value, swapped=token_order == "swapped")
+            value = _position_grid(key, value, grid, swapped=token_order == "swapped")
         elif token_order == "swapped" and re.search(r"attention\.(query|key)\.", name):
             value = _swap_rotary_axes(value)
         elif name == "mask_token":
@@ -177,15 +180,14 @@ def load_imported(method: nn.Module, imported: ImportedWeights) -> list[str]:
     return [name for name in given if name not in state]
 
 
-def _position_grid(key: str, table: Tensor, *, swapped: bool) -> Tensor:
+def _position_grid(key: str, table: Tensor, grid: Sequence[int] | None, *, swapped: bool) -> Tensor:
     """Turn a table ``(1, N, C)`` into a grid ``(1, C, d, h, w)`` with the first axis slowest."""
-    side = round(table.shape[1] ** (1 / 3))
-    if side**3 != table.shape[1]:
-        raise WeightsError(f"{key} has {table.shape[1]} rows, which is not a cube of tokens")
-    grid = table.reshape(side, side, side, -1)
-    if swapped:
-        grid = grid.transpose(0, 1)
-    return grid.permute(3, 0, 1, 2)[None].contiguous()
+    rows = table.shape[1]
+    d, h, w = grid or [round(rows ** (1 / 3))] * 3
+    if d * h * w != rows:
+        raise WeightsError(f"{key} has {rows} rows, which is not {'a cube' if grid is None else list(grid)} of tokens")
+    positions = table.reshape(h, d, w, -1).transpose(0, 1) if swapped else table.reshape(d, h, w, -1)
+    return positions.permute(3, 0, 1, 2)[None].contiguous()
 
 
 def _swap_rotary_axes(projection: Tensor) -> Tensor:

@@ -107,12 +107,12 @@ def _batch(golden: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-Method = Callable[[Any], nn.Module]
+Method = Callable[..., nn.Module]
 _METHODS: dict[str, tuple[Method, Callable[[], nn.Module], dict[str, Any]]] = {
     "mae_resenc_l": (mae.UNetMAE, MaskedMSELoss, {}),
     "mae_primus_m": (mae.TransformerMAE, MaskedMSELoss, {}),
     "simmim": (simmim.SimMIM, MaskedMSELoss, {}),
-    "spark3d": (lambda backbone: spark3d.Spark3D(backbone, block_size=16), MaskedMSELoss, {}),
+    "spark3d": (spark3d.Spark3D, MaskedMSELoss, {}),
     "models_genesis": (models_genesis.RestorationNetwork, models_genesis.RestorationLoss, {}),
     "volumefusion": (volumefusion.VolumeFusion, volumefusion.FusionLoss, {"out_channels": 5}),
     "voco": (voco.VoCo, voco.VoCoLoss, {"with_decoder": False}),
@@ -154,9 +154,11 @@ def compare(golden: dict[str, Any], *, token_order: str | None = None) -> dict[s
         if cell.endswith("resenc_l")
         else primus_m(input_size=golden["input"]["spatial"], **settings)
     )
-    method, loss_function = build(backbone), loss_class()
+    of_method = {"block_size": golden["input"]["block_size"]} if cell.startswith("spark3d") else {}
+    method, loss_function = build(backbone, **of_method), loss_class()
     order = token_order or ("straight" if cell.startswith("simmim") else "swapped")
-    load_imported(method, import_network_weights(synthetic_weights(golden), token_order=order))
+    grid = [side // 8 for side in golden["input"]["spatial"]]
+    load_imported(method, import_network_weights(synthetic_weights(golden), token_order=order, grid=grid))
     batch = _batch(golden)
     pred = method.eval()(batch)
     loss = loss_function(pred, batch)

@@ -188,6 +188,17 @@ def test_names_of_neither_backbone_are_refused() -> None:
         import_network_weights({}, token_order="hwd")
 
 
+def test_a_position_table_of_another_shape_than_a_cube_is_read_by_its_grid() -> None:
+    grid = torch.arange(2 * 3 * 4.0).view(2, 3, 4)  # the value of each place of the image's grid
+    straight, swapped = grid.flatten(), grid.transpose(0, 1).flatten()
+    for order, rows in (("straight", straight), ("swapped", swapped)):
+        table = {"eva.pos_embed": rows.view(1, -1, 1).expand(1, -1, 864)}
+        backbone = import_network_weights(table, token_order=order, grid=[2, 3, 4]).backbone
+        assert torch.equal(backbone["encoder.transformer.position_embedding"][0, 0], grid)
+    with pytest.raises(WeightsError, match=r"24 rows, which is not \[2, 3, 5\]"):
+        import_network_weights(table, grid=[2, 3, 5])
+
+
 def test_an_alias_that_was_not_trained_is_not_taken() -> None:
     trained, stale = torch.ones(32, 1, 3, 3, 3), torch.zeros(32, 1, 3, 3, 3)
     weights = {
