@@ -128,7 +128,8 @@ class PretrainingCheckpoint:
         if state is None:
             return
         self.method.load_state_dict(state["method"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"]:  # an imported state has none
+            self.optimizer.load_state_dict(state["optimizer"])
         if state.get("scaler") and getattr(engine, "scaler", None) is not None:
             engine.scaler.load_state_dict(state["scaler"])
         self.best = state["best"]
@@ -140,6 +141,9 @@ class PretrainingCheckpoint:
         total = engine.state.max_epochs
         what = "is complete; nothing to do" if done >= total else "goes on"
         tqdm.write(f"{file}: {done} of {total} epochs are done, the run {what}")
+        if not state["optimizer"]:
+            tqdm.write("it was imported: the optimizer starts afresh")
+            return
         if state["epochs"] != total or state["data"] != self.data:
             tqdm.write("its length or its volumes have changed, so it will not equal an uninterrupted run")
         sidecar = self.folder / Path(_ENCODER).with_suffix(".json")

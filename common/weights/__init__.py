@@ -1,21 +1,37 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Checkpoint import, transfer, and the receipt of what was loaded."""
+"""Checkpoint import and export, transfer, and the receipt of what was loaded."""
 
+from .cells import Cell
+from .exchange import import_checkpoint, read_reference, write_imported_state
+from .export import adaptation_plan, export_checkpoint, export_safetensors
 from .files import read_checkpoint, sha256, write_checkpoint, write_json
-from .published import ImportedWeights, import_network_weights, load_imported
-from .transfer import Receipt, fine_tuning_network, keep_previous, trained_network, transfer_weights
+from .inspection import inspect
+from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
+from .receipt import Receipt
+from .sources import fetch
+from .transfer import fine_tuning_network, keep_previous, trained_network, transfer_weights
 
 __all__ = [
+    "Cell",
     "ImportedWeights",
     "Receipt",
+    "adaptation_plan",
+    "export_checkpoint",
+    "export_network_weights",
+    "export_safetensors",
+    "fetch",
     "fine_tuning_network",
+    "import_checkpoint",
     "import_network_weights",
+    "inspect",
     "keep_previous",
     "load_imported",
     "read_checkpoint",
+    "read_reference",
     "sha256",
     "trained_network",
     "transfer_weights",
     "write_checkpoint",
+    "write_imported_state",
     "write_json",
 ]

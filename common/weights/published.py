@@ -1,14 +1,15 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Published OpenMind checkpoints, translated to this project's names, token order and one name per tensor.
+"""Published OpenMind checkpoints, translated to this project's names, token order and one name per tensor, and back.
 
 What the published files need (facts established on the reference's modules):
 
 * every convolution and norm of ResEnc-L is stored twice or more; only ``all_modules.*`` was trained in all of them;
 * ``decoder.encoder.*`` repeats the encoder; four of five segmentation heads were never used;
 * Primus was trained with its first two token axes swapped (SimMIM's excepted): the position table is transposed and, in
-each
-  head's queries and keys, the channels that turn with axis 0 and axis 1 change places. Attention depends on positions
-  and on q.k only, so the converted network is exactly equivalent.
+  each head's queries and keys, the channels that turn with axis 0 and axis 1 change places. Attention depends on
+  positions and on q.k only, so the converted network is exactly equivalent.
+
+The table of names is read in both directions: left to right by the importer, right to left by the exporter.
 """
 
 from __future__ import annotations
@@ -22,24 +23,19 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError
 
-__all__ = ["ImportedWeights", "import_network_weights", "load_imported", "published_name"]
-
-_PRIMUS_HEADS = {396: 6, 792: 12, 864: 12, 1056: 16}
-
-_BLOCKS = [
-    (r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.scale\2"),
-    (r"attn\.q_proj\.", "attention.query."),
-    (r"attn\.k_proj\.", "attention.key."),
-    (r"attn\.v_proj\.", "attention.value."),
-    (r"attn\.norm\.", "attention.norm."),
-    (r"attn\.proj\.", "attention.output."),
-    (r"mlp\.fc1_g\.", "mlp.gate."),
-    (r"mlp\.fc1_x\.", "mlp.value."),
-    (r"mlp\.fc2\.", "mlp.output."),
-    (r"\bpos_embed$", "position_embedding"),
+__all__ = [
+    "ImportedWeights",
+    "export_network_weights",
+    "import_network_weights",
+    "load_imported",
+    "published_name",
+    "reference_names",
 ]
-# whole names of the reference; what it belongs to; names here
-_RULES = [
+
+PRIMUS_HEADS = {396: 6, 792: 12, 864: 12, 1056: 16}
+
+# whole names that the importer leaves, and why
+_LEFT = [
     (r"architecture\..*", "unused", "copy of the network"),
     (r"decoder\.encoder\..*", "unused", "copy of the encoder"),
     (
@@ -47,27 +43,68 @@ _RULES = [
         "alias",
         "alias of all_modules, untrained in Spark3D files",
     ),
-    (r"encoder\.stem\.convs\.0\.(.*)", "backbone", r"encoder.stem.\1"),
-    (r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.(conv\d)\.(.*)", "backbone", r"encoder.stages.\1.\2.\3.\4"),
-    (r"encoder\.stages\.(\d+)\.blocks\.(\d+)\.skip\.\d\.(.*)", "backbone", r"encoder.stages.\1.\2.shortcut.\3"),
-    (r"decoder\.stages\.(\d+)\.convs\.0\.(.*)", "backbone", r"decoder.stages.\1.\2"),
-    (r"decoder\.transpconvs\.(\d+)\.(.*)", "backbone", r"decoder.upsamplings.\1.\2"),
-    (r"decoder\.seg_layers\.\d+\.(.*)", "backbone", r"head.\1"),
-    (r"eva\.(.*)", "backbone", r"encoder.transformer.\1"),
-    (r"down_projection\.proj\.(.*)", "backbone", r"encoder.patch_embedding.\1"),
-    (r"up_projection\.decode\.(\d)\.0\.(.*)", "backbone", r"decoder.upsamplings.\1.\2"),
-    (r"up_projection\.decode\.(\d)\.1\.(.*)", "backbone", r"decoder.norms.\1.\2"),
-    (r"up_projection\.decode\.(\d)\.(weight|bias)", "backbone", r"decoder.upsamplings.\1.\2"),
-    (r"decoder\.((?:blocks|norm)\..*|pos_embed)", "method", r"decoder.\1"),
-    (r"mask_token", "method", "mask_token"),
-    (r"mask_tokens\.(\d+)", "method", r"mask_tokens.\1"),
-    (r"densify_projs\.(\d+)\.(.*)", "method", r"projections.\1.\2"),
-    (r"projector\.layer([12])\.0\.(.*)", "method", r"projection.hidden\1.\2"),
-    (r"projector\.layer3\.0\.(.*)", "method", r"projection.output.\1"),
-    (r"rotation_proj_head\.(.*)", "method", r"rotation_head.\1"),
-    (r"contrast_proj_head\.(.*)", "method", r"contrast_head.\1"),
-    (r"recon_proj_head\.(\d+)\.(.*)", "method", r"reconstruction_head.convolutions.\1.\2"),
 ]
+# a backbone or the method, the reference's name, the name here. "#" is a number, "*" the rest of the name, "last" the
+# number of the last level of a decoder. The importer takes the first row that fits, the exporter the last.
+_NAMES = [
+    ("resenc", "encoder.stem.convs.0.*", "encoder.stem.*"),
+    ("resenc", "encoder.stages.#.blocks.#.conv#.*", "encoder.stages.#.#.conv#.*"),
+    ("resenc", "encoder.stages.#.blocks.#.skip.0.*", "encoder.stages.#.#.shortcut.*"),  # without a pooling before it
+    ("resenc", "encoder.stages.#.blocks.#.skip.1.*", "encoder.stages.#.#.shortcut.*"),
+    ("resenc", "decoder.stages.#.convs.0.*", "decoder.stages.#.*"),
+    ("resenc", "decoder.transpconvs.#.*", "decoder.upsamplings.#.*"),
+    ("resenc", "decoder.seg_layers.last.*", "head.*"),
+    ("primus", "eva.*", "encoder.transformer.*"),
+    ("primus", "down_projection.proj.*", "encoder.patch_embedding.*"),
+    ("primus", "up_projection.decode.#.0.*", "decoder.upsamplings.#.*"),
+    ("primus", "up_projection.decode.#.1.*", "decoder.norms.#.*"),
+    ("primus", "up_projection.decode.last.*", "decoder.upsamplings.last.*"),
+    ("method", "decoder.blocks.*", "decoder.blocks.*"),
+    ("method", "decoder.norm.*", "decoder.norm.*"),
+    ("method", "decoder.pos_embed", "decoder.pos_embed"),
+    ("method", "mask_token", "mask_token"),
+    ("method", "mask_tokens.#", "mask_tokens.#"),
+    ("method", "densify_projs.#.*", "projections.#.*"),
+    ("method", "projector.layer3.0.*", "projection.output.*"),
+    ("method", "projector.layer#.0.*", "projection.hidden#.*"),
+    ("method", "rotation_proj_head.*", "rotation_head.*"),
+    ("method", "contrast_proj_head.*", "contrast_head.*"),
+    ("method", "recon_proj_head.#.*", "reconstruction_head.convolutions.#.*"),
+]
+# parts of names, by backbone; the reference's and those here
+_PARTS = {
+    "resenc": [(".all_modules.0.", ".conv."), (".all_modules.1.", ".norm.")],
+    "primus": [
+        (".gamma_", ".scale"),
+        ("attn.q_proj.", "attention.query."),
+        ("attn.k_proj.", "attention.key."),
+        ("attn.v_proj.", "attention.value."),
+        ("attn.norm.", "attention.norm."),
+        ("attn.proj.", "attention.output."),
+        ("mlp.fc1_g.", "mlp.gate."),
+        ("mlp.fc1_x.", "mlp.value."),
+        ("mlp.fc2.", "mlp.output."),
+        ("pos_embed", "position_embedding"),
+    ],
+}
+_LAYERS_OF_A_STEP = 4  # of the reference's reconstruction head: a convolution, a norm, an activation, an up-sampling
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    wild = {"#": r"(\d+)", "*": "(.+)", "last": r"(?P<last>\d+)"}
+    return re.compile("".join(wild.get(part, re.escape(part)) for part in re.split(r"(#|\*|last)", template)))
+
+
+def _fill(template: str, match: re.Match[str], last: int) -> str:
+    """Put what a pattern found into another template."""
+    found = match.groupdict()
+    values = (value for number, value in enumerate(match.groups(), 1) if number != match.re.groupindex.get("last"))
+    last = int(found.get("last", last))
+    return re.sub(r"#|\*|last", lambda wild: str(last) if wild[0] == "last" else next(values), template)
+
+
+_FROM_REFERENCE = [(_pattern(theirs), whose, ours) for whose, theirs, ours in _NAMES]
+_TO_REFERENCE = [(_pattern(ours), whose, theirs) for whose, theirs, ours in reversed(_NAMES)]
 
 
 @dataclass
@@ -99,24 +136,63 @@ def published_name(key: str) -> tuple[str, str]:
     """
     key = re.sub(r"^((module|_orig_mod)\.)+", "", key)
     key = re.sub(r"^encoder\.(eva\.|down_projection\.|mask_token)", r"\1", key)  # contrastive cells wrap Primus
-    for pattern, part, name in _RULES:
-        match = re.fullmatch(pattern, key)
+    for pattern, part, reason in _LEFT:
+        if re.fullmatch(pattern, key):
+            return part, reason
+    for compiled, whose, ours in _FROM_REFERENCE:
+        match = compiled.fullmatch(key)
         if match is None:
             continue
-        name = match.expand(name)
-        if part in ("unused", "alias"):
-            return part, name
-        name = name.replace(".all_modules.0.", ".conv.").replace(".all_modules.1.", ".norm.")
-        for old, new in _BLOCKS:
-            name = re.sub(old, new, name)
-        if name.startswith("reconstruction_head."):  # a convolution, a norm, an activation and an up-sampling each
-            name = re.sub(r"\d+", lambda number: str(int(number[0]) // 4), name)
-        return part, name
+        name = _fill(ours, match, 0)
+        for theirs, here in (pair for pairs in _PARTS.values() for pair in pairs):
+            name = name.replace(theirs, here)
+        if name.startswith("reconstruction_head."):
+            name = re.sub(r"\d+", lambda number: str(int(number[0]) // _LAYERS_OF_A_STEP), name)
+        return "method" if whose == "method" else "backbone", name
     return "unused", "not part of a network of OpenMind"
 
 
+def reference_names(name: str, *, part: str, backbone: str, last: int = 0, prefix: str = "") -> list[str]:
+    """Return the names that the reference gives to a tensor of this project, the trained one first.
+
+    Args:
+        name: here, within its part.
+        part: ``"backbone"`` or ``"method"``.
+        backbone: ``"resenc"`` or ``"primus"``.
+        last: number of the last level of the decoder, if there is one.
+        prefix: of Primus where the reference wraps it, ``"encoder."``.
+
+    Raises:
+        WeightsError: if the reference has no such tensor.
+
+    Example:
+        >>> reference_names("encoder.stem.conv.weight", part="backbone", backbone="resenc")
+        ['encoder.stem.convs.0.all_modules.0.weight', 'encoder.stem.convs.0.conv.weight']
+    """
+    spelled = name
+    for theirs, here in _PARTS[backbone]:
+        spelled = spelled.replace(here, theirs)
+    for compiled, whose, theirs in _TO_REFERENCE:
+        match = compiled.fullmatch(spelled)
+        if match is None or whose != ("method" if part == "method" else backbone):
+            continue
+        if int(match.groupdict().get("last", last)) != last:
+            continue
+        key = _fill(theirs, match, last)
+        if key.startswith("recon_proj_head."):
+            key = re.sub(r"\d+", lambda number: str(int(number[0]) * _LAYERS_OF_A_STEP), key)
+        if ".all_modules." in key:
+            return [key, key.replace(".all_modules.0.", ".conv.").replace(".all_modules.1.", ".norm.")]
+        return [prefix + key if part == "backbone" or key == "mask_token" else key]
+    raise WeightsError(f"{name} has no counterpart in the reference's networks")
+
+
 def import_network_weights(
-    weights: Mapping[str, Tensor], *, token_order: str = "swapped", grid: Sequence[int] | None = None
+    weights: Mapping[str, Tensor],
+    *,
+    token_order: str = "swapped",
+    grid: Sequence[int] | None = None,
+    num_heads: int | None = None,
 ) -> ImportedWeights:
     """Translate ``network_weights`` of a published ResEnc-L or Primus checkpoint, of any method.
 
@@ -125,6 +201,7 @@ def import_network_weights(
         token_order: ``"swapped"`` if the network was trained with its first two token axes exchanged, as all published
             Primus cells but SimMIM were; ``"straight"`` otherwise. No effect on ResEnc-L.
         grid: tokens along each axis of the image that Primus was trained on; a cube unless given.
+        num_heads: attention heads of Primus; needed for other sizes than the named ones, since no tensor shows it.
 
     Raises:
         WeightsError: if the names are of neither backbone, or a position table is not of the grid.
@@ -144,7 +221,7 @@ def import_network_weights(
         if name.endswith("position_embedding"):
             value = _position_grid(key, value, grid, swapped=token_order == "swapped")
         elif token_order == "swapped" and re.search(r"attention\.(query|key)\.", name):
-            value = _swap_rotary_axes(value)
+            value = _swap_rotary_axes(value, num_heads)
         elif name == "mask_token":
             value = value.reshape(1, -1, 1, 1, 1)
         (imported.backbone if part == "backbone" else imported.method)[name] = value
@@ -190,10 +267,48 @@ def _position_grid(key: str, table: Tensor, grid: Sequence[int] | None, *, swapp
     return positions.permute(3, 0, 1, 2)[None].contiguous()
 
 
-def _swap_rotary_axes(projection: Tensor) -> Tensor:
+def _swap_rotary_axes(projection: Tensor, num_heads: int | None) -> Tensor:
     """Exchange, in each head of a query or key weight or bias, the channels that turn with axes 0 and 1."""
     dim = projection.shape[0]
-    if dim not in _PRIMUS_HEADS:
-        raise WeightsError(f"queries of {dim} channels are of no Primus size ({sorted(_PRIMUS_HEADS)})")
-    thirds = projection.reshape(_PRIMUS_HEADS[dim], 3, -1, *projection.shape[1:])
+    heads = num_heads or PRIMUS_HEADS.get(dim)
+    if heads is None:
+        raise WeightsError(f"queries of {dim} channels are of no Primus size ({sorted(PRIMUS_HEADS)}); give num_heads")
+    if dim % (3 * heads):
+        raise WeightsError(f"queries of {dim} channels cannot be cut into {heads} heads of three axes each")
+    thirds = projection.reshape(heads, 3, -1, *projection.shape[1:])
     return thirds[:, torch.tensor([1, 0, 2])].reshape(projection.shape)
+
+
+def export_network_weights(
+    backbone: Mapping[str, Tensor], method: Mapping[str, Tensor] | None = None, *, wrapped: bool = False
+) -> dict[str, Tensor]:
+    """Translate a backbone, and what belongs to its method, to the reference's names, aliases included.
+
+    Tokens are in the order of the reference's downstream networks, first spatial axis slowest: ``"straight"`` for
+    :func:`import_network_weights`, which gives back the same tensors. Names of one tensor share its memory. The
+    deep-supervision heads that no training ever used are not made up.
+
+    Args:
+        backbone: state dict of a ``ResEncUNet`` or ``Primus``, with or without decoder.
+        method: state dict of the method without ``backbone.``.
+        wrapped: give Primus the prefix ``encoder.`` that contrastive methods have there.
+
+    Raises:
+        WeightsError: if the reference has no such tensor.
+    """
+    kind = "primus" if any(name.startswith("encoder.transformer.") for name in backbone) else "resenc"
+    levels = [int(name.split(".")[2]) for name in backbone if name.startswith("decoder.upsamplings.")]
+    last = max(levels, default=0)
+    exported: dict[str, Tensor] = {}
+    for part, tensors in (("backbone", backbone), ("method", method or {})):
+        for name, value in tensors.items():
+            if name.endswith("position_embedding"):
+                value = value.flatten(2).transpose(1, 2).contiguous()  # (1, C, d, h, w) -> (1, N, C)
+            elif name == "mask_token":
+                value = value.reshape(1, 1, -1)
+            prefix = "encoder." if wrapped else ""
+            for key in reference_names(name, part=part, backbone=kind, last=last, prefix=prefix):
+                exported[key] = value
+                if kind == "resenc" and levels and key.startswith("encoder."):
+                    exported[f"decoder.{key}"] = value
+    return exported

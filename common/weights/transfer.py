@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,51 +16,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import SettingsError, WeightsError
-from .files import read_checkpoint, sha256, write_json
+from .cells import describe
+from .files import check_values, read_checkpoint, read_metadata, replace_file, sha256, write_json
+from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
 
-__all__ = ["Receipt", "fine_tuning_network", "keep_previous", "trained_network", "transfer_weights"]
+__all__ = ["fine_tuning_network", "keep_previous", "origin_receipt", "trained_network", "transfer_weights"]
 
 _TRANSFERS = ("encoder", "encoder+decoder")
-_CAVEAT = "Pre-trained encoders are made to be fine-tuned; their features are not recommended as they are."
-
-
-@dataclass
-class Receipt:
-    """What happened to each tensor of a network when weights were loaded.
-
-    Attributes:
-        source: file the weights came from.
-        sha256: of that file.
-        taken: tensors copied as they are.
-        adapted: tensors changed to fit, with how.
-        skipped: tensors of the file not used, with why.
-        fresh: tensors of the network that keep their random start.
-        encoder_share: share of the encoder's parameters that were taken or adapted.
-        provenance: what the JSON beside the file says.
-    """
-
-    source: str
-    sha256: str
-    taken: list[str] = field(default_factory=list)
-    adapted: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
-    fresh: list[str] = field(default_factory=list)
-    encoder_share: float = 0.0
-    provenance: dict[str, Any] = field(default_factory=dict)
-
-    def summary(self) -> str:
-        """Return the receipt in a line or two.
-
-        Example:
-            >>> Receipt("a.pt", "0f" * 32, taken=["encoder.x"], encoder_share=1.0).summary()[-25:]
-            '; encoder covered 100.0 %'
-        """
-        adapted = "".join(f"\n  adapted {name}: {how}" for name, how in self.adapted.items())
-        return (
-            f"weights from {self.source} (sha256 {self.sha256[:12]}): {len(self.taken)} tensors taken, "
-            f"{len(self.adapted)} adapted, {len(self.skipped)} skipped, {len(self.fresh)} fresh; "
-            f"encoder covered {100 * self.encoder_share:.1f} %{adapted}"
-        )
 
 
 def transfer_weights(
@@ -69,13 +31,14 @@ def transfer_weights(
     """Copy a pre-trained backbone into a network of the same kind.
 
     A first layer for more channels than the file's one gets its weights repeated and divided by their number; a
-    position table of another grid is interpolated trilinearly. The head keeps its random start. A decoder is taken
-    whole or not at all: that of Primus has widths that depend on the number of classes, so it fits only where these
-    agree.
+    position table of another grid is interpolated trilinearly; a kernel of one voxel along an axis gets the mean of a
+    longer one. With ``allow_partial`` an encoder of another depth takes the stages and blocks that both have. The head
+    keeps its random start. A decoder is taken whole or not at all: that of Primus has widths that depend on the number
+    of classes, so it fits only where these agree.
 
     Args:
         network: with ``encoder.*`` and ``decoder.*`` tensors.
-        path: flat state dict of a backbone.
+        path: flat state dict of a backbone, ``.pt`` or ``.safetensors``.
         transfer: ``encoder`` or ``encoder+decoder``.
         allow_partial: do not insist on a completely covered encoder.
 
@@ -93,14 +56,10 @@ def transfer_weights(
         raise WeightsError(
             f"{path} is not a pre-trained encoder of this collection (its first entry is "
             f"{next(iter(weights), None)!r}); "
-            "a published checkpoint must be imported first"
+            "a published checkpoint must be imported first, with tools/import_checkpoint.py"
         )
-    sidecar = Path(path).with_suffix(".json")
-    receipt = Receipt(
-        source=str(path),
-        sha256=sha256(path),
-        provenance=json.loads(sidecar.read_text("utf-8")) if sidecar.is_file() else {},
-    )
+    check_values({key: value for key, value in weights.items() if key.startswith("encoder.")}, path)
+    receipt = origin_receipt(path)
     target = network.state_dict()
     prefixes = tuple(f"{part}." for part in transfer.split("+"))
     mismatched = []
@@ -131,7 +90,13 @@ def transfer_weights(
                 target[key] = adapted
                 receipt.adapted[key] = how
     covered = {*receipt.taken, *receipt.adapted}
-    receipt.fresh = [key for key in target if key not in covered]
+    receipt.missing = [key for key in target if key not in covered]
+    receipt.parameters = {
+        "taken": sum(target[key].numel() for key in receipt.taken),
+        "adapted": sum(target[key].numel() for key in receipt.adapted),
+        "skipped": sum(weights[key].numel() for key in receipt.skipped),
+        "missing": sum(target[key].numel() for key in receipt.missing),
+    }
     encoder = {key: value.numel() for key, value in target.items() if key.startswith("encoder.")}
     receipt.encoder_share = sum(size for key, size in encoder.items() if key in covered) / sum(encoder.values())
     missing = [f"{key} is not in the file" for key in encoder if key not in weights]
@@ -142,11 +107,44 @@ def transfer_weights(
         examples = "; ".join((mismatched + missing + extra)[:3])
         raise WeightsError(
             f"{path} is of another network: it covers {100 * receipt.encoder_share:.1f} % of this encoder "
-            f"({examples}). "
-            "Use the bundle and the network settings (features_per_stage, embed_dim, ...) it was made with"
+            f"({examples}). Use the bundle and the network settings (features_per_stage, embed_dim, ...) it was made "
+            "with, or take what fits with --allow_partial true"
         )
     network.load_state_dict(target)
     return receipt
+
+
+def origin_receipt(path: str | Path) -> Receipt:
+    """Return a receipt that says where a weights file comes from, by the JSON beside it or the metadata inside."""
+    digest = sha256(path)
+    about = read_metadata(path)
+    sidecar = Path(path).with_suffix(".json")
+    notes = []
+    if not about and sidecar.is_file():
+        try:
+            about = json.loads(sidecar.read_text("utf-8"))
+        except ValueError:
+            notes.append(f"{sidecar} is not a JSON file and was not used")
+        if not isinstance(about, dict):
+            about = {}
+        if about.get("sha256", digest) != digest:
+            notes.append(f"{sidecar} is about another file (its sha256 differs) and was not used")
+            about = {}
+    settings = about.get("settings", {})
+    method, backbone, citation = describe(str(settings.get("bundle", "")))
+    return Receipt(
+        source=str(path),
+        sha256=digest,
+        revision=about.get("revision"),
+        method=about.get("method", method),
+        backbone=about.get("backbone", backbone),
+        licence=about.get("licence", "unknown"),
+        citation=about.get("citation", citation),
+        spacing_mm=about.get("spacing_mm", settings.get("spacing_mm")),
+        patch_size=about.get("patch_size", settings.get("crop_size", settings.get("patch_size"))),
+        notes=notes,
+        provenance=about,
+    )
 
 
 def _adapt(key: str, value: Tensor, like: Tensor) -> tuple[Tensor | None, str]:
@@ -163,6 +161,11 @@ def _adapt(key: str, value: Tensor, like: Tensor) -> tuple[Tensor | None, str]:
         and value.shape[2:] == like.shape[2:]
     ):
         return value.repeat(1, channels, 1, 1, 1) / channels, f"one input channel repeated to {channels} and divided"
+    if value.dim() == like.dim() == 5 and value.shape[:2] == like.shape[:2]:
+        axes = [axis for axis in (2, 3, 4) if value.shape[axis] > like.shape[axis] == 1]
+        averaged = value.mean(dim=axes, keepdim=True) if axes else value
+        if averaged.shape == like.shape:
+            return averaged, f"kernel {list(value.shape[2:])} averaged to {list(like.shape[2:])}"
     return None, f"shape {list(value.shape)} does not fit {list(like.shape)}"
 
 
@@ -186,7 +189,7 @@ def fine_tuning_network(
         from_scratch: load nothing.
         transfer: ``encoder`` or ``encoder+decoder``.
         allow_partial: accept a file that does not cover the encoder.
-        receipt_file: JSON to write.
+        receipt_file: JSON to write; where none lies beside ``pretrained``, it is written there too.
 
     Raises:
         WeightsError: if the file is missing, damaged or of another network.
@@ -196,21 +199,28 @@ def fine_tuning_network(
         return network
     if not Path(pretrained).is_file():
         raise WeightsError(
-            f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, name another file "
-            "with --pretrained, or train without one with --from_scratch true"
+            f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, import the "
+            "published weights with tools/import_checkpoint.py, name another file with --pretrained, or train without "
+            "one with --from_scratch true"
         )
     receipt = transfer_weights(network, pretrained, transfer=transfer, allow_partial=allow_partial)
     for name, (theirs, ours) in _differences(receipt.provenance, settings).items():
         if name == "num_heads":
             raise WeightsError(f"{pretrained} was made with num_heads {theirs}, not {ours}; add --num_heads {theirs}")
-        tqdm.write(f"note: pre-training had {name} {theirs}, this run has {ours}")
-    tqdm.write(f"{receipt.summary()}\n{_CAVEAT}")
+        receipt.notes.append(f"pre-training had {name} {theirs}, this run has {ours}")
+    warning = spacing_warning(receipt.spacing_mm, settings.get("spacing_mm"))
+    receipt.notes.append(warning or SPACING_CAVEAT)
+    tqdm.write(f"{receipt.summary()}\n{CAVEAT}")
     if transfer != "encoder" and not any(key.startswith("decoder.") for key in receipt.taken):
         held = any(key.startswith("decoder.") for key in receipt.skipped)
         why = "has other widths for this number of classes" if held else "was not pre-trained by this method"
         tqdm.write(f"note: the decoder {why} and keeps its random start")
     if receipt_file:
-        write_json(asdict(receipt), receipt_file)
+        write_json(receipt.as_dict(), receipt_file)
+    beside = Path(pretrained).with_suffix(".json")
+    if not beside.exists() and not receipt.provenance:
+        with contextlib.suppress(OSError):  # a folder that only others may write to
+            write_json(receipt.as_dict(), beside)
     return network
 
 
@@ -270,7 +280,5 @@ def keep_previous(path: str) -> None:
         number += 1
     for source, kept in ((model, previous), (model.with_suffix(".json"), previous.with_suffix(".json"))):
         if source.is_file():
-            temporary = kept.with_suffix(".part")
-            shutil.copyfile(source, temporary)
-            os.replace(temporary, kept)
+            replace_file(kept, partial(shutil.copyfile, source))
     tqdm.write(f"{model} exists: kept as {previous}")

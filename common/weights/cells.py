@@ -1,0 +1,204 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The cells of the matrix as checkpoints show them: their names, papers, and which of them a file can be of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .published import published_name
+
+__all__ = [
+    "BACKBONES",
+    "METHODS",
+    "OWN_TRAINER",
+    "Cell",
+    "Paper",
+    "Recognised",
+    "describe",
+    "recognise",
+    "token_order_of",
+]
+
+OWN_TRAINER = "openmind-bundles"  # trainer_name of our exports is this, a slash, and the bundle
+
+
+@dataclass(frozen=True)
+class Paper:
+    """A method or backbone: what it is called, what to cite, and how the reference's trainers of it are named."""
+
+    title: str
+    citation: str
+    trainer: str = ""
+
+
+STUDY = "Wald et al. An OpenMind for 3D medical vision self-supervised learning. arXiv:2412.17041"
+METHODS = {
+    "mae": Paper(
+        "MAE", "He et al. Masked autoencoders are scalable vision learners. arXiv:2111.06377", "Base(Eva)?MAE"
+    ),
+    "volumefusion": Paper(
+        "VolumeFusion",
+        "Wang et al. MIS-FM: 3D medical image segmentation using foundation models pretrained on a large-scale "
+        "unannotated dataset. arXiv:2306.16925",
+        "VolumeFusion(Eva)?",
+    ),
+    "models_genesis": Paper("Models Genesis", "Zhou et al. Models Genesis. arXiv:2004.07882", "Models?Genesis(Eva)?"),
+    "voco": Paper(
+        "VoCo",
+        "Wu et al. VoCo: a simple-yet-effective volume contrastive learning framework. arXiv:2402.17300",
+        "VoCo(Eva)?",
+    ),
+    "simclr": Paper(
+        "SimCLR",
+        "Chen et al. A simple framework for contrastive learning of visual representations. arXiv:2002.05709",
+        "SimCLR(Eva)?",
+    ),
+    "swinunetr": Paper(
+        "SwinUNETR pre-training",
+        "Tang et al. Self-supervised pre-training of Swin transformers for 3D medical image analysis. arXiv:2111.14791",
+        "SwinUNETR(Eva)?",
+    ),
+    "spark3d": Paper(
+        "Spark3D",
+        "Tian et al. Designing BERT for convolutional networks. arXiv:2301.03580",
+        "(Variable)?Spark(MAE)?",
+    ),
+    "simmim": Paper(
+        "SimMIM", "Xie et al. SimMIM: a simple framework for masked image modeling. arXiv:2111.09886", "SimMIM(Eva)?"
+    ),
+}
+BACKBONES = {
+    "resenc_l": Paper("ResEnc-L", "Isensee et al. nnU-Net revisited. arXiv:2404.09556"),
+    "primus_m": Paper(
+        "Primus-M",
+        "Wald et al. Primus: Enforcing attention usage for 3D medical image segmentation. arXiv:2503.01835",
+    ),
+}
+
+
+@dataclass
+class Cell:
+    """A bundle as far as its checkpoints go.
+
+    Attributes:
+        bundle: its name.
+        backbone: its backbone, on any device: only names, shapes and settings are read.
+        patch_size: side or sides of what the network sees in pre-training, in voxels.
+        num_heads: attention heads of Primus, None for the U-Net.
+        spacing_mm: of its pre-training.
+    """
+
+    bundle: str
+    backbone: nn.Module
+    patch_size: Sequence[int]
+    num_heads: int | None = None
+    spacing_mm: Any = 1.0
+
+
+@dataclass
+class Recognised:
+    """Which bundles a checkpoint can be of.
+
+    Attributes:
+        bundles: all that fit, the only one first where the file says which.
+        why: what it was told by.
+        wrapped: Primus lies inside a wrapper, as in contrastive cells.
+    """
+
+    bundles: list[str]
+    why: str
+    wrapped: bool = False
+
+
+def describe(bundle: str) -> tuple[str, str, list[str]]:
+    """Return method, backbone and citations of a bundle.
+
+    Example:
+        >>> describe("mae_resenc_l")[:2]
+        ('MAE', 'ResEnc-L')
+    """
+    for name, backbone in BACKBONES.items():
+        method = METHODS.get(bundle.removesuffix(f"_{name}"))
+        if bundle.endswith(f"_{name}") and method is not None:
+            return method.title, backbone.title, [STUDY, method.citation, backbone.citation]
+    return "unknown", "unknown", []
+
+
+def token_order_of(bundle: str) -> str:
+    """Return the token order that the published checkpoint of a bundle was trained in."""
+    return "straight" if bundle.startswith("simmim") or bundle.endswith("resenc_l") else "swapped"
+
+
+def recognise(weights: Mapping[str, Tensor], trainer: str | None = None) -> Recognised:
+    """Say which bundles a checkpoint of the reference, or an export of ours, can be of.
+
+    Args:
+        weights: under the reference's names.
+        trainer: name of the trainer, if the file gives one; it decides where the names leave a choice.
+
+    Returns:
+        what fits; no bundles if the network is of neither backbone.
+    """
+    parts = {key: published_name(key) for key in weights}
+    names = {name: key for key, (part, name) in parts.items() if part in ("backbone", "method")}
+    wrapped = any(re.search(r"(^|\.)encoder\.eva\.", key) for key in weights)
+    if any(name.startswith("encoder.transformer.") for name in names):
+        backbone = "primus_m"
+    elif any(name.startswith("encoder.stages.") for name in names):
+        backbone = "resenc_l"
+    else:
+        return Recognised([], "its names are of neither ResEnc-L (encoder.stages...) nor Primus (eva...)")
+    fitting, why = _by_names(names, weights, backbone)
+    unshared = f"spark3d_{backbone}"
+    if trainer is None and len(fitting) > 1 and unshared in fitting and _stale_aliases(weights):
+        fitting, why = [unshared], "its untrained second copies of convolutions"
+    if trainer and trainer.startswith(f"{OWN_TRAINER}/"):
+        return Recognised([trainer.split("/", 1)[1]], f"trainer_name {trainer}", wrapped)
+    for method, paper in METHODS.items():
+        if trainer and re.fullmatch(f"{paper.trainer}Trainer.*", trainer):
+            told = f"{method}_{'primus_m' if 'Eva' in trainer else 'resenc_l'}"
+            if told not in fitting:  # then the file contradicts itself, and what it holds decides
+                return Recognised(fitting, f"{why}, although trainer_name is {trainer}", wrapped)
+            return Recognised([told], f"trainer_name {trainer}", wrapped)
+    return Recognised(fitting, why, wrapped)
+
+
+def _by_names(names: Mapping[str, str], weights: Mapping[str, Tensor], backbone: str) -> tuple[list[str], str]:
+    """Return the bundles whose reference network has such tensors, and by what they were told."""
+
+    def bundles(*methods: str) -> list[str]:
+        return [f"{method}_{backbone}" for method in methods]
+
+    if any(name.startswith("projection.") for name in names):
+        return bundles("voco", "simclr"), "its projector (VoCo and SimCLR have the same)"
+    if "rotation_head.weight" in names:
+        return bundles("swinunetr"), "its rotation head"
+    if any(name.startswith(("projections.", "mask_tokens.")) for name in names):
+        return bundles("spark3d"), "its densifying layers"
+    if any(name.startswith("decoder.blocks.") for name in names):
+        return bundles("mae"), "its transformer decoder"
+    levels = [name for name in names if re.fullmatch(r"decoder\.upsamplings\.\d+\.bias", name)]
+    head = names.get("head.bias" if backbone == "resenc_l" else max(levels, default=""))
+    if head is None:
+        return bundles(*METHODS), "it is an encoder alone, which every method has"
+    outputs = len(weights[head])
+    if outputs > 1:
+        return bundles("volumefusion"), f"its {outputs} output channels"
+    if backbone == "primus_m":
+        return bundles("models_genesis", "simmim", "spark3d"), "its names, which these methods share"
+    return bundles("mae", "models_genesis", "spark3d", "simmim"), "its names, which these methods share"
+
+
+def _stale_aliases(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether the two names of the stem's convolution hold different tensors, as in Spark3D files alone."""
+    for key, trained in weights.items():
+        if key.endswith("encoder.stem.convs.0.all_modules.0.weight") and "decoder.encoder" not in key:
+            other = weights.get(key.replace("all_modules.0", "conv"))
+            return other is not None and other.shape == trained.shape and not torch.equal(other, trained)
+    return False

@@ -1,0 +1,214 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Where checkpoints come from: the Hugging Face hub, an address, or a file that is already here.
+
+Downloads show a progress bar, go on where a cut connection left them, and are kept, so that a second import needs none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..errors import WeightsError
+from .exchange import PLAN_FILE
+
+__all__ = ["Fetched", "download", "fetch"]
+
+CHECKPOINT_FILE = "checkpoint_final.pth"
+COLLECTION = "https://huggingface.co/collections/MIC-DKFZ/openmind-models-6819c21c7fe6f0aaaab7dadf"
+_ATTEMPTS, _CHUNK = 5, 1 << 20
+
+
+@dataclass
+class Fetched:
+    """A checkpoint that is now here.
+
+    Attributes:
+        path: of the file.
+        source: what to name as its source.
+        revision: commit of the repository, if it is from one.
+        plan_file: adaptation plan that came with it.
+        repository: ``owner/name`` on the hub.
+    """
+
+    path: Path
+    source: str
+    revision: str | None = None
+    plan_file: Path | None = None
+    repository: str = ""
+
+
+def fetch(source: str, *, folder: str | Path, local: str | Path | None = None) -> Fetched:
+    """Make a checkpoint available.
+
+    Args:
+        source: a file; a folder with ``checkpoint_final.pth``; an address; or a repository of the hub as
+            ``owner/name``, ``owner/name@revision`` or the address of a file in it.
+        folder: where downloads from an address go; the hub has its own cache.
+        local: where a user without network access would put the file; used instead of the hub if it is there.
+
+    Raises:
+        WeightsError: if it cannot be had; the message says which file to bring and where to put it.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        path = path / CHECKPOINT_FILE
+    if path.is_file():
+        return Fetched(path, str(path))
+    on_hub = _hub_parts(source)
+    if on_hub is not None:
+        if local is not None and Path(local).is_file():
+            tqdm.write(f"taking {local}, which is already here, instead of {source}")
+            return Fetched(Path(local), f"{local} (for {source})", repository=on_hub[0])
+        return _from_hub(*on_hub, bring_to=Path(local) if local is not None else None)
+    if re.match(r"https?://", source):
+        kept = Path(folder) / hashlib.sha256(source.encode()).hexdigest()[:12]
+        name = re.split(r"[?#]", source)[0].rsplit("/", 1)[-1] or CHECKPOINT_FILE
+        path = download(source, kept / name)
+        return Fetched(path, source)
+    raise WeightsError(
+        f"there is no file {source}, and it is neither an address nor a repository (owner/name); check --source"
+    )
+
+
+def _hub_parts(source: str) -> tuple[str, str, str] | None:
+    """Return repository, revision and file name of a source on the hub, None if it is elsewhere."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    for start in {endpoint, "https://huggingface.co", "https://hf.co"}:
+        if source.startswith(f"{start}/"):
+            match = re.fullmatch(
+                r"([\w.-]+/[\w.-]+)(?:/(?:resolve|blob|tree)/([\w.-]+)(?:/(.+?))?)?/?(?:\?.*)?",
+                source[len(start) + 1 :],
+            )
+            return (match[1], match[2] or "main", match[3] or CHECKPOINT_FILE) if match else None
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*?)(?:@([\w.-]+))?", source)
+    return (match[1], match[2] or "main", CHECKPOINT_FILE) if match else None
+
+
+def _from_hub(repository: str, revision: str, name: str, *, bring_to: Path | None) -> Fetched:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    address = f"https://huggingface.co/{repository}/resolve/{revision}/{name}"
+    put = f"put it at {bring_to}, {PLAN_FILE} beside it, and run this again" if bring_to else "give it with --source"
+    try:
+        path = Path(hf_hub_download(repository, name, revision=revision))
+    except LocalEntryNotFoundError as error:
+        raise WeightsError(
+            f"{repository} cannot be reached from here; fetch {address} on a machine with access, and {put}"
+        ) from error
+    except GatedRepoError as error:
+        raise WeightsError(
+            f"{repository} asks for a login; run 'hf auth login', or fetch {address} and {put}"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise WeightsError(
+            f"there is no repository {repository} on the hub; look for its present name in {COLLECTION} and give it "
+            "with --source owner/name"
+        ) from error
+    except (RevisionNotFoundError, EntryNotFoundError) as error:
+        raise WeightsError(
+            f"{repository} has no {name} at revision {revision}; look at https://huggingface.co/{repository}/tree/main"
+        ) from error
+    except (HfHubHTTPError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"fetching {repository} failed ({reason}); run this again to go on where it stopped, or fetch {address} "
+            f"elsewhere and {put}"
+        ) from error
+    except Exception as error:  # of the HTTP client, which is not ours to name
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "httpcore", "httpcore2", "huggingface_hub"):
+            raise
+        raise WeightsError(
+            f"{repository} cannot be reached from here ({type(error).__name__}: {error}); run this again to go on "
+            f"where it stopped, or fetch {address} on a machine with access, and {put}"
+        ) from error
+    commit = path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
+    plan = None
+    try:
+        plan = Path(hf_hub_download(repository, PLAN_FILE, revision=commit or revision))
+    except Exception as error:  # the plan inside the checkpoint is the one that counts
+        tqdm.write(
+            f"note: {repository} gave no {PLAN_FILE} ({type(error).__name__}); the one in the checkpoint is used"
+        )
+    return Fetched(path, f"https://huggingface.co/{repository}", commit, plan, repository)
+
+
+def download(address: str, path: Path) -> Path:
+    """Fetch an address to a file, going on with what an earlier attempt left.
+
+    Raises:
+        WeightsError: if it cannot be reached or was cut too often.
+    """
+    from filelock import FileLock
+
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    with FileLock(f"{path}.lock"):  # of two processes, the second waits and finds the file
+        for attempt in range(_ATTEMPTS):
+            if path.is_file():
+                return path
+            try:
+                if _read_on(address, part):
+                    os.replace(part, path)
+            except urllib.error.HTTPError as error:
+                if error.code != 416:  # nothing after what is here, so the file there is another one now
+                    raise WeightsError(f"{address} answers {error.code} {error.reason}; check the address") from error
+                part.unlink(missing_ok=True)
+            except (OSError, urllib.error.URLError, ValueError) as error:
+                if attempt == _ATTEMPTS - 1:
+                    raise WeightsError(
+                        f"{address} cannot be reached or was cut ({error}); run this again to go on where it stopped, "
+                        "or fetch it elsewhere and give the file with --source"
+                    ) from error
+                time.sleep(min(2**attempt, 5) / 10)
+    if not path.is_file():
+        raise WeightsError(f"{address} was cut {_ATTEMPTS} times; run this again to go on where it stopped")
+    return path
+
+
+def _read_on(address: str, part: Path) -> bool:
+    """Append what ``part`` lacks; return whether it is whole."""
+    have = part.stat().st_size if part.is_file() else 0
+    tag_file = part.with_name(f"{part.name}.tag")
+    headers = {"User-Agent": "openmind-bundles"}
+    if have and tag_file.is_file():
+        headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()}
+    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as answer:
+        if answer.status != 206:
+            have = 0
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length is not None else None
+        tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
+        if tag and not tag.startswith("W/"):
+            tag_file.write_text(tag)
+        else:
+            tag_file.unlink(missing_ok=True)
+        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem)
+        with open(part, "r+b" if have else "wb") as stream, bar:
+            stream.seek(have)
+            stream.truncate()
+            while chunk := answer.read(_CHUNK):
+                stream.write(chunk)
+                bar.update(len(chunk))
+    whole = total is None or part.stat().st_size == total
+    if whole:
+        tag_file.unlink(missing_ok=True)
+    return whole

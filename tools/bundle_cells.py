@@ -1,0 +1,71 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""What the tools for weights need to know of a bundle: its networks, from its own pretrain config, and its files."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from environment import ROOT
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from common.weights import Cell
+
+__all__ = ["bundle_cell", "published_file"]
+
+
+def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = False) -> tuple[Cell, nn.Module | None]:
+    """Build the networks of a bundle without their numbers.
+
+    Args:
+        bundle: name.
+        settings: of its pretrain config to change, for networks of another size.
+        with_method: build the whole pre-training method too.
+
+    Raises:
+        SystemExit: if there is no such bundle or setting.
+    """
+    sys.path.insert(0, str(ROOT))
+    import torch
+    from monai.bundle import ConfigParser
+
+    from common.engines.settings import unknown_settings
+    from common.weights import Cell
+
+    known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml"))
+    if bundle not in known:
+        raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
+    config = ConfigParser.load_config_file(str(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml"))
+    told = unknown_settings(settings, config)
+    if told:
+        raise SystemExit(f"Stopped: {told}")
+    parser = ConfigParser(config)
+    parser.update(settings)
+    with torch.device("meta"):
+        backbone = parser.get_parsed_content("backbone")
+        method = parser.get_parsed_content("method") if with_method else None
+    side = parser.get_parsed_content("crop_size" if "crop_size" in config else "patch_size")
+    return (
+        Cell(
+            bundle,
+            backbone,
+            patch_size=[side] * 3 if isinstance(side, int) else list(side),
+            num_heads=parser.get_parsed_content("num_heads") if "num_heads" in config else None,
+            spacing_mm=parser.get_parsed_content("spacing_mm"),
+        ),
+        method,
+    )
+
+
+def published_file(bundle: str) -> tuple[str, Path, str | None] | None:
+    """Return address, place and sha256 (if certain) of a bundle's published checkpoint, None if it has none."""
+    import yaml
+
+    folder = ROOT / "bundles" / bundle
+    files = yaml.safe_load((folder / "large_files.yml").read_text("utf-8"))["large_files"]
+    if not files:
+        return None
+    return files[0]["url"], folder / files[0]["path"], files[0].get("hash_val")

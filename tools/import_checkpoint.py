@@ -1,0 +1,94 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Turn a published OpenMind checkpoint, or one that nnssl made, into a bundle's pre-trained encoder, with a receipt.
+
+  python tools/import_checkpoint.py mae_resenc_l                            # the published weights, from Hugging Face
+  python tools/import_checkpoint.py mae_resenc_l --source checkpoint_final.pth
+  python tools/import_checkpoint.py mae_primus_m --source owner/name@revision
+  python tools/import_checkpoint.py mae_primus_m --source https://host/checkpoint_final.pth
+
+It writes models/pretrained_encoder.pt of the bundle, which its train config reads, and pretrained_encoder.json beside
+it: where the weights come from and what became of each tensor. An earlier file there is kept under another name.
+Without network access, put checkpoint_final.pth into bundles/<bundle>/models/openmind/ and run the first command.
+
+Nothing in the file is executed: tensors and plain values only. A file that is damaged, of another bundle, or does not
+cover the encoder is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from bundle_cells import bundle_cell, published_file
+from environment import ROOT, RUNTIME, ensure
+
+__all__ = ["import_checkpoint"]
+
+
+def import_checkpoint(
+    bundle: str,
+    source: str | None = None,
+    output: str | None = None,
+    plan: str | None = None,
+    token_order: str = "auto",
+    allow_partial: bool = False,
+    resume: bool = False,
+    **settings: Any,
+) -> None:
+    """Import a checkpoint.
+
+    Args:
+        bundle: what to import for.
+        source: file, folder, address, or repository of the hub; the bundle's published one unless given.
+        output: file to write; default models/pretrained_encoder.pt of the bundle.
+        plan: adaptation plan, if it is neither in the checkpoint nor beside it.
+        token_order: auto; or swapped or straight, if the plan and the published cell are wrong about the file; or keep,
+            which converts nothing, for comparison.
+        allow_partial: accept a file that does not cover the encoder.
+        resume: also write pretraining_state.pt, from which the pretrain config goes on.
+        settings: of the pretrain config, for a network of another size (--embed_dim, --features_per_stage, ...).
+    """
+    sys.path.insert(0, str(ROOT))
+    from common.errors import end_in_a_sentence
+    from common.weights import fetch, write_imported_state
+    from common.weights import import_checkpoint as import_file
+    from common.weights.receipt import CAVEAT
+
+    end_in_a_sentence()
+    cell, method = bundle_cell(bundle, settings, with_method=resume)
+    models = ROOT / "bundles" / bundle / "models"
+    published = published_file(bundle)
+    if source is None and published is None:
+        raise SystemExit(f"Stopped: {bundle} has no published weights; give a checkpoint with --source")
+    place = published[1] if published and source in (None, published[0]) else None
+    found = fetch(source or published[0], folder=models / "openmind", local=place)  # type: ignore[index]
+    target = Path(output) if output else models / "pretrained_encoder.pt"
+    receipt, imported = import_file(
+        found.path,
+        cell,
+        output=target,
+        source=found.source,
+        revision=found.revision,
+        plan_file=plan or found.plan_file,
+        token_order=token_order,
+        allow_partial=allow_partial,
+        licence="CC-BY-4.0, Wald et al."
+        if found.repository
+        else "that of its source (published OpenMind weights: CC-BY-4.0)",
+        expected_sha256=published[2] if published and place is not None else None,
+        repository=found.repository,
+    )
+    print(f"{receipt.summary()}\n{CAVEAT}")
+    print(f"written: {target} and {target.with_suffix('.json').name}")
+    if method is not None:
+        state = target.with_name("pretraining_state.pt")
+        for line in write_imported_state(method, imported, state, cell=cell, path=found.path):
+            print(line)
+
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    import fire
+
+    fire.Fire(import_checkpoint)
