@@ -28,6 +28,9 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
     Raises:
         SystemExit: if there is no such bundle or setting.
     """
+    known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml"))
+    if bundle not in known:
+        raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
     sys.path.insert(0, str(ROOT))
     import torch
     from monai.bundle import ConfigParser
@@ -35,9 +38,6 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
     from common.engines.settings import unknown_settings
     from common.weights import Cell
 
-    known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml"))
-    if bundle not in known:
-        raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
     config = ConfigParser.load_config_file(str(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml"))
     told = unknown_settings(settings, config)
     if told:

@@ -209,7 +209,7 @@ def import_network_weights(
     if token_order not in ("swapped", "straight"):
         raise WeightsError(f"token_order is {token_order!r}; it must be 'swapped' or 'straight'")
     imported = ImportedWeights(backbone={})
-    heads = [int(key.split(".")[-2]) for key in weights if re.search(r"^(\w+\.)?decoder\.seg_layers\.\d", key)]
+    heads = [int(key.split(".")[-2]) for key in weights if re.search(r"(^|\.)decoder\.seg_layers\.\d", key)]
     for key, value in weights.items():
         part, name = published_name(key)
         head = re.search(r"decoder\.seg_layers\.(\d+)\.", key)

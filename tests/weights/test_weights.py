@@ -16,6 +16,7 @@ from common.weights import (
     import_network_weights,
     keep_previous,
     read_checkpoint,
+    sha256,
     trained_network,
     transfer_weights,
     write_checkpoint,
@@ -211,3 +212,57 @@ def test_an_alias_that_was_not_trained_is_not_taken() -> None:
     assert torch.equal(imported.backbone["encoder.stem.conv.weight"], trained)
     assert "encoder.stages.0.0.conv1.norm.bias" in imported.backbone
     assert len(imported.unused) == 2
+
+
+def test_a_smaller_kernel_gets_the_mean_of_a_larger_one(tmp_path: Path) -> None:
+    path = saved(unet(), tmp_path / "e.pt")
+    flat = unet()
+    flat.encoder.stem.conv = torch.nn.Conv3d(1, 4, kernel_size=(1, 3, 3), padding=(0, 1, 1))
+    receipt = transfer_weights(flat, path)
+    expected = read_checkpoint(path)["encoder.stem.conv.weight"].mean(dim=2, keepdim=True)
+    assert torch.equal(flat.encoder.stem.conv.weight, expected)
+    assert receipt.adapted == {"encoder.stem.conv.weight": "kernel [3, 3, 3] averaged to [1, 3, 3]"}
+    assert receipt.encoder_share == 1.0
+
+
+def test_another_depth_takes_what_both_have_if_allowed(tmp_path: Path) -> None:
+    shallow, deep = unet(), unet(features_per_stage=[4, 8, 8], blocks_per_stage=[1, 2, 1])
+    for source, target in ((shallow, deep), (deep, shallow)):
+        path = saved(source, tmp_path / "e.pt")
+        with pytest.raises(WeightsError, match="--allow_partial true"):
+            transfer_weights(target, path)
+        receipt = transfer_weights(target, path, allow_partial=True)
+        assert torch.equal(target.encoder.stages[1][0].conv1.conv.weight, source.encoder.stages[1][0].conv1.conv.weight)
+        assert (receipt.encoder_share == 1.0) == (target is shallow)
+        assert sum(receipt.parameters[key] for key in ("taken", "adapted", "missing")) == sum(
+            value.numel() for value in target.state_dict().values()
+        )
+
+
+def test_an_encoder_without_finite_values_is_refused(tmp_path: Path) -> None:
+    source = unet()
+    with torch.no_grad():
+        source.encoder.stem.conv.weight[0] = torch.nan
+    with pytest.raises(WeightsError, match=r"NaN or infinite .*encoder\.stem\.conv\.weight"):
+        transfer_weights(unet(), saved(source, tmp_path / "e.pt"))
+
+
+def test_the_receipt_of_fine_tuning_says_where_the_weights_come_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = saved(unet(), tmp_path / "e.pt")
+    about = {"sha256": sha256(path), "method": "MAE", "backbone": "ResEnc-L", "licence": "CC-BY-4.0", "spacing_mm": 1.0}
+    path.with_suffix(".json").write_text(json.dumps(about | {"citation": ["Wald et al."], "patch_size": [160] * 3}))
+    for spacing, words in ((0.5, "this run has 0.5 x 0.5 x 0.5 mm voxels"), (1.2, "far from the pre-training spacing")):
+        fine_tuning_network(unet(), pretrained=str(path), settings={"spacing_mm": spacing})
+        text = capsys.readouterr().out
+        for expected in (words, "MAE with ResEnc-L", "CC-BY-4.0", "Wald et al.", "160 x 160 x 160", "parameters"):
+            assert expected in text
+    saved(unet(), path)  # the JSON is now about another file
+    fine_tuning_network(unet(), pretrained=str(path), settings={"spacing_mm": 0.5})
+    text = capsys.readouterr().out
+    assert "is about another file" in text
+    assert "MAE" not in text
+    plain = saved(unet(), tmp_path / "plain.pt")
+    fine_tuning_network(unet(), pretrained=str(plain), settings={})
+    assert json.loads(plain.with_suffix(".json").read_text())["encoder_share"] == 1.0

@@ -1,0 +1,650 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of the reference, in and out: every published cell, damaged files, and files of something else."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import SettingsError, WeightsError
+from common.networks import Primus
+from common.weights import (
+    Cell,
+    ImportedWeights,
+    Receipt,
+    export_checkpoint,
+    export_network_weights,
+    export_safetensors,
+    import_checkpoint,
+    import_network_weights,
+    inspect,
+    read_checkpoint,
+    sha256,
+    transfer_weights,
+)
+from common.weights.cells import token_order_of
+from common.weights.exchange import reported_digest_warning
+
+from ..conftest import BUNDLES, ROOT, pretraining, run, small_settings
+from ..parity import golden
+from .synthetic import CELLS, TRAINERS, checkpoint_of, weights_of
+
+sys.path.insert(0, str(ROOT / "tools"))
+from bundle_cells import bundle_cell
+from export_checkpoint import export_checkpoint as export_tool
+from import_checkpoint import import_checkpoint as import_tool
+from inspect_weights import inspect_weights as inspect_tool
+
+WRAPPED = ("voco", "simclr", "swinunetr")
+
+
+def is_wrapped(bundle: str) -> bool:
+    return bundle.endswith("primus_m") and bundle.startswith(WRAPPED)
+
+
+def narrow(bundle: str) -> tuple[Cell, dict[str, Tensor], dict[str, Tensor]]:
+    """Return a narrow cell, with a backbone and the rest of its method drawn at random."""
+    cell, method = bundle_cell(bundle, small_settings(bundle), with_method=True)
+    assert method is not None
+    generator = torch.Generator().manual_seed(0)
+    state = {name: torch.randn(value.shape, generator=generator) for name, value in method.state_dict().items()}
+    backbone = {name.removeprefix("backbone."): v for name, v in state.items() if name.startswith("backbone.")}
+    return cell, backbone, {name: value for name, value in state.items() if not name.startswith("backbone.")}
+
+
+def published(bundle: str, backbone: dict[str, Tensor], method: dict[str, Tensor], heads: int | None) -> dict[str, Any]:
+    """Return a checkpoint as the reference would have published these weights, tokens in its order."""
+    weights = export_network_weights(backbone, method, wrapped=is_wrapped(bundle))
+    if token_order_of(bundle) == "swapped":  # exchanging twice changes nothing
+        other = import_network_weights(weights, token_order="swapped", num_heads=heads)
+        weights = export_network_weights(other.backbone, other.method, wrapped=is_wrapped(bundle))
+    content: dict[str, Any] = {"network_weights": weights, "init_args": {"index": ["x"] * 10}}
+    return content | ({"trainer_name": TRAINERS[bundle]} if bundle in TRAINERS else {})
+
+
+def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def take(path: Path, cell: Cell, folder: Path, **options: Any) -> tuple[Receipt, ImportedWeights]:
+    return import_checkpoint(path, cell, output=folder / "pretrained_encoder.pt", **options)
+
+
+def saved(content: Any, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+@pytest.fixture
+def unet(tmp_path: Path) -> tuple[Cell, Path]:
+    """A narrow U-Net cell and its published checkpoint."""
+    cell, backbone, method = narrow("mae_resenc_l")
+    return cell, saved(published("mae_resenc_l", backbone, method, None), tmp_path / "checkpoint_final.pth")
+
+
+@pytest.fixture
+def primus(tmp_path: Path) -> tuple[Cell, Path]:
+    """A narrow transformer cell and its published checkpoint."""
+    cell, backbone, method = narrow("mae_primus_m")
+    content = published("mae_primus_m", backbone, method, cell.num_heads)
+    return cell, saved(content, tmp_path / "checkpoint_final.pth")
+
+
+def test_all_published_cells_are_known() -> None:
+    assert sorted(TRAINERS) == CELLS
+    assert len(CELLS) == 14
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_table_of_names_reads_both_ways(cell: str) -> None:
+    """At the published shapes, without their memory: every name but the heads that were never used comes back."""
+    recording = golden.read(cell)
+    manifest = recording["published_manifest"] | {
+        key: value
+        for key, value in recording.get("published_spark_manifest", {}).items()
+        if not key.startswith("architecture.")
+    }
+    imported = import_network_weights({key: torch.zeros(1).expand(shape) for key, (shape, _) in manifest.items()})
+    exported = export_network_weights(imported.backbone, imported.method, wrapped=is_wrapped(cell))
+    left = {key for key in manifest if key not in exported}
+    assert left == {key for key in manifest if key.startswith("decoder.seg_layers.") and ".4." not in key}
+    for key, value in exported.items():
+        assert list(value.shape) == manifest[key][0], key
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_a_checkpoint_goes_in_and_out_of_every_bundle(bundle: str, tmp_path: Path) -> None:
+    cell, backbone, method = narrow(bundle)
+    heads = cell.num_heads
+    if bundle in TRAINERS:
+        file = saved(published(bundle, backbone, method, heads), tmp_path / "checkpoint_final.pth")
+    else:
+        torch.save({"method": {f"backbone.{k}": v for k, v in backbone.items()} | method}, tmp_path / "state.pt")
+        file = tmp_path / "first" / "checkpoint_final.pth"
+        export_checkpoint(tmp_path / "state.pt", cell, output=file)
+    receipt, imported = take(file, cell, tmp_path / "in")
+    assert receipt.encoder_share == 1.0
+    assert receipt.missing == []
+    written = read_checkpoint(tmp_path / "in" / "pretrained_encoder.pt")
+    assert equal(written, backbone)
+    assert equal(imported.method, {k: v for k, v in method.items() if k in imported.method})
+    assert set(method) <= set(imported.method)
+
+    export_checkpoint(tmp_path / "in" / "pretrained_encoder.pt", cell, output=tmp_path / "out" / "checkpoint_final.pth")
+    take(tmp_path / "out" / "checkpoint_final.pth", cell, tmp_path / "again")
+    assert equal(read_checkpoint(tmp_path / "again" / "pretrained_encoder.pt"), backbone)
+    plan = json.loads((tmp_path / "out" / "adaptation_plan.json").read_text())
+    exported = read_checkpoint(tmp_path / "out" / "checkpoint_final.pth")
+    weights = exported["network_weights"]
+    assert exported["nnssl_adaptation_plan"] == {k: v for k, v in plan.items() if k != "trainer_name"}
+    assert plan.get("token_order") == ("straight" if heads else None)
+    for key in ("key_to_encoder", "key_to_stem"):
+        assert any(name.startswith(plan[key]) for name in weights)
+    for key in plan["keys_to_in_proj"]:
+        assert f"{key}.weight" in weights
+    if bundle in TRAINERS:
+        recorded = golden.read(bundle)["adaptation_plan"]
+        assert recorded.keys() == plan.keys() - {"token_order", "trainer_name"}
+        for key in recorded.keys() - {"pretrain_plan", "architecture_plans"}:
+            assert plan[key] == recorded[key], key
+        assert recorded["pretrain_plan"].keys() == plan["pretrain_plan"].keys()
+
+
+def test_the_plan_of_the_published_sizes_names_them() -> None:
+    from common.weights import adaptation_plan
+
+    for bundle, name in (("mae_resenc_l", "ResEncL"), ("voco_primus_m", "PrimusM")):
+        cell, _ = bundle_cell(bundle, {})
+        plan, notes = adaptation_plan(cell, cell.backbone.state_dict(), Receipt("x", "0" * 64))
+        recorded = golden.read(bundle)["adaptation_plan"]
+        assert plan["architecture_plans"] == recorded["architecture_plans"]
+        assert plan["architecture_plans"]["arch_class_name"] == name
+        ours, theirs = (p["pretrain_plan"]["configurations"]["onemmiso"] for p in (plan, recorded))
+        assert [ours[key] for key in ("spacing", "patch_size")] == [theirs[key] for key in ("spacing", "patch_size")]
+        assert notes == []
+
+
+def round_trip(bundle: str, folder: Path) -> None:
+    cell, _ = bundle_cell(bundle, {})
+    file = saved(checkpoint_of(bundle), folder / "checkpoint_final.pth")
+    receipt, imported = take(file, cell, folder / "in")
+    del imported
+    assert receipt.encoder_share == 1.0
+    assert receipt.missing == []
+    assert sum(receipt.parameters[outcome] for outcome in ("taken", "adapted")) == sum(
+        value.numel() for value in cell.backbone.state_dict().values()
+    )
+    file.unlink()
+    export_checkpoint(folder / "in" / "pretrained_encoder.pt", cell, output=folder / "out" / "checkpoint_final.pth")
+    take(folder / "out" / "checkpoint_final.pth", cell, folder / "again")
+    one, other = (read_checkpoint(folder / name / "pretrained_encoder.pt", mmap=True) for name in ("in", "again"))
+    assert equal(one, other)
+    state = cell.backbone.state_dict()
+    assert {name: value.shape for name, value in one.items()} == {name: value.shape for name, value in state.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bundle", CELLS)
+def test_every_cell_of_the_published_size_goes_in_and_out(bundle: str, tmp_path: Path) -> None:
+    round_trip(bundle, tmp_path)
+
+
+def test_the_largest_checkpoint_takes_little_memory_and_time(tmp_path: Path) -> None:
+    file = saved(checkpoint_of("mae_primus_m"), tmp_path / "checkpoint_final.pth")
+    began = time.monotonic()
+    tool("import_checkpoint.py", "mae_primus_m", "--source", file, "--output", tmp_path / "pretrained_encoder.pt")
+    assert time.monotonic() - began < 60
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3 * 2**20  # kilobytes
+    cell, _ = bundle_cell("mae_primus_m", {})
+    written = read_checkpoint(tmp_path / "pretrained_encoder.pt", mmap=True)
+    assert {k: v.shape for k, v in written.items()} == {k: v.shape for k, v in cell.backbone.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_the_largest_training_checkpoint_takes_little_memory(tmp_path: Path) -> None:
+    """With Spark3D's second dictionary, and an optimizer state that is never read."""
+    content = checkpoint_of("spark3d_resenc_l", training=True)
+    content["optimizer_state"]["state"] = {0: {"momentum_buffer": torch.ones(192_645_541)}}
+    content["init_args"]["index"] = [
+        f"/data/OpenMind/sub-{index:06}/anat/sub-{index:06}_T1w.nii.gz" for index in range(10**6)
+    ]
+    file = saved(content, tmp_path / "checkpoint_latest.pth")
+    tool("import_checkpoint.py", "spark3d_resenc_l", "--source", file, "--output", tmp_path / "e.pt", "--resume")
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3 * 2**20
+    assert read_checkpoint(tmp_path / "pretraining_state.pt", mmap=True)["epoch"] == 7
+
+
+def test_converted_tokens_give_the_features_of_the_order_they_were_trained_in(tmp_path: Path) -> None:
+    """The reference's order is the straight one of an image whose first two axes are exchanged, kernels with it."""
+    table = weights_of("voco_primus_m")
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        key: 0.05 * torch.randn(value.shape, generator=generator)
+        for key, value in table.items()
+        if "blocks" not in key or any(f"blocks.{index}." in key for index in (0, 1))
+    }
+    features = {}
+    image = torch.randn(1, 1, 64, 64, 64, generator=generator)
+    for order in ("straight", "swapped"):
+        network = Primus(input_size=64, depth=2, with_decoder=False).eval()
+        network.load_state_dict(import_network_weights(weights, token_order=order).backbone)
+        with torch.no_grad():
+            if order == "straight":
+                kernel = network.encoder.patch_embedding.weight
+                kernel.copy_(kernel.transpose(2, 3).clone())
+                features[order] = network.encode(image.transpose(2, 3))[0].transpose(2, 3)
+            else:
+                features[order] = network.encode(image)[0]
+    assert torch.allclose(features["straight"], features["swapped"], atol=1e-5)
+    naive = Primus(input_size=64, depth=2, with_decoder=False).eval()
+    naive.load_state_dict(import_network_weights(weights, token_order="straight").backbone)
+    with torch.no_grad():
+        assert float((naive.encode(image)[0] - features["swapped"]).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod."])
+def test_wrapper_prefixes_are_taken_off(prefix: str, unet: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = unet
+    content = torch.load(file)
+    content["network_weights"] = {prefix + key: value for key, value in content["network_weights"].items()}
+    take(file, cell, tmp_path / "plain")
+    take(saved(content, file), cell, tmp_path / "prefixed")
+    plain, prefixed = (read_checkpoint(tmp_path / name / "pretrained_encoder.pt") for name in ("plain", "prefixed"))
+    assert equal(plain, prefixed)
+
+
+def test_untrained_copies_are_not_taken_and_tell_spark3d(tmp_path: Path) -> None:
+    cell, backbone, method = narrow("spark3d_resenc_l")
+    content = published("spark3d_resenc_l", backbone, method, None)
+    weights = content["network_weights"]
+    for key in weights:
+        if key.endswith((".conv.weight", ".norm.weight")) and "transpconvs" not in key:
+            weights[key] = torch.randn_like(weights[key])
+        if key.startswith("decoder.encoder."):
+            weights[key] = torch.randn_like(weights[key])
+    content["spark_weights"] = {
+        key: weights.pop(key) for key in list(weights) if key.startswith(("mask_tokens", "densify"))
+    }
+    receipt, imported = take(saved(content, tmp_path / "c.pth"), cell, tmp_path / "in")
+    assert equal(read_checkpoint(tmp_path / "in" / "pretrained_encoder.pt"), backbone)
+    assert equal(imported.method, method)
+    assert "untrained" in receipt.skipped["encoder.stem.convs.0.conv.weight"]
+    del content["spark_weights"], content["trainer_name"]  # as published, and by itself
+    take(saved(content, tmp_path / "c.pth"), cell, tmp_path / "published")
+    with pytest.raises(WeightsError, match="fits spark3d_resenc_l, by its untrained"):
+        take(tmp_path / "c.pth", narrow("mae_resenc_l")[0], tmp_path / "other")
+
+
+def test_plans_may_be_missing_beside_or_wrong(primus: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = primus
+    receipt, _ = take(file, cell, tmp_path / "none")
+    assert any("no adaptation plan" in note for note in receipt.notes)
+    assert receipt.patch_size == [16, 16, 16]
+    plan = golden.read("mae_primus_m")["adaptation_plan"]
+    plan["key_to_in_proj"] = plan.pop("keys_to_in_proj")  # as some versions of the reference write it
+    (tmp_path / "adaptation_plan.json").write_text(json.dumps(plan))
+    receipt, _ = take(file, cell, tmp_path / "beside")
+    assert any("beside the file" in note for note in receipt.notes)
+    assert any("patch_size [160, 160, 160]" in note and "8 places" in note for note in receipt.notes)
+    assert receipt.patch_size == [16, 16, 16]
+    (tmp_path / "adaptation_plan.json").write_text("{")
+    with pytest.raises(WeightsError, match="is not a JSON file"):
+        take(file, cell, tmp_path / "broken")
+    (tmp_path / "adaptation_plan.json").unlink()
+    content = torch.load(file)
+    saved(content | {"nnssl_adaptation_plan": {"token_order": "hwd"}}, file)
+    with pytest.raises(WeightsError, match="token_order of the adaptation plan is 'hwd'"):
+        take(file, cell, tmp_path / "order")
+    one, two, three = (
+        read_checkpoint(tmp_path / name / "pretrained_encoder.pt") for name in ("none", "beside", "none")
+    )
+    assert equal(one, two)
+    assert equal(one, three)
+
+
+def test_the_plan_of_an_uneven_patch_gives_the_grid(tmp_path: Path) -> None:
+    settings = small_settings("models_genesis_primus_m") | {"patch_size": [16, 24, 32]}
+    cell, _ = bundle_cell("models_genesis_primus_m", settings)
+    state = {name: torch.randn(value.shape) for name, value in cell.backbone.state_dict().items()}
+    torch.save(state, tmp_path / "pretrained_encoder.pt")
+    export_checkpoint(tmp_path / "pretrained_encoder.pt", cell, output=tmp_path / "checkpoint_final.pth")
+    receipt, _ = take(tmp_path / "checkpoint_final.pth", cell, tmp_path / "in")
+    assert equal(read_checkpoint(tmp_path / "in" / "pretrained_encoder.pt"), state)
+    assert receipt.patch_size == [16, 24, 32]
+
+
+def test_the_order_of_tokens_can_be_asked_for(primus: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = primus
+    found = {}
+    for order in ("auto", "swapped", "straight", "keep"):
+        take(file, cell, tmp_path / order, token_order=order)
+        found[order] = read_checkpoint(tmp_path / order / "pretrained_encoder.pt")
+    assert equal(found["auto"], found["swapped"])
+    assert equal(found["straight"], found["keep"])
+    assert not equal(found["auto"], found["keep"])
+    with pytest.raises(SettingsError, match="token_order is 'hwd'"):
+        take(file, cell, tmp_path, token_order="hwd")
+
+
+@pytest.mark.parametrize(
+    ("bundle", "told"),
+    [
+        ("voco_resenc_l", ["voco_resenc_l", "simclr_resenc_l"]),
+        ("swinunetr_primus_m", ["swinunetr_primus_m"]),
+        ("volumefusion_primus_m", ["volumefusion_primus_m"]),
+        ("volumefusion_resenc_l", ["volumefusion_resenc_l"]),
+        ("mae_primus_m", ["mae_primus_m"]),
+        ("simmim_primus_m", ["models_genesis_primus_m", "simmim_primus_m", "spark3d_primus_m"]),
+        ("spark3d_resenc_l", ["spark3d_resenc_l"]),
+        ("mae_resenc_l", ["mae_resenc_l", "models_genesis_resenc_l", "spark3d_resenc_l", "simmim_resenc_l"]),
+    ],
+)
+def test_a_cell_is_recognised_without_a_trainer(bundle: str, told: list[str], tmp_path: Path) -> None:
+    cell, backbone, method = narrow(bundle)
+    content = published(bundle, backbone, method, cell.num_heads)
+    del content["trainer_name"]
+    file = saved(content, tmp_path / "c.pth")
+    receipt, _ = take(file, cell, tmp_path)
+    assert any(f"which of {', '.join(told)} it is" in note for note in receipt.notes) == (len(told) > 1)
+    assert any(f"fits {' or '.join(told)}," in line for line in inspect(file))
+    other = next(name for name in BUNDLES if name not in told)
+    with pytest.raises(WeightsError, match=f"is not of {other}: it fits {told[0]}"):
+        take(file, narrow(other)[0], tmp_path / "other")
+
+
+def damaged(file: Path, how: str) -> str:
+    """Damage a checkpoint; return what the refusal says."""
+    whole = file.read_bytes()
+    content = torch.load(file)
+    weights = content["network_weights"]
+    trained = "encoder.stages.1.blocks.0.conv1.all_modules.0.weight"
+    if how == "cut":
+        file.write_bytes(whole[: len(whole) // 2])
+        return "is not a complete checkpoint"
+    if how == "empty":
+        file.write_bytes(b"")
+        return "is not a complete checkpoint"
+    if how == "zeros":
+        file.write_bytes(bytes(len(whole)))
+        return "is not a complete checkpoint"
+    if how == "hole":
+        start = whole.index(weights[trained].numpy().tobytes()[:64])
+        file.write_bytes(whole[:start] + bytes(256) + whole[start + 256 :])
+        return "the checksum of its part"
+    if how == "text":
+        file.write_text("<html>Not Found</html>")
+        return "is not a complete checkpoint"
+    if how == "code":
+        saved(content | {"extra": Path}, file)
+        return "is not a complete checkpoint of tensors"
+    if how == "list":
+        saved([1], file)
+        return "holds a list"
+    if how == "nothing":
+        saved({"epoch": 1}, file)
+        return "holds no network: it has 'epoch'"
+    if how == "foreign":
+        saved({"network_weights": {"layer1.0.conv1.weight": torch.ones(4, 4)}}, file)
+        return "it fits no bundle, by its names are of neither"
+    if how == "values":
+        saved({"network_weights": weights | {"encoder.stem.convs.0.bias": 1.0}}, file)
+        return "is not a tensor"
+    if how == "ours":
+        saved({"encoder.stem.conv.weight": torch.ones(4, 1, 3, 3, 3)}, file)
+        return "an encoder of this collection already"
+    weights[trained] = weights[trained].clone()
+    if how == "nan":
+        weights[trained][0, 0, 0, 0, 0] = float("nan")
+        words = "NaN or infinite values in 1 of"
+    elif how == "wiped":
+        weights[trained].zero_()
+        words = "only zeros in 1 of"
+    elif how == "shape":
+        weights[trained] = weights[trained][:2].clone()
+        words = r"\[2, 4, 3, 3, 3\] in the file, \[8, 4, 3, 3, 3\] in this bundle"
+    else:
+        for key in [key for key in weights if key.startswith("encoder.stages.1.blocks.0.conv1")]:
+            del weights[key]
+        words = "% of the encoder of mae_resenc_l .*is not in the file"
+    saved(content, file)
+    return words
+
+
+DAMAGE = "cut empty zeros hole text code list nothing foreign values ours nan wiped shape incomplete".split()  # noqa: SIM905
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_bad_file_is_refused_and_the_old_one_kept(how: str, unet: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = unet
+    take(file, cell, tmp_path / "in")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()}
+    words = damaged(file, how)
+    with pytest.raises(WeightsError, match=words) as error:
+        take(file, cell, tmp_path / "in")
+    assert file.name in str(error.value)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()} == before
+    if how == "incomplete":
+        receipt, _ = take(file, cell, tmp_path / "in", allow_partial=True)
+        assert 0 < receipt.encoder_share < 1
+        assert len(receipt.missing) == 4
+
+
+def test_an_encoder_alone_is_enough(unet: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = unet
+    content = torch.load(file)
+    content["network_weights"] = {k: v for k, v in content["network_weights"].items() if not k.startswith("decoder.")}
+    receipt, _ = take(saved(content, file), cell, tmp_path / "in")
+    assert receipt.encoder_share == 1.0
+    assert receipt.missing
+    assert all(name.startswith(("decoder.", "head.")) for name in receipt.missing)
+
+
+def test_half_precision_becomes_single(unet: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = unet
+    content = torch.load(file)
+    content["network_weights"] = {key: value.half() for key, value in content["network_weights"].items()}
+    take(saved(content, file), cell, tmp_path / "in")
+    assert {v.dtype for v in read_checkpoint(tmp_path / "in" / "pretrained_encoder.pt").values()} == {torch.float32}
+
+
+def test_an_earlier_encoder_is_never_lost(unet: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = unet
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "pretrained_encoder.pt").write_bytes(b"weeks of work")
+    take(file, cell, folder)
+    assert (folder / "pretrained_encoder_previous.pt").read_bytes() == b"weeks of work"
+    receipt, _ = take(file, cell, folder)
+    assert any("was this import already" in note for note in receipt.notes)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "pretrained_encoder.json",
+        "pretrained_encoder.pt",
+        "pretrained_encoder_previous.pt",
+    ]
+
+
+def test_an_interrupted_conversion_leaves_the_old_file(
+    unet: tuple[Cell, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, file = unet
+    take(file, cell, tmp_path / "in")
+    before = (tmp_path / "in" / "pretrained_encoder.pt").read_bytes()
+    content = torch.load(file)
+    content["network_weights"]["encoder.stem.convs.0.all_modules.0.bias"] += 1
+    saved(content, file)
+    save = torch.save
+
+    def half(content: Any, stream: Any) -> None:
+        save(content, stream)
+        stream.truncate(1000)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", half)
+        with pytest.raises(KeyboardInterrupt):
+            take(file, cell, tmp_path / "in")
+    assert (tmp_path / "in" / "pretrained_encoder.pt").read_bytes() == before
+    assert not list((tmp_path / "in").glob(".*.part"))
+    take(file, cell, tmp_path / "in")
+    assert (tmp_path / "in" / "pretrained_encoder.pt").read_bytes() != before
+
+
+def tool(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a tool as a user does."""
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result
+
+
+def test_two_imports_at_once(unet: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = unet
+    processes = multiprocessing.get_context("fork")
+    start = processes.Barrier(4)
+
+    def work() -> None:
+        start.wait()
+        take(file, cell, tmp_path / "in")
+
+    all_at_once = [processes.Process(target=work) for _ in range(4)]
+    for process in all_at_once:
+        process.start()
+    for process in all_at_once:
+        process.join(60)
+    assert [process.exitcode for process in all_at_once] == [0] * 4
+    take(file, cell, tmp_path / "alone")
+    target = tmp_path / "in" / "pretrained_encoder.pt"
+    assert equal(read_checkpoint(target), read_checkpoint(tmp_path / "alone" / "pretrained_encoder.pt"))
+    assert json.loads(target.with_suffix(".json").read_text())["sha256"] == sha256(target)
+    assert not list(target.parent.glob(".*.part"))
+
+
+def test_the_tools_as_a_user_runs_them(
+    unet: tuple[Cell, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the tools set it
+    _, file = unet
+    small = small_settings("mae_resenc_l")
+    target = tmp_path / "models" / "pretrained_encoder.pt"
+    import_tool("mae_resenc_l", source=str(file), output=str(target), **small)
+    text = capsys.readouterr().out
+    for words in ("method        MAE with ResEnc-L", "encoder covered 100.0 %", "please cite", "0.5 mm angiography"):
+        assert words in text
+    out = tmp_path / "out" / "checkpoint_final.pth"
+    export_tool("mae_resenc_l", source=str(target), output=str(out), **small)
+    inspect_tool(str(target))
+    assert "encoder covered 100.0 %" in capsys.readouterr().out
+    export_tool(
+        "mae_resenc_l", source=str(target), format="safetensors", output=str(tmp_path / "e.safetensors"), **small
+    )
+    with pytest.raises(WeightsError, match="of the encoder of mae_resenc_l"):
+        import_tool("mae_resenc_l", source=str(file), output=str(target))
+    with pytest.raises(WeightsError, match="it fits mae_resenc_l"):
+        import_tool("voco_resenc_l", source=str(file), output=str(target))
+    with pytest.raises(WeightsError, match="there is no file"):
+        import_tool("mae_resenc_l", source=str(tmp_path / "none.pth"))
+    for bundle, options, words in (
+        ("simmim_resenc_l", {}, "has no published weights"),
+        ("nothing", {}, "choose one of"),
+        ("mae_resenc_l", {"sorce": str(file)}, "unknown setting --sorce"),
+    ):
+        with pytest.raises(SystemExit, match=words):
+            import_tool(bundle, **options)
+
+
+def test_a_refusal_ends_the_tool_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "cut.pth").write_bytes(b"PK")
+    command = [sys.executable, str(ROOT / "tools" / "inspect_weights.py"), str(tmp_path / "cut.pth")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Stopped: ")
+    assert "is not a complete checkpoint" in result.stderr
+
+
+def test_pre_training_goes_on_from_an_imported_state(
+    unet: tuple[Cell, Path], images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, file = unet
+    target = tmp_path / "models" / "pretrained_encoder.pt"
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    small = small_settings("mae_resenc_l")
+    import_tool("mae_resenc_l", source=str(file), output=str(target), resume=True, **small)
+    before = read_checkpoint(target)
+    result = run("mae_resenc_l", "pretrain", *pretraining(tmp_path, images, epochs=1))
+    assert "the optimizer starts afresh" in result.stdout + result.stderr
+    after = read_checkpoint(target)
+    assert before.keys() == after.keys()
+    changed = float((after["encoder.stem.conv.weight"] - before["encoder.stem.conv.weight"]).abs().max())
+    assert 0 < changed < 0.2, "a few steps from the imported weights, not a random start"
+    assert json.loads(target.with_suffix(".json").read_text())["epochs"] == 1
+
+
+def test_a_method_that_is_not_whole_cannot_go_on(tmp_path: Path) -> None:
+    from common.weights import write_imported_state
+
+    cell, backbone, method = narrow("voco_resenc_l")
+    file = saved(published("voco_resenc_l", backbone, {}, None), tmp_path / "c.pth")
+    _, imported = take(file, cell, tmp_path)
+    _, network = bundle_cell("voco_resenc_l", small_settings("voco_resenc_l"), with_method=True)
+    assert network is not None
+    assert method
+    with pytest.raises(WeightsError, match="does not hold the whole method"):
+        write_imported_state(network, imported, tmp_path / "pretraining_state.pt", cell=cell, path=file)
+
+
+def test_safetensors_carry_their_receipt(unet: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = unet
+    take(file, cell, tmp_path / "in", revision="f" * 40)
+    path = tmp_path / "encoder.safetensors"
+    export_safetensors(tmp_path / "in" / "pretrained_encoder.pt", cell, output=path)
+    assert equal(read_checkpoint(path), read_checkpoint(tmp_path / "in" / "pretrained_encoder.pt"))
+    text = "\n".join(inspect(path))
+    assert "MAE with ResEnc-L" in text
+    assert "f" * 40 in text
+    from common.networks import ResEncUNet
+
+    network = ResEncUNet(1, 2, features_per_stage=[4, 8, 8], blocks_per_stage=[1, 1, 1])
+    receipt = transfer_weights(network, path)
+    assert receipt.encoder_share == 1.0
+    assert receipt.method == "MAE"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(WeightsError, match="is not a complete"):
+        read_checkpoint(path)
+
+
+def test_inspection_tells_what_is_in_a_file(primus: tuple[Cell, Path], tmp_path: Path) -> None:
+    _, file = primus
+    text = "\n".join(inspect(file))
+    assert "fits mae_primus_m, by trainer_name BaseEvaMAETrainer_BS8" in text
+    assert "token order swapped" in text
+    foreign = saved({"layer1.weight": torch.full((2, 2), torch.nan)}, tmp_path / "foreign.pt")
+    text = "\n".join(inspect(foreign))
+    assert "of no network of OpenMind" in text
+    assert "layer1.weight" in text
+    assert "warning" in text
+    assert "NaN" in text
+
+
+def test_what_others_reported_of_a_published_file_is_compared(tmp_path: Path) -> None:
+    file = tmp_path / "checkpoint_final.pth"
+    file.write_bytes(b"x")
+    assert "491,198,606" in (reported_digest_warning("AnonRes/ResEncL-OpenMind-MAE", file, "0" * 64) or "")
+    known = "b866ac5f61d7e90d3a6cbb00a759ffc9d73beb5e63baa6b3cd654671ebc9a552"
+    assert reported_digest_warning("MIC-DKFZ/PrimusM-OpenMind-MAE", file, known) is None
+    assert reported_digest_warning("AnonRes/PrimusM-OpenMind-VF", file, "0" * 64) is None
+
+
+def test_a_file_with_a_certain_digest_must_have_it(unet: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = unet
+    with pytest.raises(WeightsError, match=r"has sha256 \w+, not 0000"):
+        take(file, cell, tmp_path / "in", expected_sha256="0" * 64)
