@@ -42,6 +42,8 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
     told = unknown_settings(settings, config)
     if told:
         raise SystemExit(f"Stopped: {told}")
+    # without the workflow, whose macros name files relative to the root
+    config = {name: value for name, value in config.items() if not str(value).startswith("%")}
     parser = ConfigParser(config)
     parser.update(settings)
     with torch.device("meta"):

@@ -102,7 +102,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         # the format of before torch 1.6 is no zip archive and cannot stay in the file
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and zipfile.is_zipfile(path))
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".:") if str(error) else type(error).__name__
         raise WeightsError(
             f"{path} ({path.stat().st_size:,} bytes) is not a complete checkpoint of tensors: {reason}; "
             "fetch or write it again"

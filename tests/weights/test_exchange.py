@@ -533,6 +533,7 @@ def test_the_tools_as_a_user_runs_them(
     unet: tuple[Cell, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the tools set it
+    monkeypatch.chdir(tmp_path)  # they work from anywhere
     _, file = unet
     small = small_settings("mae_resenc_l")
     target = tmp_path / "models" / "pretrained_encoder.pt"
