@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from common.weights import Cell
 
-__all__ = ["bundle_cell", "published_file"]
+__all__ = ["bundle_cell", "published_file", "truth"]
 
 
 def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = False) -> tuple[Cell, nn.Module | None]:
@@ -60,6 +60,18 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
         ),
         method,
     )
+
+
+def truth(value: object) -> bool:
+    """Return what a switch of the command line means; fire hands on ``false`` as a text, which is true.
+
+    Raises:
+        SystemExit: if it is neither.
+    """
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise SystemExit(f"Stopped: {value!r} is neither true nor false")
+    return text == "true"
 
 
 def published_file(bundle: str) -> tuple[str, Path, str | None] | None:

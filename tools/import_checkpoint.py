@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bundle_cells import bundle_cell, published_file
+from bundle_cells import bundle_cell, published_file, truth
 from environment import ROOT, RUNTIME, ensure
 
 __all__ = ["import_checkpoint"]
@@ -56,7 +56,7 @@ def import_checkpoint(
     from common.weights.receipt import CAVEAT
 
     end_in_a_sentence()
-    cell, method = bundle_cell(bundle, settings, with_method=resume)
+    cell, method = bundle_cell(bundle, settings, with_method=truth(resume))
     models = ROOT / "bundles" / bundle / "models"
     published = published_file(bundle)
     if source is None and published is None:
@@ -72,9 +72,9 @@ def import_checkpoint(
         revision=found.revision,
         plan_file=plan or found.plan_file,
         token_order=token_order,
-        allow_partial=allow_partial,
+        allow_partial=truth(allow_partial),
         licence="CC-BY-4.0, Wald et al."
-        if found.repository
+        if "OpenMind" in found.repository
         else "that of its source (published OpenMind weights: CC-BY-4.0)",
         expected_sha256=published[2] if published and place is not None else None,
         repository=found.repository,

@@ -110,11 +110,13 @@ def read_reference(path: str | Path, *, plan_file: str | Path | None = None) -> 
         )
     notes: list[str] = []
     plan = content.get("nnssl_adaptation_plan")
-    beside = _plan_beside(Path(plan_file) if plan_file else path.with_name(PLAN_FILE), required=plan_file is not None)
-    if not isinstance(plan, dict):
-        plan = beside
-        notes.append("the adaptation plan was beside the file" if beside else "the file has no adaptation plan")
-    trainer = content.get("trainer_name", plan.get("trainer_name", beside.get("trainer_name")))
+    trainer = content.get("trainer_name")
+    if plan_file is not None or not isinstance(plan, dict) or trainer is None:
+        beside = _plan_beside(Path(plan_file or path.with_name(PLAN_FILE)), required=plan_file is not None)
+        if not isinstance(plan, dict):
+            plan = beside
+            notes.append("the adaptation plan was beside the file" if beside else "the file has no adaptation plan")
+        trainer = trainer or plan.get("trainer_name", beside.get("trainer_name"))
     citations = content.get("citations") or []
     return ReferenceCheckpoint(
         path=path,
