@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # runs this small are slower on several threads, on a busy machine many times
 
 import nibabel as nib
 import numpy as np
@@ -51,7 +54,7 @@ def small_settings(bundle: str) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def _threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
 
 def write_volume(path: Path, values: np.ndarray, *, spacing: float = 1.0) -> Path:

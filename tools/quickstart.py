@@ -2,7 +2,7 @@
 """See the whole chain on real MRI: pre-train, look, fine-tune with and without pre-training, predict, compare, report.
 
   python tools/quickstart.py                          # MAE with the residual U-Net, on the MNI152 template
-  python tools/quickstart.py --bundle mae_primus_m    # the transformer
+  python tools/quickstart.py --bundle simclr_primus_m # any other bundle: another method, the transformer
   python tools/quickstart.py --data FOLDER            # your own NIfTI; segmentation too if it has images/ and labels/
 
 It makes its own environment (.venv) unless the running one has the exact pins, runs the bundle's own configs through
@@ -30,7 +30,7 @@ __all__ = ["quickstart"]
 _BACKBONES: dict[str, dict[str, str]] = {
     "resenc": {
         "network": "--features_per_stage [8,16,32,64,80] --blocks_per_stage [1,1,1,1,1]",
-        "pretrain": "--block_size 8 --momentum 0.9 --lr 0.1 --epochs 10 --iterations_per_epoch 25",
+        "pretrain": "--momentum 0.9 --lr 0.1 --epochs 10 --iterations_per_epoch 25",
         "train": "--momentum 0.9 --lr 0.05 --epochs 10 --iterations_per_epoch 25",
     },
     "primus": {
@@ -38,6 +38,13 @@ _BACKBONES: dict[str, dict[str, str]] = {
         "pretrain": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 100",
         "train": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 100",
     },
+}
+# what a method needs besides, by the beginning of the bundle's name; crops of crops are a multiple of 16
+_METHODS: dict[str, str] = {
+    **dict.fromkeys(("mae_resenc", "simmim_resenc", "spark3d_resenc"), "--block_size 8"),
+    "voco_resenc": "--patch_size [64,64,16] --crop_size 16 --lr 0.01 --momentum 0.99",  # a larger rate collapses
+    "voco": "--patch_size [64,64,16] --crop_size 16",
+    "simclr": "--patch_size [64,64,32] --crop_size 32 --batch_size 8",
 }
 # by the median side of the volumes in mm: voxels in mm, side of a crop in voxels, factor on the steps
 _SIZES = {64: (1.0, 32, 2.4), 128: (1.0, 48, 1.0), 10_000: (2.0, 48, 1.0)}
@@ -142,6 +149,12 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
     }, labels
 
 
+def _merge(settings: str, own: str) -> str:
+    """Join two command lines of ``--name value`` pairs; the second replaces what both name."""
+    words = [*settings.split(), *own.split()]
+    return " ".join(f"{name} {value}" for name, value in dict(zip(words[::2], words[1::2], strict=True)).items())
+
+
 def quickstart(
     bundle: str = "mae_resenc_l",
     data: str | None = None,
@@ -152,7 +165,7 @@ def quickstart(
     """Run the chain and write the report.
 
     Args:
-        bundle: mae_resenc_l or mae_primus_m.
+        bundle: any of the folders in bundles/.
         data: folder of your own NIfTI; with images/ and labels/ inside, segmentation is learned too.
         output: where everything goes; default quickstart/<bundle>.
         seed: of data, draws and networks.
@@ -196,7 +209,11 @@ def quickstart(
 
     chain = Chain(bundle, folder)
     datalist = f"--datalist {shlex.quote(str(folder / 'datalist.json'))}"
-    common = f"--patch_size [{patch},{patch},{patch}] --spacing_mm {spacing} {recipe['network']} --num_workers 0"
+    common = f"--spacing_mm {spacing} {recipe['network']} --num_workers 0"
+    crop = f"--patch_size [{patch},{patch},{patch}]"
+    own = next((text for name, text in _METHODS.items() if bundle.startswith(name)), "")
+    pretraining = _merge(f"{crop} --batch_size 2 {longer(recipe['pretrain'])}", own)
+    common_later = f"{common} {crop}"
     names = f"--labels {shlex.quote(str(labels))}"
 
     def place(key: str, path: str) -> str:
@@ -205,7 +222,7 @@ def quickstart(
     chain.run(
         "pre-training without labels",
         "pretrain",
-        *(datalist, common, longer(recipe["pretrain"]), f"--batch_size 2 --val_iterations 4 --seed {seed}"),
+        *(datalist, common, pretraining, f"--val_iterations 4 --seed {seed}"),
         *(place("output_dir", "pretraining"), place("ckpt_dir", "models"), place("store_dir", "store")),
     )
     if labels:
@@ -219,14 +236,14 @@ def quickstart(
             chain.run(
                 f"fine-tuning, {name}",
                 "train",
-                *(datalist, common, longer(recipe["train"]), names, f"--seed {seed} --val_interval 2 {extra}"),
+                *(datalist, common_later, longer(recipe["train"]), names, f"--seed {seed} --val_interval 2 {extra}"),
                 *(place("pretrained", "models/pretrained_encoder.pt"), place("output_dir", where)),
                 place("ckpt_dir", f"{where}/models"),
             )
             chain.run(
                 f"predicting the unseen part, {name}",
                 "inference",
-                *(datalist, common, names, place("ckpt_dir", f"{where}/models"), "--overwrite true"),
+                *(datalist, common_later, names, place("ckpt_dir", f"{where}/models"), "--overwrite true"),
                 place("output_dir", f"{where}/predictions"),
             )
             chain.run(

@@ -24,6 +24,19 @@ from matplotlib.figure import Figure
 
 __all__ = ["threshold_baseline", "write_report"]
 
+# what the picture of pre-training shows, by the beginning of the bundle's name
+_MASKED = (
+    "A validation crop: the network saw only what is not blue. The loss is the mean squared error on hidden blocks; 1 "
+    "is the variance of the whole z-scored scan."
+)
+_PICTURES = {
+    **dict.fromkeys(("mae", "simmim", "spark3d"), _MASKED),
+    "models_genesis": "A validation crop as it was spoiled, as the network restored it, and as it was.",
+    "swinunetr": "A validation crop with boxes cut out, as the network rebuilt it, and as it was.",
+    "volumefusion": "Two volumes blended, the share of the first in each place, and the share that the network tells.",
+    "voco": "Crops of validation scans: how alike the network finds them, and how much they truly overlap.",
+    "simclr": "Crops of validation scans: how alike the network finds them, and how much they truly overlap.",
+}
 _RUNS = {"pre-trained": "pre-trained", "from scratch": "from_scratch"}
 _COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#f0e442"]
 _STYLE = """
@@ -233,11 +246,10 @@ def write_report(
         body.append(f"<h2>Predictions on the unseen part</h2>{_overlays(case, folder, labels)}")
     if pictures:
         loss = history[-1].get("val_loss", history[-1]["train_loss"])
+        told = next(text for name, text in _PICTURES.items() if bundle.startswith(name))
         body.append(
-            "<h2>What pre-training learned to rebuild</h2><p>A validation crop: the network saw only what is not "
-            "blue. Its mean "
-            f"squared error on hidden blocks is {loss:.3f}, where 1 is the variance of the whole z-scored scan.</p>"
-            + _image(pictures[-1].read_bytes(), "input, visible and rebuilt slices")
+            f"<h2>What pre-training learned</h2><p>{told} The validation loss is {loss:.3f}.</p>"
+            + _image(pictures[-1].read_bytes(), "what the network sees and what it makes of it")
         )
     body.append(f"<h2>Curves</h2>{_curves(folder, bool(labels))}")
     own = (

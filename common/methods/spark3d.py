@@ -66,6 +66,6 @@ class Spark3D(nn.Module):
             if seen is None:  # nothing is hidden on this map
                 x = masked_instance_norm(x, x.new_ones(1, 1, 1, 1, 1).expand(x.shape[0], 1, *x.shape[2:]))
             else:
-                x = torch.where(seen > 0, masked_instance_norm(x, seen), self.mask_tokens[level].to(x.dtype))
+                x = masked_instance_norm(x, seen, fill=self.mask_tokens[level])
             dense.append(projection(x))
         return {"reconstruction": self.backbone.decode(dense)}

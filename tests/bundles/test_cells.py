@@ -192,7 +192,7 @@ def test_a_run_repeats_resumes_and_is_taken_by_fine_tuning(
 
     with monkeypatch.context() as patch:
         patch.setattr(PretrainingCheckpoint, "_save", save_and_stop)
-        with pytest.raises(RuntimeError, match="killed"):
+        with pytest.raises(RuntimeError, match="Failed to evaluate"):  # what MONAI makes of any error in a run
             pretrain(bundle, tmp_path / "cut", scans)
     assert read_checkpoint(tmp_path / "cut" / "models" / "pretraining_state.pt")["epoch"] == 2
     assert_same(whole, pretrain(bundle, tmp_path / "cut", scans))

@@ -10,10 +10,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from . import golden
 
 CELLS = sorted(path.stem for path in Path(__file__).parent.glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def _two_threads(_threads: None) -> None:
+    torch.set_num_threads(2)  # networks of full size
 
 
 def test_there_is_a_recording_of_every_published_cell() -> None:

@@ -86,7 +86,7 @@ def test_quickstart_refuses_what_it_cannot_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m"])
+@pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m", "voco_resenc_l", "swinunetr_primus_m"])
 def test_quickstart_on_own_labelled_data(bundle: str, labelled: Path, tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), "--bundle", bundle, "--data", str(labelled)]
     result = subprocess.run(

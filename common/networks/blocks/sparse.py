@@ -22,7 +22,15 @@ class _MaskedInstanceNorm(torch.autograd.Function):
     """Forward and backward in few passes over the map: plain autograd keeps many full-size temporaries."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, visible: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        visible: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        fill: Tensor | None,
+        eps: float,
+    ) -> Tensor:
         dtype = x.dtype
         mask = visible.float()
         count = mask.sum(_SPATIAL, keepdim=True).clamp(min=1)  # (B, 1, 1, 1, 1)
@@ -35,30 +43,43 @@ class _MaskedInstanceNorm(torch.autograd.Function):
         out = centred * scale
         if bias is not None:
             out.addcmul_(mask, bias.float().view(1, -1, 1, 1, 1))
+        if fill is not None:
+            out.addcmul_(1 - mask, fill.float().view(1, -1, 1, 1, 1))
         ctx.save_for_backward(centred, mask, count, rstd, scale)
-        ctx.affine, ctx.dtype = (weight is not None, bias is not None), dtype
+        ctx.present, ctx.dtype = (weight is not None, bias is not None), dtype
+        ctx.fill_shape = None if fill is None else fill.shape
         return out.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         centred, mask, count, rstd, scale = ctx.saved_tensors
-        grad = gradients[0].float() * mask
+        outer = gradients[0].float()
+        grad = outer * mask
         b, c = centred.shape[:2]
         total = grad.sum(_SPATIAL, keepdim=True)  # (B, C, 1, 1, 1)
         product = torch.bmm(grad.reshape(b * c, 1, -1), centred.reshape(b * c, -1, 1)).view(b, c, 1, 1, 1)
-        d_weight = (product * rstd).sum((0, 2, 3, 4)) if ctx.affine[0] else None
-        d_bias = total.sum((0, 2, 3, 4)) if ctx.affine[1] else None
+        d_weight = (product * rstd).sum((0, 2, 3, 4)) if ctx.present[0] else None
+        d_bias = total.sum((0, 2, 3, 4)) if ctx.present[1] else None
+        d_fill = None
+        if ctx.fill_shape is not None:
+            d_fill = (outer.sum(_SPATIAL, keepdim=True) - total).sum(0).view(ctx.fill_shape)
         # the derivative of (x - mean) / std, over visible voxels
         grad.mul_(scale)
         grad.addcmul_(mask, scale * total / count, value=-1)
         grad.addcmul_(centred, scale * product * rstd.square() / count, value=-1)
-        return grad.to(ctx.dtype), None, d_weight, d_bias, None
+        return grad.to(ctx.dtype), None, d_weight, d_bias, d_fill, None
 
 
 def masked_instance_norm(
-    x: Tensor, visible: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    visible: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    fill: Tensor | None = None,
 ) -> Tensor:
-    """Normalise every sample and channel over its visible voxels; hidden ones become 0.
+    """Normalise every sample and channel over its visible voxels; hidden ones become 0, or ``fill``.
 
     Args:
         x: ``(B, C, D, H, W)``; what it holds at hidden places has no influence.
@@ -66,6 +87,7 @@ def masked_instance_norm(
         weight: ``(C,)`` scale, or None.
         bias: ``(C,)`` shift of visible voxels, or None.
         eps: added to the variance.
+        fill: ``C`` values of hidden voxels in any shape, or None.
 
     Returns:
         ``(B, C, D, H, W)``, computed in float32 and returned in the type of ``x``.
@@ -76,4 +98,4 @@ def masked_instance_norm(
         >>> [round(float(v), 3) for v in masked_instance_norm(x, seen).flatten()]
         [-1.0, 1.0, 0.0]
     """
-    return _MaskedInstanceNorm.apply(x, visible, weight, bias, eps)  # type: ignore[no-any-return, no-untyped-call]
+    return _MaskedInstanceNorm.apply(x, visible, weight, bias, fill, eps)  # type: ignore[no-any-return, no-untyped-call]
