@@ -416,9 +416,15 @@ def resample(volume: np.ndarray, draw: SpatialDraw, size: tuple[int, int, int], 
 
 
 def distort(crop: np.ndarray, draw: GenesisDraw, rng: np.random.Generator) -> np.ndarray:
-    """Spoil a crop as Models Genesis' own code does: a loop over boxes, a search in a curve of 100,000 points."""
+    """Spoil a crop as Models Genesis' own code does: a loop over boxes, a search in a curve of 100,000 points.
+
+    How much is spoiled follows from the draw; the shuffled boxes are drawn anew, each when its turn comes.
+    """
     image = crop.copy()
-    for low, sides in draw.shuffled:
+    size = np.array(crop.shape)
+    for _ in range(len(draw.shuffled)):
+        sides = rng.integers(1, size // 10 + 1)
+        low = rng.integers(0, size - sides + 1)
         box = tuple(slice(a, a + n) for a, n in zip(low, sides, strict=True))
         window = crop[box].flatten()
         rng.shuffle(window)
