@@ -1,0 +1,110 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""What a segmentation task asks for: classes or overlapping regions, and a label that is not scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import SettingsError
+
+__all__ = ["SegmentationTask"]
+
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """Classes of a label map, one output of the network for each.
+
+    Without regions the outputs exclude each other (softmax; background is one of them). With regions, sets of label
+    values that may overlap, each output is a region of its own (sigmoid; there is no background).
+
+    Args:
+        labels: names of the label values 0, 1, 2, ...; background first.
+        regions: name of each region and its label values, e.g. ``{"whole": [1, 2, 3], "core": [2, 3]}``; painted in
+            this order, a later one over an earlier one.
+        ignore_label: value of voxels without a verdict, which no loss and no score counts.
+
+    Raises:
+        SettingsError: saying how to write them.
+
+    Example:
+        >>> task = SegmentationTask(["background", "edema", "core"], regions={"whole": [1, 2], "core": [2]})
+        >>> task.names, task.outputs, task.painted
+        (['whole', 'core'], 2, [1, 2])
+        >>> task.decode(torch.tensor([[2.0, 2.0, -1.0], [-1.0, 3.0, -1.0]]).view(1, 2, 3, 1, 1)).flatten()
+        tensor([1, 2, 0], dtype=torch.uint8)
+    """
+
+    labels: Sequence[str]
+    regions: Mapping[str, Sequence[int]] | None = None
+    ignore_label: int | None = None
+
+    def __post_init__(self) -> None:
+        labels, ignored = self.labels, self.ignore_label
+        if not isinstance(labels, (list, tuple)) or len(labels) < 2 or len({str(n) for n in labels}) != len(labels):
+            raise SettingsError(
+                f"labels is {labels!r}; list all classes, background first: --labels \"['background','lesion']\""
+            )
+        if ignored is not None and (isinstance(ignored, bool) or not isinstance(ignored, int) or ignored < len(labels)):
+            raise SettingsError(
+                f"ignore_label is {ignored!r}; it must be a whole number beyond the classes 0 to {len(labels) - 1}"
+            )
+        if self.regions is None:
+            return
+        if not isinstance(self.regions, Mapping) or not self.regions:
+            raise SettingsError(f"regions is {self.regions!r}; write --regions \"{{'whole':[1,2],'core':[2]}}\"")
+        for name, values in self.regions.items():
+            known = isinstance(values, (list, tuple)) and values and all(v in range(1, len(labels)) for v in values)
+            if not known:
+                raise SettingsError(
+                    f"region {name!r} is {values!r}; it must list label values from 1 to {len(labels) - 1}"
+                )
+        for index, (name, value) in enumerate(zip(self.names, self.painted, strict=True)):
+            if value < 0:
+                later = ", ".join(self.names[index + 1 :])
+                raise SettingsError(
+                    f"region {name!r} holds no label value of its own beside those of {later}; put larger regions first"
+                )
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the foreground classes or regions, the ones that are scored."""
+        return list(self.regions) if self.regions is not None else [str(name) for name in self.labels[1:]]
+
+    @property
+    def outputs(self) -> int:
+        """Number of network outputs: classes with background, or regions."""
+        return len(self.regions) if self.regions is not None else len(self.labels)
+
+    @property
+    def values(self) -> list[tuple[int, ...]]:
+        """Label values of each of ``names``."""
+        if self.regions is not None:
+            return [tuple(sorted(set(values))) for values in self.regions.values()]
+        return [(value,) for value in range(1, len(self.labels))]
+
+    @property
+    def painted(self) -> list[int]:
+        """Value with which each of ``names`` is painted: the lowest that no later region holds, -1 if there is none."""
+        values = self.values
+        return [
+            min(set(own).difference(*values[index + 1 :]), default=-1) for index, own in enumerate(values)
+        ]  # of classes, their own
+
+    @property
+    def known(self) -> list[int]:
+        """All values that a label map may hold."""
+        return [*range(len(self.labels))] + ([] if self.ignore_label is None else [self.ignore_label])
+
+    def decode(self, logits: Tensor) -> Tensor:
+        """Turn logits ``(B, outputs, ...)`` into a label map ``(B, 1, ...)``, uint8 or int16."""
+        dtype = torch.uint8 if len(self.labels) <= 256 else torch.int16
+        if self.regions is None:
+            return logits.argmax(1, keepdim=True).to(dtype)
+        out = torch.zeros_like(logits[:, :1], dtype=dtype)
+        for index, value in enumerate(self.painted):
+            out[logits[:, index : index + 1] > 0] = value
+        return out
