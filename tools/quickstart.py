@@ -112,7 +112,7 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
     import numpy as np
 
     sys.path.insert(0, str(ROOT))
-    from common.data import labelled_lists, pretraining_lists, usable_cases
+    from common.data import SegmentationTask, labelled_lists, pretraining_lists, usable_cases
     from common.errors import DataError
 
     try:
@@ -131,7 +131,7 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
             top = max(top, int(np.asanyarray(nib.load(case["label"]).dataobj).max()))
     labels = ["background", *(f"class {value}" for value in range(1, top + 1))]
     try:
-        cases = usable_cases(cases, labels=labels)
+        cases = usable_cases(cases, task=SegmentationTask(labels))
     except DataError as error:
         raise SystemExit(f"Stopped: {error}") from error
     random.Random(seed).shuffle(cases)

@@ -1,18 +1,20 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Datalists, checks, the volume store and datasets."""
 
-from .checks import check_labels, pending_cases, usable_cases
-from .datalists import image_list, labelled_lists, pretraining_lists
+from .checks import pending_cases, usable_cases
+from .datalists import image_list, pretraining_lists
 from .datasets import CropDataset, EpochSampler, crop_loader, micro_batch, prepare_pretraining_data
+from .labelled import labelled_lists, segmentation_task, split_cases
 from .store import StoredVolume, StoreSettings, VolumeStore
+from .task import SegmentationTask
 
 __all__ = [
     "CropDataset",
     "EpochSampler",
+    "SegmentationTask",
     "StoreSettings",
     "StoredVolume",
     "VolumeStore",
-    "check_labels",
     "crop_loader",
     "image_list",
     "labelled_lists",
@@ -20,5 +22,7 @@ __all__ = [
     "pending_cases",
     "prepare_pretraining_data",
     "pretraining_lists",
+    "segmentation_task",
+    "split_cases",
     "usable_cases",
 ]

@@ -15,14 +15,18 @@ import numpy as np
 from nibabel.openers import Opener
 from tqdm import tqdm
 
-from ..errors import DataError, SettingsError
+from ..errors import DataError
 from ..transforms import check_affine, check_values
-from .datalists import Case, stem
+from .datalists import Case, case_name, images_of
+from .task import SegmentationTask
 
 __all__ = [
     "check_case",
+    "check_channels",
+    "check_grid",
     "check_header",
-    "check_labels",
+    "check_label",
+    "check_label_values",
     "check_mask",
     "explain",
     "pending_cases",
@@ -47,8 +51,12 @@ def explain(path: str, error: Exception) -> DataError:
     return DataError(f"{path} ({size:,} bytes) cannot be read as NIfTI ({text}); convert it or leave it out")
 
 
-def check_header(path: str) -> None:
+def check_header(path: str, *, channels: int = 1) -> None:
     """Refuse a file whose header already says that it is no usable volume, before its voxels are read.
+
+    Args:
+        path: of a NIfTI file.
+        channels: that it may hold as a fourth dimension.
 
     Raises:
         DataError: if the file is missing, not NIfTI, not 3-D or of zero or absurd spacing.
@@ -57,7 +65,7 @@ def check_header(path: str) -> None:
         image = nib.load(path)
         if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
             raise DataError(f"{path} is a {type(image).__name__}, not NIfTI; convert it")
-        check_affine(path, image.shape, image.affine)
+        check_affine(path, image.shape, image.affine, channels=channels)
         if image.get_data_dtype().kind not in "iuf":
             raise DataError(f"{path} holds {image.get_data_dtype()} voxels; save plain numbers, one per voxel")
         with Opener(path) as stream:  # nibabel repairs a zero spacing to 1 mm with only a log line
@@ -69,57 +77,116 @@ def check_header(path: str) -> None:
         raise DataError(f"{path} says its voxels are {printed} mm; correct its header")
 
 
-def read_nifti(path: str) -> tuple[np.ndarray, np.ndarray]:
+def check_channels(case: Case, channels: int) -> None:
+    """Refuse a case whose files are not of ``channels`` on one grid, by their headers.
+
+    Raises:
+        DataError: naming the file, the value and the remedy.
+    """
+    files = images_of(case)
+    if len(files) not in (1, channels):
+        raise DataError(
+            f"{files[0]} and the others of its case are {len(files)} channels, but --channels is {channels}; correct it"
+        )
+    for file in files:
+        check_header(file, channels=1 if len(files) > 1 else channels)
+    first = nib.load(files[0])
+    if len(files) == 1 and channels > 1 and len(first.shape) == 3:
+        raise DataError(
+            f"{files[0]} is one image, but --channels is {channels}; name the files of a case <case>_0000, "
+            "<case>_0001, ..., or save them as one four-dimensional file"
+        )
+    for file in files[1:]:
+        other = nib.load(file)
+        if other.shape != first.shape or not np.allclose(other.affine, first.affine, atol=1e-2):
+            raise DataError(
+                f"{file} {other.shape} and {files[0]} {first.shape} do not share one grid (shape or affine differ); "
+                "resample one onto the other"
+            )
+
+
+def read_nifti(path: str, *, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Read and check one image.
 
     Returns:
-        the voxels as stored order ``(X, Y, Z)`` and the affine to millimetres.
+        the voxels as stored order ``(X, Y, Z)``, several channels as ``(X, Y, Z, C)``, and the affine to millimetres.
 
     Raises:
         DataError: if the file is missing, damaged, not NIfTI, not 3-D or of absurd spacing.
     """
     try:
-        check_header(path)
+        check_header(path, channels=channels)
         image = nib.load(path)
         return np.asanyarray(image.dataobj), image.affine
     except Exception as error:
         raise explain(path, error) from error
 
 
-def check_case(case: Case, *, labels: Sequence[str] = ()) -> None:
-    """Read a case and refuse it if anything is wrong.
+def check_grid(image: str, label: str) -> None:
+    """Refuse a map that is not on the grid of its image, by their headers.
 
-    Args:
-        case: ``image`` and, where labelled, ``label``.
-        labels: names of the classes, background first; a label map may hold ``0`` to ``len(labels) - 1``.
+    Raises:
+        DataError: naming both files and the remedy.
+    """
+    check_header(label)
+    theirs, volume = nib.load(label), nib.load(image)
+    if theirs.shape != volume.shape[:3] or not np.allclose(theirs.affine, volume.affine, atol=1e-2):
+        raise DataError(
+            f"{label} {theirs.shape} and {image} {volume.shape[:3]} do not share one grid "
+            "(shape or affine differ); resample the map onto the image"
+        )
+
+
+def check_label(case: Case, task: SegmentationTask) -> np.ndarray:
+    """Refuse a label map that is not on its image's grid or holds values that the task does not know.
+
+    Returns:
+        the values that it holds.
 
     Raises:
         DataError: naming the file, the value and the remedy.
     """
-    values, affine = read_nifti(case["image"])
-    check_values(case["image"], values)
-    if "label" not in case:
-        return
-    marks, label_affine = read_nifti(case["label"])
-    if marks.shape != values.shape or not np.allclose(affine, label_affine, atol=1e-2):
-        raise DataError(
-            f"{case['label']} {marks.shape} and {case['image']} {values.shape} do not share one grid "
-            "(shape or affine differ); resample the label onto the image"
-        )
-    found = np.unique(marks)
-    outside = (
-        [float(value) for value in found if not (value == int(value) and 0 <= value < len(labels))]
-        if np.isfinite(found).all()
-        else [float("nan")]
-    )
+    path = case["label"]
+    check_grid(images_of(case)[0], path)
+    found = np.unique(read_nifti(path)[0])
+    check_label_values(path, found.tolist(), task)
+    return found
+
+
+def check_label_values(path: str, found: Iterable[float], task: SegmentationTask) -> None:
+    """Refuse values that the task does not know.
+
+    Raises:
+        DataError: naming them and the classes.
+    """
+    outside = [float(value) for value in found if not (np.isfinite(value) and value in task.known)]
     if outside:
         named = ", ".join(f"{value:g}" for value in outside[:5])
         raise DataError(
-            f"{case['label']} holds the values {named}, but the classes are "
-            f"{dict(enumerate(labels))}; renumber the label or list its classes with --labels"
+            f"{path} holds the values {named}, but the classes are {dict(enumerate(task.labels))}; renumber the label, "
+            "list its classes with --labels, or leave a value out with --ignore_label"
         )
-    if found.max() == 0:
-        raise DataError(f"{case['label']} is empty: it marks no voxel; label the image or leave the case out")
+
+
+def check_case(case: Case, *, task: SegmentationTask | None = None, channels: int = 1) -> None:
+    """Read a case and refuse it if anything is wrong.
+
+    Args:
+        case: ``image`` and, where labelled, ``label``.
+        task: whose values a label map may hold.
+        channels: of its image.
+
+    Raises:
+        DataError: naming the file, the value and the remedy.
+    """
+    check_channels(case, channels)
+    files = images_of(case)
+    for file in files:
+        values, _ = read_nifti(file, channels=1 if len(files) > 1 else channels)
+        for channel in np.moveaxis(values, 3, 0) if values.ndim == 4 else [values]:
+            check_values(file, channel)
+    if "label" in case and task is not None:
+        check_label(case, task)
 
 
 def check_mask(image: str, mask: str) -> None:
@@ -128,13 +195,8 @@ def check_mask(image: str, mask: str) -> None:
     Raises:
         DataError: naming the file, the value and the remedy.
     """
-    values, affine = read_nifti(mask)
-    volume = nib.load(image)
-    if values.shape != volume.shape or not np.allclose(affine, volume.affine, atol=1e-2):
-        raise DataError(
-            f"{mask} {values.shape} and {image} {volume.shape} do not share one grid (shape or affine differ); "
-            "resample the mask onto the image"
-        )
+    check_grid(image, mask)
+    values, _ = read_nifti(mask)
     other = [value for value in np.unique(values).tolist() if value not in (0, 1)]
     if other:
         named = ", ".join(f"{value:g}" for value in other[:5])
@@ -175,27 +237,15 @@ def attempt(function: Callable[[T], Any], items: Iterable[T]) -> list[DataError 
         )
 
 
-def check_labels(labels: object) -> None:
-    """Refuse class names that are not a list, background first.
-
-    Raises:
-        SettingsError: showing how to write them.
-    """
-    if not isinstance(labels, (list, tuple)) or len(labels) < 2 or len({str(name) for name in labels}) != len(labels):
-        raise SettingsError(
-            f"labels is {labels!r}; list all classes, background first: --labels \"['background','lesion']\""
-        )
-
-
-def usable_cases(cases: Sequence[Case], *, labels: Sequence[str] | None = None, strict: bool = False) -> list[Case]:
-    """Return the cases whose files are in order; report the others.
+def usable_cases(
+    cases: Sequence[Case], *, task: SegmentationTask | None = None, channels: int = 1, strict: bool = False
+) -> list[Case]:
+    """Return the cases whose files are in order, read voxel by voxel; report the others.
 
     Raises:
         DataError: with ``strict`` and a bad case, or if none is usable.
     """
-    if labels is not None:
-        check_labels(labels)
-    problems = attempt(lambda case: check_case(case, labels=labels or ()), cases)
+    problems = attempt(lambda case: check_case(case, task=task, channels=channels), cases)
     good = [case for case, problem in zip(cases, problems, strict=True) if problem is None]
     settle([problem for problem in problems if problem is not None], len(good), strict=strict)
     return good
@@ -207,13 +257,13 @@ def pending_cases(cases: Sequence[Case], *, output_dir: str, overwrite: bool = F
     Raises:
         DataError: if two cases would write the same file.
     """
-    names = Counter(stem(case["image"]) for case in cases)
+    names = Counter(map(case_name, cases))
     twice = [name for name, count in names.items() if count > 1]
     if twice:
         raise DataError(
             f"several images are called {twice[0]}, and their predictions would replace each other; rename them"
         )
-    pending = [case for case in cases if overwrite or not (Path(output_dir) / f"{stem(case['image'])}.nii.gz").exists()]
+    pending = [case for case in cases if overwrite or not (Path(output_dir) / f"{case_name(case)}.nii.gz").exists()]
     if len(pending) < len(cases):
         done = len(cases) - len(pending)
         tqdm.write(

@@ -5,19 +5,39 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
 
-__all__ = ["Case", "image_list", "labelled_lists", "pretraining_lists", "stem"]
+__all__ = [
+    "ANONYMISED",
+    "LABEL",
+    "LABELLED",
+    "MASKS",
+    "Case",
+    "case_name",
+    "channel_cases",
+    "existing_folder",
+    "image_list",
+    "images_of",
+    "pretraining_lists",
+    "read_datalist",
+    "stem",
+    "volumes_in",
+]
 
-Case = dict[str, str]
+Case = dict[str, Any]  # image: a path, or one for each channel; label, masks: a path; name; columns such as centre
 ANONYMISED = "anonymization_mask"  # 1 where a volume was altered by defacing or brain extraction
 MASKS = (ANONYMISED, "anatomy_mask")
+LABEL = "label"
 _SUFFIXES = (".nii", ".nii.gz")
-_LABELLED = (("images", "labels"), ("imagesTr", "labelsTr"))
+LABELLED = (("images", "labels"), ("imagesTr", "labelsTr"))
+
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
 def stem(path: str | Path) -> str:
@@ -30,7 +50,27 @@ def stem(path: str | Path) -> str:
     return Path(path).name.removesuffix(".gz").removesuffix(".nii")
 
 
-def _existing(folder: str | Path) -> Path:
+def images_of(case: Case) -> list[str]:
+    """Return the image files of a case: one, or one for each channel."""
+    return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
+
+
+def case_name(case: Case) -> str:
+    """Return the name under which a case is split, predicted and scored.
+
+    Example:
+        >>> case_name({"image": "/data/a.nii.gz"}), case_name({"image": ["a_0000.nii", "a_0001.nii"], "name": "a"})
+        ('a', 'a')
+    """
+    return case.get("name") or stem(images_of(case)[0])
+
+
+def existing_folder(folder: str | Path) -> Path:
+    """Return the folder of the user's files.
+
+    Raises:
+        DataError: if none is given or it is not there.
+    """
     path = Path(folder).expanduser()
     if not str(folder):
         raise DataError("no data given; add --dataset_dir FOLDER with your NIfTI files")
@@ -39,7 +79,7 @@ def _existing(folder: str | Path) -> Path:
     return path
 
 
-def _volumes(folder: Path) -> list[Path]:
+def volumes_in(folder: Path) -> list[Path]:
     """Return all NIfTI files below ``folder``, sorted, leaving out hidden files and folders."""
     found = sorted(
         path
@@ -51,10 +91,20 @@ def _volumes(folder: Path) -> list[Path]:
     return found
 
 
-def _read_datalist(
-    path: str | Path, base: str | Path, *, keys: Sequence[str] = ("image", "label")
+def read_datalist(
+    path: str | Path, base: str | Path, *, keys: Sequence[str] = ("image", "label"), channels: bool = False
 ) -> dict[str, list[Case]]:
-    """Read ``keys`` of ``training``, ``validation`` and ``test``; relative paths start at the datalist or ``base``."""
+    """Read the lists ``training``, ``validation`` and ``test``; relative paths start at the datalist or ``base``.
+
+    Args:
+        path: of the JSON file.
+        base: where relative paths start that are not beside it.
+        keys: that hold paths; of the others, texts and numbers are kept (a centre, an age).
+        channels: an ``image`` may be a list of files, one for each channel.
+
+    Raises:
+        DataError: if the file is not such a datalist.
+    """
     path = Path(path).expanduser()
     try:
         content: dict[str, Any] = json.loads(path.read_text("utf-8"))
@@ -79,11 +129,26 @@ def _read_datalist(
         cases = [entry if isinstance(entry, dict) else {"image": entry} for entry in entries]
         if any("image" not in case for case in cases):
             raise DataError(f'{path}: every entry of "{name}" needs an "image"')
-        if any(not isinstance(case[key], str) for case in cases for key in keys if key in case):
-            raise DataError(
-                f'{path}: every {", ".join(keys)} of "{name}" must be one path; several channels are not read yet'
-            )
-        lists[name] = [{key: absolute(case[key]) for key in keys if key in case} for case in cases]
+        for case in cases:
+            for key in keys:
+                several = channels and key == "image" and isinstance(case.get(key), list) and case[key]
+                if not all(isinstance(value, str) for value in (case[key] if several else [case.get(key, "")])):
+                    raise DataError(
+                        f'{path}: every {", ".join(keys)} of "{name}" must be one path'
+                        + (", an image also a list of paths, one for each channel" if channels else "")
+                    )
+        lists[name] = [
+            {
+                key: [absolute(file) for file in value]
+                if key in keys and isinstance(value, list)
+                else absolute(value)
+                if key in keys
+                else value
+                for key, value in case.items()
+                if key in keys or isinstance(value, (str, int, float))
+            }
+            for case in cases
+        ]
     if not any(lists.values()):
         raise DataError(f'{path} has no entries under "training", "validation" or "test"')
     return lists
@@ -117,14 +182,14 @@ def pretraining_lists(
         DataError: if folder or list is missing, empty or unreadable.
     """
     if datalist:
-        lists = _read_datalist(datalist, dataset_dir, keys=("image", *MASKS))
+        lists = read_datalist(datalist, dataset_dir, keys=("image", *MASKS))
         if lists["training"] and lists["validation"]:
             return {name: lists[name] for name in ("training", "validation")}
         cases = lists["training"] or lists["validation"] or lists["test"]
     else:
-        folder = _existing(dataset_dir)
-        maps = {folder / labels for images, labels in _LABELLED if (folder / images).is_dir()}
-        found = [path for path in _volumes(folder) if maps.isdisjoint(path.parents)]
+        folder = existing_folder(dataset_dir)
+        maps = {folder / labels for images, labels in LABELLED if (folder / images).is_dir()}
+        found = [path for path in volumes_in(folder) if maps.isdisjoint(path.parents)]
         cases = [{"image": str(path.absolute())} for path in found]
     count = min(1000, max(len(cases) // 100, 5), len(cases) // 5) or min(1, len(cases) - 1)
     count = max(count, least) if len(cases) >= 2 * least else count
@@ -132,67 +197,60 @@ def pretraining_lists(
     return split if count else {"training": cases, "validation": cases}
 
 
-def labelled_lists(
-    dataset_dir: str = "", datalist: str | None = None, *, validation_share: float = 0.2, seed: int = 12345
-) -> dict[str, list[Case]]:
-    """List image and label pairs for training and validation.
+def channel_cases(files: Sequence[Path], *, channels: int = 1) -> list[Case]:
+    """Make cases of image files, those of several channels by nnU-Net's names ``<case>_0000``, ``<case>_0001``, ...
 
     Args:
-        dataset_dir: folder with ``images`` and ``labels`` (or ``imagesTr`` and ``labelsTr``) holding files of the same
-            name.
-        datalist: MONAI datalist JSON to use instead; also a Decathlon ``dataset.json``.
-        validation_share: share drawn for validation where the datalist has no validation list; at least one case.
-        seed: of the split.
+        files: one for each case, or one for each case and channel.
+        channels: of each case. Names are taken apart only if they fit it, so that ``scan_0001`` and ``scan_0002`` stay
+            two cases of one channel; one file for a case of several channels is four-dimensional.
 
     Raises:
-        DataError: if folder or list is missing or empty, or an image has no label.
+        DataError: if names end in channel numbers, but a case lacks one.
+
+    Example:
+        >>> [case["name"] for case in channel_cases([Path("a_0000.nii"), Path("a_0001.nii")], channels=2)]
+        ['a']
     """
-    if datalist:
-        lists = _read_datalist(datalist, dataset_dir)
-        cases = lists["training"]
-        for case in cases + lists["validation"]:
-            if "label" not in case:
-                raise DataError(f'{datalist}: {case["image"]} has no "label"')
-        if lists["validation"]:  # an empty training list is fine for evaluation
-            return {name: lists[name] for name in ("training", "validation")}
-        if not cases:
-            raise DataError(f'{datalist} has no entries under "training"')
-    else:
-        cases = _pairs(_existing(dataset_dir))
-    if len(cases) < 2:
-        return {"training": cases, "validation": cases}
-    return _split(cases, max(1, round(validation_share * len(cases))), seed)
+    files = sorted(files)
+    matches = [_CHANNEL.fullmatch(stem(file)) for file in files]
+    numbered: dict[str, dict[int, Path]] = {}
+    for file, match in zip(files, matches, strict=True):
+        if match:
+            numbered.setdefault(match[1], {})[int(match[2])] = file
+    wanted = set(range(channels))
+    if files and all(matches):
+        lacking = {name: found for name, found in numbered.items() if found.keys() != wanted}
+        if not lacking:
+            return [
+                {"image": str(found[0]) if channels == 1 else [str(found[n]) for n in range(channels)], "name": name}
+                for name, found in sorted(numbered.items())
+            ]
+        if channels > 1:
+            name, found = next(iter(lacking.items()))
+            there = ", ".join(f"_{number:04d}" for number in sorted(found))
+            raise DataError(
+                f"{files[0].parent}/{name} has the channels {there}, but --channels is {channels}; add what is "
+                "missing or correct --channels"
+            )
+    return [{"image": str(file)} for file in files]
 
 
-def _pairs(folder: Path) -> list[Case]:
-    for images, labels in _LABELLED:
-        if (folder / images).is_dir():
-            cases = []
-            for image in _volumes(folder / images):
-                names = [image.name, image.name.removesuffix(".gz"), f"{image.name}.gz"]
-                label = next((folder / labels / name for name in names if (folder / labels / name).is_file()), None)
-                if label is None:
-                    raise DataError(
-                        f"{image} has no label: {folder / labels / image.name} is missing; add it or move the "
-                        "image away"
-                    )
-                cases.append({"image": str(image.absolute()), "label": str(label.absolute())})
-            return cases
-    expected = " or ".join(f"{a}/ and {b}/" for a, b in _LABELLED)
-    raise DataError(
-        f"{folder} holds no labelled data: it needs {expected} with files of the same name, or a --datalist"
-    )
+def image_list(dataset_dir: str = "", datalist: str | None = None, *, channels: int = 1) -> list[Case]:
+    """List the cases to predict: all of a folder, or the ``test`` (else ``validation``) entries of a datalist.
 
-
-def image_list(dataset_dir: str = "", datalist: str | None = None) -> list[Case]:
-    """List the volumes to predict: all of a folder, or the ``test`` (else ``validation``) entries of a datalist.
+    Args:
+        dataset_dir: folder of images; of one that holds ``imagesTs`` or ``images``, these.
+        datalist: MONAI datalist JSON to use instead.
+        channels: of each case.
 
     Raises:
         DataError: if there are none.
     """
     if datalist:
-        lists = _read_datalist(datalist, dataset_dir)
-        return [{"image": case["image"]} for case in lists["test"] or lists["validation"] or lists["training"]]
-    folder = _existing(dataset_dir)
+        lists = read_datalist(datalist, dataset_dir, channels=True)
+        cases = lists["test"] or lists["validation"] or lists["training"]
+        return [{key: value for key, value in case.items() if key != "label"} for case in cases]
+    folder = existing_folder(dataset_dir)
     inner = next((folder / name for name in ("imagesTs", "images", "imagesTr") if (folder / name).is_dir()), folder)
-    return [{"image": str(path.absolute())} for path in _volumes(inner)]
+    return channel_cases([path.absolute() for path in volumes_in(inner)], channels=channels)

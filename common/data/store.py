@@ -21,10 +21,11 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -33,13 +34,14 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..transforms import volume_preprocessing
-from .checks import check_header, check_mask, explain, settle
-from .datalists import MASKS, Case, stem
+from .checks import check_channels, check_grid, check_mask, explain, settle
+from .datalists import LABEL, MASKS, Case, case_name, images_of
 
 __all__ = ["StoreSettings", "StoredVolume", "VolumeStore", "one_thread"]
 
 _LAYOUT = 1  # of files and metadata; raise when either changes meaning
 _CHUNK, _BLOCK = 64, 32
+_VOXELS_KEPT = 10_000
 _STALE_SECONDS = 24 * 3600
 
 
@@ -51,16 +53,22 @@ class StoreSettings:
         spacing_mm: target spacing, None to keep each file's own.
         reorient: canonical axes, or the file's own.
         dtype: ``float16`` or ``float32``.
+        normalization: scheme of ``NormalizeChannelsd``, one for all channels or one for each.
+        channels: of an image.
     """
 
     spacing_mm: float | Sequence[float] | None = 1.0
     reorient: bool = True
     dtype: str = "float16"
+    normalization: str | Sequence[Any] = "zscore"
+    channels: int = 1
 
     def __post_init__(self) -> None:
         if self.spacing_mm is not None:  # one spelling for one meaning: it becomes part of the files' names
             sides = [self.spacing_mm] * 3 if isinstance(self.spacing_mm, (int, float)) else list(self.spacing_mm)
             object.__setattr__(self, "spacing_mm", tuple(float(side) for side in sides))
+        if isinstance(self.normalization, str):
+            object.__setattr__(self, "normalization", [self.normalization])
         if self.dtype not in ("float16", "float32"):
             raise DataError(f"store_dtype is {self.dtype!r}; it must be float16 or float32")
 
@@ -70,16 +78,20 @@ class StoredVolume:
     """One prepared volume.
 
     Attributes:
-        path: of the array.
+        path: of the array, ``(D, H, W)`` for one channel and ``(C, D, H, W)`` for several.
         shape: ``(D, H, W)``.
         source: file it was made from.
-        masks: names of the masks that are stored with it.
+        masks: names of the masks that are stored with it; a ``label`` map is one of them.
+        values: of the label map, with their number of voxels.
+        places: for each of these values, which rows of the table of voxels are of it.
     """
 
     path: str
     shape: tuple[int, int, int]
     source: str
     masks: tuple[str, ...] = ()
+    values: Mapping[int, int] = field(default_factory=dict)
+    places: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
     def read(self, start: Sequence[int], stop: Sequence[int], *, mask: str | None = None) -> np.ndarray:
         """Return the region from ``start`` to ``stop`` of the volume or one of its masks.
@@ -88,10 +100,25 @@ class StoredVolume:
         """
         region = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
         if mask is None:
-            return blosc2.open(self.path, mode="r")[region]
+            array = blosc2.open(self.path, mode="r")
+            return array[region] if array.ndim == 3 else array[(slice(None), *region)]
         if mask not in self.masks:
             return np.zeros([b - a for a, b in zip(start, stop, strict=True)], np.uint8)
         return blosc2.open(str(_mask_file(Path(self.path), mask)), mode="r")[region]
+
+    def voxel(self, values: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int] | None:
+        """Draw one of the kept voxels of any of these label values, None if there are none; reads that one only."""
+        spans = [self.places[value] for value in values if value in self.places]
+        if not spans:
+            return None
+        rank = int(rng.integers(sum(stop - start for start, stop in spans)))
+        table = np.load(_voxel_file(Path(self.path)), mmap_mode="r")
+        for start, stop in spans:
+            if rank < stop - start:
+                d, h, w = table[start + rank].tolist()
+                return d, h, w
+            rank -= stop - start
+        raise AssertionError("a rank lies in one of the spans")
 
 
 class VolumeStore:
@@ -123,15 +150,16 @@ class VolumeStore:
         """
         identity: list[object] = [_LAYOUT]
         for key in ("image", *_masks(case)):
-            try:
-                source = Path(case[key]).resolve()
-                status = source.stat()
-            except OSError as error:
-                raise explain(case[key], error) from error
-            identity += [str(source), status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
+            for file in images_of(case) if key == "image" else [case[key]]:
+                try:
+                    source = Path(file).resolve()
+                    status = source.stat()
+                except OSError as error:
+                    raise explain(file, error) from error
+                identity += [str(source), status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
         identity.append(asdict(self.settings))
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
-        return self.root / f"{stem(case['image'])[:80]}-{digest}.b2nd"
+        return self.root / f"{case_name(case)[:80]}-{digest}.b2nd"
 
     def get(self, case: Case) -> StoredVolume | None:
         """Return the prepared volume of a case, None if it is not there yet."""
@@ -144,7 +172,11 @@ class VolumeStore:
         if any(not file.is_file() or file.stat().st_size != size for file, size in sizes.items()):
             return None
         d, h, w = meta["shape"]
-        return StoredVolume(str(path), (d, h, w), case["image"], tuple(meta.get("masks", {})))
+        values = {int(value): count for value, count in meta.get("values", {}).items()}
+        places = {int(value): (span[0], span[1]) for value, span in meta.get("places", {}).items()}
+        if places and not _voxel_file(path).is_file():
+            return None
+        return StoredVolume(str(path), (d, h, w), images_of(case)[0], tuple(meta.get("masks", {})), values, places)
 
     def prepare_one(self, case: Case) -> StoredVolume:
         """Preprocess one image and its masks into the store, unless they are there.
@@ -156,44 +188,60 @@ class VolumeStore:
         present = self.get(case)
         if present is not None:
             return present
-        path, image, masks = self.location(case), case["image"], _masks(case)
-        check_header(image)
+        path, image, masks = self.location(case), images_of(case)[0], _masks(case)
+        check_channels(case, self.settings.channels)
         for name in masks:
-            check_mask(image, case[name])
+            if name == LABEL:
+                check_grid(image, case[LABEL])
+            else:
+                check_mask(image, case[name])
         chain = volume_preprocessing(
-            ["image", *masks], spacing_mm=self.settings.spacing_mm, reorient=self.settings.reorient
+            ["image", *masks],
+            spacing_mm=self.settings.spacing_mm,
+            reorient=self.settings.reorient,
+            normalization=self.settings.normalization,
+            channels=self.settings.channels,
         )
-        source = {"path": str(Path(image).resolve()), "bytes": Path(image).stat().st_size}
+        sources = [{"path": str(Path(file).resolve()), "bytes": Path(file).stat().st_size} for file in images_of(case)]
         try:
-            prepared = chain(dict(case))
+            prepared = chain({key: case[key] for key in ("image", *masks)})
         except Exception as error:
             raise explain(image, _root_cause(error)) from error
         volume = prepared["image"]
-        if float(volume.min()) == float(volume.max()):
+        if any(float(channel.min()) == float(channel.max()) for channel in volume):
             raise DataError(f"{image} is constant where it is not zero; leave out the file")
-        voxels = volume.as_tensor()[0].numpy().astype(self.settings.dtype)
+        voxels = volume.as_tensor().numpy().astype(self.settings.dtype)
+        voxels = voxels[0] if len(voxels) == 1 else voxels
         temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part.b2nd")
         arrays = {path: voxels} | {
-            _mask_file(path, name): prepared[name].as_tensor()[0].numpy().astype(np.uint8) for name in masks
+            _mask_file(path, name): _whole_numbers(prepared[name].as_tensor()[0].numpy(), case[name]) for name in masks
         }
+        values, places, table = _voxels_by_value(arrays[_mask_file(path, LABEL)] if LABEL in masks else None)
         written = {file: temporary.with_name(f"{temporary.stem}.{n}.b2nd") for n, file in enumerate(arrays)}
         meta = {
             "layout": _LAYOUT,
-            "shape": list(voxels.shape),
+            "shape": list(volume.shape[1:]),
             "affine_mm": volume.affine.tolist(),
-            "source": source
+            "source": sources[0]
             | {
                 "affine_mm": volume.meta["original_affine"].tolist(),
-                "shape": [int(n) for n in volume.meta["spatial_shape"]],
+                "shape": [int(n) for n in volume.meta["spatial_shape"]][:3],
             },
+            "channels": sources[1:],
+            "values": values,
+            "places": places,
             "settings": asdict(self.settings),
-            "steps": ["axes", "crop to non-zero", "z-score", "resample"],
+            "steps": ["axes", "crop to non-zero", "normalise", "resample"],
         }
         try:
             for file, array in arrays.items():
                 _write_array(array, written[file])
             meta["bytes"] = written[path].stat().st_size
             meta["masks"] = {name: written[_mask_file(path, name)].stat().st_size for name in masks}
+            if places:
+                part = written[_voxel_file(path)] = temporary.with_suffix(".voxels.npy")
+                with open(part, "wb") as stream:
+                    np.save(stream, table)
             sidecar = temporary.with_suffix(".json")
             sidecar.write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
             for file, part in written.items():
@@ -232,7 +280,7 @@ class VolumeStore:
         self._remove_stale()
         problems: dict[str, DataError] = {}
         missing = []
-        for image, case in {case["image"]: case for case in cases}.items():
+        for image, case in {images_of(case)[0]: case for case in cases}.items():
             try:
                 if self.get(case) is None:
                     missing.append(case)
@@ -240,7 +288,7 @@ class VolumeStore:
                 problems[image] = error
         if missing:
             problems |= self._prepare_missing(missing, num_workers)
-        stored = [self.get(case) for case in cases if case["image"] not in problems]
+        stored = [self.get(case) for case in cases if images_of(case)[0] not in problems]
         volumes = [volume for volume in stored if volume is not None]
         found = list(problems.values())
         settle(found, len(volumes), strict=strict)
@@ -254,12 +302,12 @@ class VolumeStore:
                     try:
                         self.prepare_one(case)
                     except DataError as error:
-                        problems[case["image"]] = error
+                        problems[images_of(case)[0]] = error
                     bar.update()
                 return problems
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(min(num_workers, len(cases)), mp_context=context, initializer=one_thread) as pool:
-                running = {pool.submit(self.prepare_one, case): case["image"] for case in cases}
+                running = {pool.submit(self.prepare_one, case): images_of(case)[0] for case in cases}
                 try:
                     for future in as_completed(running):
                         problem = future.exception()
@@ -285,7 +333,7 @@ class VolumeStore:
 
 def _masks(case: Case) -> list[str]:
     """Return the names of the masks that come with a case."""
-    return [name for name in MASKS if name in case]
+    return [name for name in (*MASKS, LABEL) if name in case]
 
 
 def _mask_file(path: Path, mask: str) -> Path:
@@ -293,12 +341,54 @@ def _mask_file(path: Path, mask: str) -> Path:
     return path.with_suffix(f".{mask}.b2nd")
 
 
+def _voxel_file(path: Path) -> Path:
+    """Return where the table of labelled voxels of the volume at ``path`` is stored."""
+    return path.with_suffix(".voxels.npy")
+
+
+def _whole_numbers(marks: np.ndarray, file: str) -> np.ndarray:
+    """Return an integer map in the smallest type that holds it."""
+    if not np.isfinite(marks).all() or (marks != np.round(marks)).any() or marks.min() < 0 or marks.max() > 32767:
+        odd = marks[~np.isfinite(marks) | (marks != np.round(marks)) | (marks < 0) | (marks > 32767)]
+        raise DataError(f"{file} holds the value {odd.flat[0]:g}; labels are whole numbers from 0, correct the file")
+    return marks.astype(np.uint8 if marks.max() < 256 else np.int16)
+
+
+def _voxels_by_value(
+    label: np.ndarray | None,
+) -> tuple[dict[int, int], dict[int, tuple[int, int]], np.ndarray]:
+    """Count the values of a label map and keep voxels of each, from which foreground crops are drawn.
+
+    As in nnU-Net, 10,000 of each value, but at least one in a hundred.
+
+    Returns:
+        voxels of each value, the rows of the table that hold some of them, and the table ``(n, 3)``.
+    """
+    values: dict[int, int] = {}
+    places: dict[int, tuple[int, int]] = {}
+    rows: list[np.ndarray] = [np.zeros((0, 3), np.uint16)]
+    rng = np.random.default_rng(1234)
+    row = 0
+    for value in [] if label is None else np.unique(label).tolist():
+        found = np.flatnonzero(label == value)
+        kept = found
+        limit = max(_VOXELS_KEPT, -(-len(found) // 100))
+        if len(found) > limit:
+            kept = np.sort(rng.choice(found, limit, replace=False))
+        values[value] = len(found)
+        places[value] = (row, row + len(kept))
+        row += len(kept)
+        assert label is not None
+        rows.append(np.stack(np.unravel_index(kept, label.shape), axis=1).astype(np.uint16))
+    return values, places, np.concatenate(rows)
+
+
 def _write_array(array: np.ndarray, path: Path) -> None:
     """Write a chunked array and wait until it is on the disk."""
     blosc2.asarray(
         np.ascontiguousarray(array),
-        chunks=tuple(min(_CHUNK, n) for n in array.shape),
-        blocks=tuple(min(_BLOCK, n) for n in array.shape),
+        chunks=(1,) * (array.ndim - 3) + tuple(min(_CHUNK, n) for n in array.shape[-3:]),
+        blocks=(1,) * (array.ndim - 3) + tuple(min(_BLOCK, n) for n in array.shape[-3:]),
         cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
         dparams={"nthreads": 1},
         urlpath=str(path),

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from ..data.checks import check_labels, read_nifti, settle
-from ..data.datalists import labelled_lists, stem
+from ..data.checks import read_nifti, settle
+from ..data.datalists import stem
+from ..data.labelled import labelled_lists
+from ..data.task import SegmentationTask
 from ..errors import DataError
 
 __all__ = ["dice", "evaluate_predictions"]
@@ -59,7 +61,7 @@ def evaluate_predictions(
     Raises:
         DataError: if there is nothing to score.
     """
-    check_labels(labels)
+    SegmentationTask(labels)
     lists = labelled_lists(dataset_dir, datalist)
     if split not in (*lists, "all"):
         raise DataError(f"split is {split!r}; it must be training, validation or all")

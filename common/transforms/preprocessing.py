@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import Compose, CropForegroundd, LoadImaged, MapTransform, NormalizeIntensityd
+from monai.data import MetaTensor
+from monai.transforms import Compose, CropForegroundd, LoadImaged, MapTransform, NormalizeIntensity
+from scipy.ndimage import binary_fill_holes
+from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, SettingsError
 from .geometry import ResampleToSpacingd, SliceAxisFirstd
 
-__all__ = ["CheckVolumed", "check_affine", "check_values", "nonzero", "volume_preprocessing"]
+__all__ = ["CheckVolumed", "NormalizeChannelsd", "check_affine", "check_values", "nonzero", "volume_preprocessing"]
 
 _SPACING_LIMITS_MM = (0.01, 50.0)
 
@@ -24,12 +27,22 @@ def nonzero(image: torch.Tensor) -> torch.Tensor:
     return image != 0
 
 
-def check_affine(name: str, shape: Sequence[int], affine: np.ndarray) -> None:
+def check_affine(name: str, shape: Sequence[int], affine: np.ndarray, *, channels: int = 1) -> None:
     """Refuse what is not a volume in space.
+
+    Args:
+        name: of the file.
+        shape: of its voxels.
+        affine: to millimetres.
+        channels: that it may have as a fourth dimension.
 
     Raises:
         DataError: if it is not three-dimensional, or its spacing is zero, not finite or absurd.
     """
+    if channels > 1 and len(shape) == 4:
+        if shape[3] != channels:
+            raise DataError(f"{name} holds {shape[3]} channels, but --channels is {channels}; correct it")
+        shape = shape[:3]
     if len(shape) != 3:
         raise DataError(f"{name} has {len(shape)} dimensions {tuple(shape)}; save one 3-D volume per file")
     if min(shape) < 2:
@@ -55,21 +68,88 @@ def check_values(name: str, values: np.ndarray) -> None:
 
 
 class CheckVolumed(MapTransform):
-    """Refuse images that would train or predict nonsense: not 3-D, wrong spacing, NaN, constant.
+    """Refuse images that would train or predict nonsense: not 3-D, wrong spacing, NaN, constant, other channels.
 
     Raises:
         DataError: naming the file.
     """
+
+    def __init__(self, keys: KeysCollection, *, channels: int = 1) -> None:
+        super().__init__(keys)
+        self.channels = channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` unchanged."""
         for key in self.key_iterator(data):
             image = data[key]
             name = str(image.meta.get("filename_or_obj", key))
-            shape = image.shape[1:] if image.shape[0] == 1 else (*image.shape[1:], image.shape[0])
-            check_affine(name, shape, image.affine.cpu().numpy())
-            check_values(name, image.as_tensor().numpy())
+            several = image.shape[0] > 1 or self.channels > 1
+            shape = (*image.shape[1:], image.shape[0]) if several else image.shape[1:]
+            check_affine(name, shape, image.affine.cpu().numpy(), channels=self.channels)
+            for channel in image.as_tensor().numpy():
+                check_values(name, channel)
         return dict(data)
+
+
+class NormalizeChannelsd(MapTransform):
+    """Normalise each channel of an image that was cropped to its non-zero part, by nnU-Net's schemes.
+
+    * ``zscore``: mean and standard deviation of all voxels;
+    * ``zscore_nonzero``: of the voxels within the non-zero region and its holes; what is outside becomes 0;
+    * ``{"ct": [low, high, mean, std]}``: clip, subtract, divide, by figures of the whole data set;
+    * ``none``.
+
+    Args:
+        keys: what to normalise.
+        schemes: one for all channels, or one for each.
+
+    Raises:
+        SettingsError: if a scheme is unknown or their number is not that of the channels.
+
+    Example:
+        >>> image = torch.tensor([[[[-2000.0, 0.0, 100.0, 2000.0]]]])
+        >>> NormalizeChannelsd("image", schemes=[{"ct": [-100, 300, 50, 100]}])({"image": image})["image"].flatten()
+        tensor([-1.5000, -0.5000,  0.5000,  2.5000])
+    """
+
+    def __init__(self, keys: KeysCollection, *, schemes: Sequence[str | Mapping[str, Sequence[float]]]) -> None:
+        super().__init__(keys)
+        self.schemes = list(schemes)
+        for scheme in self.schemes:
+            figures = scheme.get("ct") if isinstance(scheme, Mapping) else None
+            if scheme not in ("zscore", "zscore_nonzero", "none") and (figures is None or len(figures) != 4):
+                raise SettingsError(
+                    f"normalization {scheme!r} is not known; it is zscore, zscore_nonzero, ct or none, for all "
+                    "channels or one for each"
+                )
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Normalise every key, ``(C, D, H, W)``, to float32."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image = out[key].float()
+            schemes = self.schemes if len(self.schemes) > 1 else self.schemes * image.shape[0]
+            if len(schemes) != image.shape[0]:
+                raise SettingsError(f"normalization lists {len(schemes)} schemes for {image.shape[0]} channels")
+            values = image.as_tensor() if isinstance(image, MetaTensor) else image
+            channels = [_normalize(channel, scheme, values) for channel, scheme in zip(values, schemes, strict=True)]
+            values = torch.stack(channels)
+            out[key] = MetaTensor(values).copy_meta_from(image) if isinstance(image, MetaTensor) else values
+        return out
+
+
+def _normalize(channel: Tensor, scheme: str | Mapping[str, Sequence[float]], image: Tensor) -> Tensor:
+    if isinstance(scheme, Mapping):
+        low, high, mean, std = scheme["ct"]
+        return (channel.clamp(low, high) - mean) / max(std, 1e-8)
+    if scheme == "none":
+        return channel
+    if scheme == "zscore":
+        return NormalizeIntensity()(channel)
+    inside = torch.from_numpy(binary_fill_holes((image != 0).any(0).numpy()))
+    chosen = channel[inside]
+    normal = (channel - chosen.mean()) / chosen.std(correction=0).clamp(min=1e-8)
+    return torch.where(inside, normal, 0)
 
 
 def volume_preprocessing(
@@ -77,25 +157,30 @@ def volume_preprocessing(
     *,
     spacing_mm: float | Sequence[float] | None = 1.0,
     reorient: bool = True,
+    normalization: str | Sequence[str | Mapping[str, Sequence[float]]] = "zscore",
+    channels: int = 1,
 ) -> Compose:
-    """Build the chain: read, check, axes, crop to non-zero, z-score, resample.
+    """Build the chain: read, check, axes, crop to non-zero, normalise, resample.
 
-    Every step but the first two and the z-score is invertible, so MONAI's ``Invertd`` brings predictions back to the
-    file's own grid. The order is the reference's: normalise over all voxels of the cropped image, then resample.
+    Every step but the first two and the normalisation is invertible, so MONAI's ``Invertd`` brings predictions back to
+    the file's own grid. The order is the reference's: normalise over all voxels of the cropped image, then resample.
 
     Args:
         keys: ``image``, and integer maps on its grid where there are any (``label``, masks).
         spacing_mm: target spacing, one or three (slice, row, column) values; None keeps the file's own.
         reorient: canonical axes (true) or the file's own in reversed order, as the reference.
+        normalization: scheme of :class:`NormalizeChannelsd`, one for all channels or one for each.
+        channels: of the image.
     """
     keys = [keys] if isinstance(keys, str) else list(keys)
+    schemes = [normalization] if isinstance(normalization, (str, Mapping)) else list(normalization)
     return Compose(
         [
             LoadImaged(keys, ensure_channel_first=True, image_only=True),
-            CheckVolumed("image"),
+            CheckVolumed("image", channels=channels),
             SliceAxisFirstd(keys, reorient=reorient),
             CropForegroundd(keys, source_key="image", select_fn=nonzero, allow_smaller=True),
-            NormalizeIntensityd("image", channel_wise=True),
+            NormalizeChannelsd("image", schemes=schemes),
             ResampleToSpacingd(keys, spacing_mm=spacing_mm),
         ]
     )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from common.data import (
+    SegmentationTask,
     StoreSettings,
     VolumeStore,
     image_list,
@@ -25,6 +26,8 @@ from common.data.checks import check_case
 from common.errors import DataError, SettingsError
 
 from ..conftest import blobs, write_volume
+
+BALL = SegmentationTask(["background", "ball"])
 
 
 def truncated(path: Path) -> None:
@@ -117,26 +120,25 @@ def label_case(folder: Path, mask: np.ndarray, **options: float) -> dict[str, st
         (blobs(0)[1], {"spacing": 1.5}, "do not share one grid"),
         (blobs(0)[1] * 4, {}, "holds the values 4"),
         (blobs(0)[1] * 0.5, {}, "holds the values 0.5"),
-        (blobs(0)[1] * 0, {}, "marks no voxel"),
     ],
 )
 def test_bad_labels(mask: np.ndarray, options: dict[str, float], words: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=words) as error:
-        check_case(label_case(tmp_path, mask.astype(np.float32), **options), labels=["background", "ball"])
+        check_case(label_case(tmp_path, mask.astype(np.float32), **options), task=BALL)
     assert "label.nii.gz" in str(error.value)
 
 
 def test_one_bad_case_is_skipped_or_fatal(labelled: Path) -> None:
     truncated(labelled / "images" / "case_0.nii.gz")
     cases = [case for part in labelled_lists(str(labelled)).values() for case in part]
-    assert len(usable_cases(cases, labels=["background", "ball"])) == 4
+    assert len(usable_cases(cases, task=BALL)) == 4
     with pytest.raises(DataError, match="case_0"):
-        usable_cases(cases, labels=["background", "ball"], strict=True)
+        usable_cases(cases, task=BALL, strict=True)
     with pytest.raises(DataError, match="Nothing is left"):
         usable_cases([case for case in cases if "case_0" in case["image"]])
     for wrong in (["background"], "lesion", ["a", "a"]):
         with pytest.raises(SettingsError, match="background first"):
-            usable_cases(cases, labels=wrong)
+            SegmentationTask(wrong)
 
 
 def test_folders(tmp_path: Path, labelled: Path) -> None:
