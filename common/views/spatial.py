@@ -103,9 +103,7 @@ class SpatialCrop:
         self.centred = centred
         self.uniform_zoom = uniform_zoom
 
-    def draw(
-        self, rng: np.random.Generator, shape: Sequence[int], centre: Sequence[int] | None = None
-    ) -> SpatialDraw:
+    def draw(self, rng: np.random.Generator, shape: Sequence[int], centre: Sequence[int] | None = None) -> SpatialDraw:
         """Place one crop in a volume of ``shape``; a side shorter than the crop is centred in it.
 
         Args:
@@ -189,11 +187,11 @@ class SpatialCrop:
             ValueError: if the region holds no integers.
 
         Example:
-            >>> crop = SpatialCrop(2, rotation_probability=0, zoom_probability=0, flip_probability=0)
-            >>> draw = crop.draw(np.random.default_rng(0), (2, 2, 1), centre=(0, 0, 0))
-            >>> crop.apply_label(torch.tensor([[[3], [5]], [[3], [3]]]), draw, outside=-1).flatten(1)
-            tensor([[-1,  3, -1,  5],
-                    [-1,  3, -1,  3]])
+            >>> crop = SpatialCrop((2, 1, 3), rotation_probability=0, zoom_probability=0, flip_probability=0)
+            >>> draw = crop.draw(np.random.default_rng(0), (2, 1, 1))
+            >>> crop.apply_label(torch.tensor([[[3]], [[5]]]), draw, outside=-1).squeeze(1)
+            tensor([[-1,  3, -1],
+                    [-1,  5, -1]])
         """
         if region.is_floating_point() or region.is_complex():
             raise ValueError(f"a label map of {region.dtype} has no integer labels")
@@ -261,7 +259,8 @@ class SpatialCrop:
         mixed = _mixed(padded).flatten() if on_cpu else None
         d, h, w = (torch.arange(n, device=region.device, dtype=torch.float32) for n in self.patch_size)
         d, h, w = d - (depth - 1) / 2, h - (height - 1) / 2, w - (width - 1) / 2  # offsets to the crop's centre
-        centre = [low + (size - 1) / 2 - start + 1 for low, size, start in zip(draw.low, self.patch_size, draw.start)]
+        sides = zip(draw.low, self.patch_size, draw.start, strict=True)
+        centre = [low + (size - 1) / 2 - start + 1 for low, size, start in sides]  # in the padded region
         assert draw.matrix is not None
         planes = [h[:, None] * row[1] + w * row[2] + at for row, at in zip(draw.matrix, centre, strict=True)]
         slab = _SLAB if on_cpu else depth
