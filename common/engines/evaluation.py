@@ -17,7 +17,7 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from ..data.checks import read_nifti, settle
-from ..data.datalists import case_name, stem
+from ..data.datalists import case_name
 from ..data.labelled import labelled_lists
 from ..data.task import SegmentationTask
 from ..errors import DataError, SettingsError
@@ -331,7 +331,7 @@ def evaluate_predictions(
         SettingsError: if a setting does not fit.
     """
     task = SegmentationTask(labels, regions=regions, ignore_label=ignore_label)
-    lists = labelled_lists(dataset_dir, datalist)
+    lists = labelled_lists(dataset_dir, datalist, channels=None)
     if split not in (*lists, "all"):
         raise SettingsError(f"split is {split!r}; it must be training, validation or all")
     if groups and not group:

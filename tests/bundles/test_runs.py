@@ -48,7 +48,7 @@ def test_the_whole_chain(bundle: str, images: Path, labelled: Path, tmp_path: Pa
     labels = ("--labels", "['background','ball']")
     places = ("--ckpt_dir", tmp_path / "seg", "--output_dir", tmp_path / "train", "--pretrained", encoder)
     result = run(
-        *(bundle, "train", "--dataset_dir", labelled, *labels, *places),
+        *(bundle, "train", "--dataset_dir", labelled, *labels, *places, "--store_dir", tmp_path / "store"),
         *("--epochs", "2", "--iterations_per_epoch", "2", "--val_interval", "1", "--warmup_epochs", "0"),
     )
     assert "encoder covered 100.0 %" in result.stdout
@@ -204,7 +204,7 @@ import sys
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 settings = dict(from_scratch=True, patch_size=[16, 16, 16], features_per_stage=[4, 8], blocks_per_stage=[1, 1],
     num_workers=0, iterations_per_epoch=2, warmup_epochs=0, val_interval=1, ckpt_dir={str(tmp_path / "models")!r},
-    output_dir={str(tmp_path)!r})
+    output_dir={str(tmp_path)!r}, store_dir={str(tmp_path / "store")!r})
 complete = ConfigParser(ConfigParser.load_config_file("bundles/mae_resenc_l/configs/train.yaml"))
 complete.resolve_macro_and_relative_ids()
 ConfigParser.export_config_file(complete.get(), {str(tmp_path / "train.json")!r})
@@ -229,11 +229,11 @@ def test_training_without_validation_cases_still_writes_a_model(labelled: Path, 
         tmp_path / "m",
         "--output_dir",
         tmp_path / "o",
-        "--warmup_epochs",
-        "0",
+        "--store_dir",
+        tmp_path / "store",
     ]
     # nested names inside a shared section cannot be overridden on the command line, so merge a second config file
-    (tmp_path / "data.json").write_text(json.dumps({"train_cases": [case], "val_cases": []}))
+    (tmp_path / "data.json").write_text(json.dumps({"lists": {"training": [case], "validation": []}}))
     line = command("mae_resenc_l", "train", *arguments, "--epochs", "1", "--iterations_per_epoch", "2")
     config = line[line.index("--config_file") + 1]
     line[line.index("--config_file") + 1] = f"['{config}','{tmp_path / 'data.json'}']"
@@ -244,6 +244,7 @@ def test_training_without_validation_cases_still_writes_a_model(labelled: Path, 
 
 def test_a_training_shorter_than_its_validation_interval_writes_a_model(labelled: Path, tmp_path: Path) -> None:
     arguments = ["--from_scratch", "true", "--ckpt_dir", tmp_path / "m", "--output_dir", tmp_path / "o", "--seed", "1"]
+    arguments += ["--store_dir", tmp_path / "store"]
     result = run(
         *("mae_resenc_l", "train", "--dataset_dir", labelled, "--labels", "['background','ball']", *arguments),
         *("--epochs", "1", "--iterations_per_epoch", "2", "--batch_size", "2", "--accumulation_steps", "2"),
