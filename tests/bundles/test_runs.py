@@ -174,6 +174,35 @@ def test_two_processes_equal_one(bundle: str, extra: list[str], images: Path, tm
     assert start_differs, "bit-equal runs would mean that one of them did not really split the batch"
 
 
+def test_fine_tuning_in_two_processes_equals_one(labelled: Path, tmp_path: Path) -> None:
+    """Through the decoder's phase and into that of the whole network, with momentum, clip and forced foreground."""
+    bundle = "mae_resenc_l"
+    own = ["--epochs", "3", "--decoder_epochs", "2", "--warmup_epochs", "0", "--iterations_per_epoch", "2"]
+    own += ["--batch_size", "4", "--val_iterations", "1", "--from_scratch", "true", "--schedule", "sawtooth"]
+    own += ["--dataset_dir", str(labelled), "--labels", "['background','ball']", "--store_dir", str(tmp_path / "store")]
+
+    def line(name: str, *more: str) -> list[str]:
+        places = ["--output_dir", str(tmp_path / name), "--ckpt_dir", str(tmp_path / name / "models")]
+        return command(bundle, "train", *own, *places, *more)
+
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = line("two")
+    config = two[two.index("--config_file") + 1]
+    two[two.index("--config_file") + 1] = f"['{config}','common/configs/multi_gpu_train.yaml']"
+    for arguments in (line("one"), line("accumulated", "--accumulation_steps", "2"), [*torchrun, *two[3:]]):
+        result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("the encoder is frozen until epoch 2") == 1, "told once"
+    one = read_checkpoint(tmp_path / "one" / "models" / "model_final.pt")
+    scores = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "accumulated", "two")]
+    for name, history in zip(("accumulated", "two"), scores[1:], strict=True):
+        other = read_checkpoint(tmp_path / name / "models" / "model_final.pt")
+        assert max(float((one[key] - other[key]).abs().max()) for key in one) <= 1e-5, name
+        for mine, theirs in zip(scores[0], history, strict=True):
+            assert mine["val_dice"] == pytest.approx(theirs["val_dice"], abs=1e-3)
+            assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+
+
 def test_a_mistyped_setting_stops_the_run(images: Path, tmp_path: Path) -> None:
     bundle = "mae_resenc_l"
     wrong = run(bundle, "pretrain", *pretraining(tmp_path, images), "--lrr", "0.1", check=False)
@@ -251,7 +280,8 @@ def test_a_training_shorter_than_its_validation_interval_writes_a_model(labelled
     )
     assert "val_dice" in result.stdout
     about = json.loads((tmp_path / "m" / "model.json").read_text())
-    assert about["settings"] == {"labels": ["background", "ball"], "spacing_mm": 1.0, "reorient": True}
+    expected = {"labels": ["background", "ball"], "spacing_mm": 1.0, "reorient": True, "normalization": ["zscore"]}
+    assert {name: about["settings"][name] for name in expected} == expected
     places = ("--dataset_dir", labelled, "--ckpt_dir", tmp_path / "m", "--output_dir", tmp_path / "p")
     wrong = run("mae_resenc_l", "inference", *places, check=False)
     assert "Stopped:" in wrong.stderr
