@@ -33,6 +33,9 @@ step  transform                fires in       strength
 The second factor of blur and low resolution is drawn for each channel. Step 1 is :class:`SpatialCrop`'s, steps 2 to 9
 are :class:`CropAugmentation`'s; the example below has all numbers that are not their defaults. No other step prefers a
 direction, so that mirrors may as well be left to :class:`SpatialCrop`, where they cost less.
+
+Departure from batchgeneratorsv2: blur is that of pre-training and of SciPy, whose Gaussian is cut at 4 sigma and whose
+crop is mirrored with its edge voxel; there it is cut at 3 sigma and mirrored without.
 """
 
 from __future__ import annotations

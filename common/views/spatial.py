@@ -8,9 +8,9 @@ Images are interpolated trilinearly, masks take the nearest voxel. In a label ma
 on its own and the largest share wins, as in nnU-Net v2 (Isensee et al., doi:10.1038/s41592-020-01008-z). No volume for
 each label is made: only the eight labels around a place have a share in it.
 
-Departure from the reference: its pre-training interpolates by cubic splines on the CPU; this is trilinear on the
-training device. Its fine-tuning gives what lies outside the volume to no label, so that a label at the border reaches
-half a voxel beyond it; here the outside is background, as the image is 0 there.
+Departures from the reference: its pre-training interpolates by cubic splines on the CPU; this is trilinear on the
+training device. Earlier releases of batchgeneratorsv2 give what lies outside the volume to no label, later ones to the
+background; so does this, as the image is 0 there.
 """
 
 from __future__ import annotations
