@@ -106,7 +106,7 @@ class SegmentationViews:
             channels = crops.shape[1]
             streams = [view_stream(key) for key in batch["key"]]
             draws = [draw for one in streams for draw in self.augmentation.draw_channels(one, channels=channels)]
-            crops = self.augmentation.apply(crops, draws)
+            crops = self.augmentation.apply(crops, draws, in_place=True)
             labels = self.augmentation.orient(labels, draws[::channels])
         if self.zero_outside:
             crops = crops.masked_fill(labels < 0, 0)

@@ -422,6 +422,10 @@ def test_any_layout_of_several_channels_is_taken() -> None:
     expected = CropAugmentation(**FINE_TUNING).apply(images, draws * 2)
     last = images.contiguous(memory_format=torch.channels_last_3d)
     assert torch.equal(CropAugmentation(**FINE_TUNING).apply(last, draws * 2), expected)
+    for layout in (last, images.half(), images.flip(0).flip(0), images):
+        out = CropAugmentation(**FINE_TUNING).apply(layout, draws * 2, in_place=True)
+        torch.testing.assert_close(out, expected, atol=0.02 if layout.dtype == torch.half else 0, rtol=0)
+    assert torch.equal(images, expected)  # the last one was written over
 
 
 @pytest.mark.parametrize("sigma", [(0.5, 0.7, 1.0), (0.9, 0.5, 0.5)])
