@@ -364,6 +364,11 @@ def _change(crops: Tensor, drawn: Sequence[T | None], change: Callable[[Tensor, 
     """Replace, in place, those of the crops for which something was drawn by what ``change`` makes of them."""
     chosen = [(place, value) for place, value in enumerate(drawn) if value is not None]
     for some in _groups(chosen, crops):
+        if len(some) == 1:  # large crops are changed one by one: where they are, if they can be
+            place, value = some[0]
+            crop = crops[place : place + 1]
+            crop.copy_(change(crop, [value]))
+            continue
         index = _to(torch.tensor([place for place, _ in some]), crops.device)
         crops.index_copy_(0, index, change(crops.index_select(0, index), [value for _, value in some]))
 
