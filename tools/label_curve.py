@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import random
 import shutil
@@ -100,7 +101,7 @@ class Curve:
         known = yaml.safe_load((ROOT / file).read_text("utf-8"))
         chosen = {name: value for name, value in settings.items() if name in known}
         with _quiet(log):
-            run(config_file=file, bundle_root=f"bundles/{self.bundle}", logging_file=None, **chosen)
+            run(config_file=file, bundle_root=f"bundles/{self.bundle}", logging_file=False, **chosen)
 
     def datalist(self, path: Path, **parts: Sequence[dict[str, Any]]) -> str:
         """Write a datalist and return its path."""
@@ -195,6 +196,7 @@ class Curve:
             output_dir=str(folder / "predictions"),
             overwrite=True,
             pictures=0,
+            tiles_per_step=4,  # on a CPU several small tiles at once are several times faster than one by one
             strict=True,
         )
         self.run(
@@ -359,6 +361,7 @@ def label_curve(
     if marker.exists() and json.loads(marker.read_text("utf-8")) != json.loads(json.dumps(asked)):
         raise SystemExit(f"Stopped: {folder} holds a curve of other settings; give another --output")
     os.chdir(ROOT)
+    logging.getLogger("monai").setLevel(logging.WARNING)
     try:
         parts = _folds(
             data,
