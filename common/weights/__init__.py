@@ -10,6 +10,7 @@ from .published import ImportedWeights, export_network_weights, import_network_w
 from .receipt import Receipt
 from .sources import fetch
 from .transfer import fine_tuning_network, keep_previous, trained_network, transfer_weights
+from .tuning import memory_note, merged_state_dict, prepare_tuning
 
 __all__ = [
     "Cell",
@@ -26,6 +27,9 @@ __all__ = [
     "inspect",
     "keep_previous",
     "load_imported",
+    "memory_note",
+    "merged_state_dict",
+    "prepare_tuning",
     "read_checkpoint",
     "read_reference",
     "sha256",
