@@ -4,13 +4,16 @@
 from .checks import pending_cases, usable_cases
 from .datalists import image_list, pretraining_lists
 from .datasets import CropDataset, EpochSampler, crop_loader, micro_batch, prepare_pretraining_data
+from .fingerprint import preprocessing_settings
 from .labelled import labelled_lists, segmentation_task, split_cases
+from .patches import PatchDataset
 from .store import StoredVolume, StoreSettings, VolumeStore
 from .task import SegmentationTask
 
 __all__ = [
     "CropDataset",
     "EpochSampler",
+    "PatchDataset",
     "SegmentationTask",
     "StoreSettings",
     "StoredVolume",
@@ -21,6 +24,7 @@ __all__ = [
     "micro_batch",
     "pending_cases",
     "prepare_pretraining_data",
+    "preprocessing_settings",
     "pretraining_lists",
     "segmentation_task",
     "split_cases",

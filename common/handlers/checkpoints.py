@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Checkpoints, written whole or not at all, and exact resumption of pre-training."""
+"""Checkpoints, written whole or not at all, and exact resumption."""
 
 from __future__ import annotations
 
@@ -20,11 +20,15 @@ from tqdm import tqdm
 from ..data.store import StoredVolume
 from ..errors import SettingsError, WeightsError
 from ..weights.files import read_checkpoint, sha256, write_checkpoint, write_json
+from ..weights.transfer import keep_previous
+from ..weights.tuning import merged_state_dict
 from .progress import Progress
 
-__all__ = ["BestModel", "PretrainingCheckpoint", "check_resume"]
+__all__ = ["FineTuningCheckpoint", "PretrainingCheckpoint", "check_resume"]
 
 _STATE, _ENCODER, _BEST = "pretraining_state.pt", "pretrained_encoder.pt", "pretrained_encoder_best.pt"
+_TUNING_STATE, _MODEL, _FINAL = "finetuning_state.pt", "model.pt", "model_final.pt"
+_KEYS = {"optimizer", "epoch", "settings", "history", "best"}
 
 
 def check_resume(ckpt_dir: str, *, settings: Mapping[str, Any], resume: bool = True) -> None:
@@ -42,15 +46,11 @@ def check_resume(ckpt_dir: str, *, settings: Mapping[str, Any], resume: bool = T
             raise SettingsError(
                 f"{file} holds a run already; continue it with --resume true, or give this run another --ckpt_dir"
             )
-        state = _read_state(file)
-        changed = [
-            f"{name} {state['settings'].get(name)!r} -> {value!r}"
-            for name, value in settings.items()
-            if state["settings"].get(name, value) != value
-        ]
+        state = _read_state(file, "method")
+        changed = _changed(state, settings)
         if changed:
             raise SettingsError(
-                f"{file} is of a run with other settings ({'; '.join(changed)}); "
+                f"{file} is of a run with other settings ({changed}); "
                 "use those to continue it, or give this run another --ckpt_dir"
             )
     elif (folder / _ENCODER).exists():
@@ -60,14 +60,87 @@ def check_resume(ckpt_dir: str, *, settings: Mapping[str, Any], resume: bool = T
         )
 
 
-def _read_state(file: Path) -> dict[str, Any]:
+def _changed(state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
+    """Return which settings of a saved run differ from those given, empty if none does."""
+    theirs = state["settings"]
+    return "; ".join(
+        f"{name} {theirs.get(name)!r} -> {value!r}"
+        for name, value in settings.items()
+        if theirs.get(name, value) != value
+    )
+
+
+def _read_state(file: Path, part: str) -> dict[str, Any]:
     state = read_checkpoint(file)
-    if not {"method", "optimizer", "epoch", "settings", "history", "best"} <= state.keys():
-        raise WeightsError(f"{file} is not a pre-training state; give this run another --ckpt_dir")
+    if not _KEYS | {part} <= state.keys():
+        raise WeightsError(f"{file} is not the state of a training; give this run another --ckpt_dir")
     return state
 
 
-class PretrainingCheckpoint:
+class _Resumable:
+    """What both checkpoints do: keep everything that a run needs to go on, and take it up again."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        *,
+        file: Path,
+        part: str,
+        settings: Mapping[str, Any],
+        progress: Progress,
+        volumes: Mapping[str, Sequence[StoredVolume]],
+    ) -> None:
+        self.module, self.optimizer, self.progress = module, optimizer, progress
+        self.file, self.part, self.settings = file, part, dict(settings)
+        names = [Path(volume.path).name for part in volumes.values() for volume in part]
+        self.data = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        self.main = not dist.is_initialized() or dist.get_rank() == 0
+
+    def _agree(self, state: dict[str, Any] | None) -> None:
+        """Make sure that all processes go on from the same epoch."""
+        if dist.is_initialized():
+            epochs: list[Any] = [None] * dist.get_world_size()
+            dist.all_gather_object(epochs, state["epoch"] if state is not None else 0)
+            if len(set(epochs)) > 1:
+                raise SettingsError(
+                    f"the processes found states of different epochs ({epochs}); every machine must see one --ckpt_dir"
+                )
+
+    def _take_up(self, engine: Engine, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state[self.part])
+        if state["optimizer"]:  # an imported state has none
+            self.optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler") and getattr(engine, "scaler", None) is not None:
+            engine.scaler.load_state_dict(state["scaler"])
+        self.progress.history[:] = state["history"]
+        engine.state.epoch = state["epoch"]
+        engine.state.iteration = state["epoch"] * engine.state.epoch_length
+
+    def _write_state(self, engine: Engine, **more: Any) -> None:
+        scaler = getattr(engine, "scaler", None)
+        write_checkpoint(
+            {
+                self.part: self.module.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": scaler.state_dict() if scaler is not None else {},
+                "epoch": engine.state.epoch,
+                "epochs": engine.state.max_epochs,
+                "data": self.data,
+                "history": self.progress.history,
+                "settings": self.settings,
+                **more,
+            },
+            self.file,
+        )
+
+    def _check_loss(self, engine: Engine) -> None:
+        loss, epoch = self.progress.history[-1]["train_loss"], engine.state.epoch
+        if not math.isfinite(loss):  # of another process, perhaps: this one would have said so
+            raise SettingsError(f"the training loss is {loss} in epoch {epoch}; nothing of it is saved")
+
+
+class PretrainingCheckpoint(_Resumable):
     """Save state and encoder at the end of epochs; at the start, go on from the state that is there.
 
     Writes, each atomically:
@@ -100,13 +173,18 @@ class PretrainingCheckpoint:
         interval: int = 1,
         metric: str = "val_loss",
     ) -> None:
-        self.method, self.optimizer, self.progress = method, optimizer, progress
-        self.backbone: nn.Module = method.get_submodule("backbone")
         self.folder = Path(ckpt_dir)
-        self.settings, self.interval, self.metric = dict(settings), interval, metric
-        names = [Path(volume.path).name for part in volumes.values() for volume in part]
-        self.data = hashlib.sha256("\n".join(names).encode()).hexdigest()
-        self.main = not dist.is_initialized() or dist.get_rank() == 0
+        super().__init__(
+            method,
+            optimizer,
+            file=self.folder / _STATE,
+            part="method",
+            settings=settings,
+            progress=progress,
+            volumes=volumes,
+        )
+        self.backbone: nn.Module = method.get_submodule("backbone")
+        self.interval, self.metric = interval, metric
         self.best = float("inf")
 
     def attach(self, engine: Engine) -> None:
@@ -115,32 +193,17 @@ class PretrainingCheckpoint:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
 
     def _restore(self, engine: Engine) -> None:
-        file = self.folder / _STATE
-        state = _read_state(file) if file.exists() else None
-        done = state["epoch"] if state is not None else 0
-        if dist.is_initialized():
-            epochs: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(epochs, done)
-            if len(set(epochs)) > 1:
-                raise SettingsError(
-                    f"the processes found states of different epochs ({epochs}); every machine must see one --ckpt_dir"
-                )
+        state = _read_state(self.file, "method") if self.file.exists() else None
+        self._agree(state)
         if state is None:
             return
-        self.method.load_state_dict(state["method"])
-        if state["optimizer"]:  # an imported state has none
-            self.optimizer.load_state_dict(state["optimizer"])
-        if state.get("scaler") and getattr(engine, "scaler", None) is not None:
-            engine.scaler.load_state_dict(state["scaler"])
-        self.best = state["best"]
-        self.progress.history[:] = state["history"]
-        engine.state.epoch = done
-        engine.state.iteration = done * engine.state.epoch_length
+        self._take_up(engine, state)
+        self.best, done = state["best"], state["epoch"]
         if not self.main:
             return
         total = engine.state.max_epochs
         what = "is complete; nothing to do" if done >= total else "goes on"
-        tqdm.write(f"{file}: {done} of {total} epochs are done, the run {what}")
+        tqdm.write(f"{self.file}: {done} of {total} epochs are done, the run {what}")
         if not state["optimizer"]:
             tqdm.write("it was imported: the optimizer starts afresh")
             return
@@ -151,32 +214,17 @@ class PretrainingCheckpoint:
             self._write_encoder(done)  # the run was killed after the state, before the encoder
 
     def _save(self, engine: Engine) -> None:
-        record, epoch = self.progress.history[-1], engine.state.epoch
-        if not math.isfinite(record["train_loss"]):  # of another process, perhaps: this one would have said so
-            raise SettingsError(f"the training loss is {record['train_loss']} in epoch {epoch}; nothing of it is saved")
+        self._check_loss(engine)
         if not self.main:
             return
+        record, epoch = self.progress.history[-1], engine.state.epoch
         score = record.get(self.metric, record["train_loss"])
         if score < self.best:
             self.best = score
             write_checkpoint(self.backbone.state_dict(), self.folder / _BEST)
         if epoch % self.interval and epoch != engine.state.max_epochs:
             return
-        scaler = getattr(engine, "scaler", None)
-        write_checkpoint(
-            {
-                "method": self.method.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else {},
-                "epoch": epoch,
-                "epochs": engine.state.max_epochs,
-                "data": self.data,
-                "best": self.best,
-                "history": self.progress.history,
-                "settings": self.settings,
-            },
-            self.folder / _STATE,
-        )
+        self._write_state(engine, best=self.best)
         self._write_encoder(epoch)
 
     def _write_encoder(self, epoch: int) -> None:
@@ -196,50 +244,122 @@ class PretrainingCheckpoint:
         )
 
 
-class BestModel:
-    """Write the model of the best validation, atomically; without any validation, the last one.
+class FineTuningCheckpoint(_Resumable):
+    """Write the model of the best smoothed validation and the last one; resume a training that was cut.
 
-    Beside ``model.pt``, a flat state dict, ``model.json`` says what inference has to be set to.
+    Writes, each atomically:
+
+    * ``model.pt``: flat state dict at the best moving average of the validation metric; without any validation, the
+      last one. ``model.json`` beside it says what inference has to be set to;
+    * ``model_final.pt`` and its JSON: after the last epoch, what the published benchmark evaluates;
+    * ``finetuning_state.pt``: everything to resume exactly, until the run is complete.
+
+    An earlier model is kept as ``model_previous.pt``. A state that is not of this run, since settings or data differ,
+    is set aside as ``finetuning_state_previous.pt``.
 
     Args:
         network: whose weights are written.
-        path: file to write.
-        progress: whose records are read; attach this after it.
-        settings: labels, spacing and network settings of the run.
+        optimizer: of the run.
+        ckpt_dir: where to write; every process of a distributed run must see it.
+        settings: what inference must have, compared on resuming.
+        progress: whose records are read and kept; attach this after it.
+        volumes: what is trained and validated on.
+        interval: epochs between saves of the state.
         metric: record that decides, higher is better.
+        smoothing: share of the old average in the new one; 0.9 as in nnU-Net.
+        resume: go on from an unfinished run of the same settings and data; else it is set aside.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        path: str,
+        optimizer: Optimizer,
         *,
-        progress: Progress,
+        ckpt_dir: str,
         settings: Mapping[str, Any],
+        progress: Progress,
+        volumes: Mapping[str, Sequence[StoredVolume]],
+        interval: int = 1,
         metric: str = "val_dice",
+        smoothing: float = 0.9,
+        resume: bool = True,
     ) -> None:
-        self.network, self.path, self.progress = network, Path(path), progress
-        self.settings, self.metric = dict(settings), metric
+        self.folder = Path(ckpt_dir)
+        super().__init__(
+            network,
+            optimizer,
+            file=self.folder / _TUNING_STATE,
+            part="network",
+            settings=settings,
+            progress=progress,
+            volumes=volumes,
+        )
+        self.interval, self.metric, self.smoothing, self.resume = interval, metric, smoothing, resume
+        self.average: float | None = None
         self.best: float | None = None
-        self.written = False
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after :class:`Progress`."""
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._compare)
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
         engine.add_event_handler(Events.COMPLETED, self._finish)
 
-    def _compare(self, engine: Engine) -> None:
+    def _start(self, engine: Engine) -> None:
+        state = _read_state(self.file, "network") if self.file.exists() else None
+        self._agree(state)
+        if state is not None:
+            why = _changed(state, self.settings) or ("other data" if state["data"] != self.data else "")
+            why = why or ("another length" if state["epochs"] != engine.state.max_epochs else "")
+            why = why or ("" if self.resume else "--resume false")
+            if not why:
+                self._take_up(engine, state)
+                self.average, self.best = state["average"], state["best"]
+                if self.main:
+                    total = engine.state.max_epochs
+                    tqdm.write(f"{self.file}: {state['epoch']} of {total} epochs are done, the run goes on")
+                return
+            if dist.is_initialized():
+                dist.barrier()  # until all have read it
+            if self.main:
+                tqdm.write(f"{self.file} is of another run ({why}), this one starts afresh")
+                keep_previous(str(self.file), move=True)
+        if self.main:
+            keep_previous(str(self.folder / _MODEL))
+
+    def _save(self, engine: Engine) -> None:
+        self._check_loss(engine)
         score = self.progress.history[-1].get(self.metric)
-        if score is not None and not math.isnan(score) and (self.best is None or score > self.best):
-            self.best = score
-            self._write(engine)
+        better = False
+        if score is not None and not math.isnan(score):
+            old = score if self.average is None else self.average
+            self.average = self.smoothing * old + (1 - self.smoothing) * score
+            better = self.best is None or self.average > self.best
+            self.best = self.average if better else self.best
+        if not self.main:
+            return
+        if better:
+            self._write_model(engine, _MODEL)
+        if engine.state.epoch % self.interval == 0 and engine.state.epoch != engine.state.max_epochs:
+            self._write_state(engine, best=self.best, average=self.average)
 
     def _finish(self, engine: Engine) -> None:
-        if not self.written:
-            self._write(engine)
+        if not self.main:
+            return
+        self._write_model(engine, _FINAL)
+        if self.best is None:
+            self._write_model(engine, _MODEL)
+        self.file.unlink(missing_ok=True)
 
-    def _write(self, engine: Engine) -> None:
-        write_checkpoint(self.network.state_dict(), self.path)
-        about = {"epoch": engine.state.epoch, self.metric: self.best, "settings": self.settings}
-        write_json(about, self.path.with_suffix(".json"))
-        self.written = True
+    def _write_model(self, engine: Engine, name: str) -> None:
+        file = self.folder / name
+        write_checkpoint(merged_state_dict(self.module), file)
+        about = {
+            "epoch": engine.state.epoch,
+            "epochs": engine.state.max_epochs,
+            self.metric: self.progress.history[-1].get(self.metric),
+            f"{self.metric}_average": self.average,
+            "sha256": sha256(file),
+            "settings": self.settings,
+            "versions": {name: importlib.metadata.version(name) for name in ("monai", "torch")},
+        }
+        write_json(about, file.with_suffix(".json"))

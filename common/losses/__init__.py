@@ -3,6 +3,7 @@
 
 from .contrastive import NTXentLoss
 from .masked_mse import MaskedMSELoss
+from .segmentation import DiceCrossEntropy
 from .reduction import gather, weighted_mean
 
-__all__ = ["MaskedMSELoss", "NTXentLoss", "gather", "weighted_mean"]
+__all__ = ["DiceCrossEntropy", "MaskedMSELoss", "NTXentLoss", "gather", "weighted_mean"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from ..errors import SettingsError
 
-__all__ = ["Poly"]
+__all__ = ["SCHEDULES", "FineTuningSchedule", "Poly"]
+
+SCHEDULES = ("default", "warmup", "sawtooth", "valley", "frozen")
 
 
 class Poly:
@@ -39,3 +41,75 @@ class Poly:
         if epoch < self.warmup_epochs:
             return self.lr * (1 + epoch) / self.warmup_epochs
         return self.lr * (1 - (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)) ** 0.9
+
+
+class FineTuningSchedule:
+    """Rate of each epoch of a fine-tuning, and which half of the network learns in it.
+
+    ==========  ======================================================================================================
+    default     everything learns, polynomial decay
+    warmup      everything learns, linear warm-up over W epochs, then decay; published for Primus
+    sawtooth    D epochs for the decoder alone (linear up to D/2, then decay), then everything, as in warmup; published
+                for ResEnc-L
+    valley      D epochs for the decoder alone, decaying from the full rate, then everything, as in warmup
+    frozen      the decoder alone, as in warmup
+    ==========  ======================================================================================================
+
+    Everything here is a pure function of the epoch, counted from 0, so that a resumed run cannot be in another phase
+    than the one that was cut. Where everything starts to learn, the optimizer starts anew.
+
+    Args:
+        kind: name of the schedule.
+        lr: peak learning rate.
+        epochs: E, the length of the run.
+        warmup_epochs: W; published: 15 of 150 and 50 of 1000.
+        decoder_epochs: D; published: the same.
+
+    Raises:
+        SettingsError: if the kind is unknown or its phases are longer than the run.
+
+    Example:
+        >>> schedule = FineTuningSchedule("sawtooth", lr=1e-3, epochs=150, warmup_epochs=15, decoder_epochs=15)
+        >>> [round(schedule(epoch), 6) for epoch in (0, 6, 7, 14, 15, 29, 30, 149)]
+        [0.000143, 0.001, 0.001, 0.000154, 6.7e-05, 0.001, 0.001, 1.3e-05]
+        >>> [schedule.decoder_only(epoch) for epoch in (14, 15)], schedule.starts_anew(15)
+        ([True, False], True)
+    """
+
+    def __init__(
+        self, kind: str, *, lr: float, epochs: int, warmup_epochs: int | None = None, decoder_epochs: int | None = None
+    ) -> None:
+        if kind not in SCHEDULES:
+            raise SettingsError(f"schedule is {kind!r}; it must be one of {', '.join(SCHEDULES)}")
+        usual = min(50, epochs // 10)
+        warmup = usual if warmup_epochs is None else warmup_epochs
+        alone = usual if decoder_epochs is None else decoder_epochs
+        self.kind, self.lr, self.epochs = kind, lr, epochs
+        self.warmup_epochs = 0 if kind == "default" else warmup
+        self.decoder_epochs = alone if kind in ("sawtooth", "valley") else epochs if kind == "frozen" else 0
+        whole = self.warmup_epochs + (0 if kind == "frozen" else self.decoder_epochs)
+        if min(self.warmup_epochs, self.decoder_epochs) < 0 or whole >= max(epochs, 1):
+            raise SettingsError(
+                f"the {kind} schedule has {self.decoder_epochs} epochs for the decoder and {self.warmup_epochs} of "
+                f"warm-up, which must be less than epochs {epochs}; lower --decoder_epochs and --warmup_epochs"
+            )
+
+    def __call__(self, epoch: int) -> float:
+        """Return the rate of an epoch, counted from 0."""
+        start = 0 if self.kind == "frozen" else self.decoder_epochs
+        if epoch >= start:
+            return self._rise_and_decay(epoch - start, self.warmup_epochs, self.epochs - start)
+        return self._rise_and_decay(epoch, start // 2 if self.kind == "sawtooth" else 0, start)
+
+    def _rise_and_decay(self, epoch: int, rise: int, length: int) -> float:
+        if epoch < rise:
+            return self.lr * (1 + epoch) / rise
+        return self.lr * (1 - (epoch - rise) / (length - rise)) ** 0.9
+
+    def decoder_only(self, epoch: int) -> bool:
+        """Return whether the encoder is frozen in an epoch, counted from 0."""
+        return epoch < self.decoder_epochs
+
+    def starts_anew(self, epoch: int) -> bool:
+        """Return whether the optimizer forgets what it gathered at the start of an epoch, counted from 0."""
+        return epoch > 0 and self.decoder_only(epoch - 1) and not self.decoder_only(epoch)

@@ -4,6 +4,7 @@
 from .intensity import AugmentationDraw, CropAugmentation
 from .masks import MaskedViews, draw_hidden_blocks
 from .randomness import SampleKey, reading_stream, step_seed, step_stream, view_stream
+from .segmentation import SegmentationViews
 from .spatial import SpatialCrop, SpatialDraw
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "CropAugmentation",
     "MaskedViews",
     "SampleKey",
+    "SegmentationViews",
     "SpatialCrop",
     "SpatialDraw",
     "draw_hidden_blocks",

@@ -8,21 +8,24 @@ step  transform                fires in                                     stre
 2     Gaussian blur            20 % x 50 %                                  sigma U(0.5, 1) voxels
 3     brightness               15 %                                         factor U(0.75, 1.25)
 4     contrast                 15 %                                         factor half U(0.75, 1), half U(1, 1.25)
-5     low resolution           10 % x 50 % (VolumeFusion: 25 % x 50 %)      zoom U(0.5, 1)
+5     low resolution           10 % x 50 % (or 25 % x 50 %)                 zoom U(0.5, 1)
 6     gamma of the negative    10 %                                         exponent half U(0.7, 1), half U(1, 1.5)
 7     gamma                    30 %                                         the same
 8     mirrors                  50 %, for each axis                          the whole axis
-9     quarter turns            30 % (VolumeFusion: never)                   1, 2 or 3 from first to second axis
+9     quarter turns            30 % (or never)                              1, 2 or 3 from first to second axis
 ====  =======================  ===========================================  ==========================================
 
 These are the published OpenMind values for VoCo and SimCLR (Wald et al., arXiv:2412.17041), the transforms are those of
-batchgenerators (Isensee et al., doi:10.5281/zenodo.3632567) in their order. Blur and low resolution are drawn once for
-the crop and again for each channel, hence the second factor; a crop has one channel here, so that they fire in 10 % and
-5 % in all. What batchgenerators names the variance of the noise is used as its standard deviation, there and here.
+batchgenerators (Isensee et al., doi:10.5281/zenodo.3632567) in their order; VolumeFusion and fine-tuning have the other
+values. What batchgenerators names the variance of the noise is used as its standard deviation, there and here.
+
+A crop has one channel in pre-training and may have several in fine-tuning. Whether a transform fires is drawn for the
+crop, as are the standard deviation of the noise, mirrors and turns; blur and low resolution are then drawn again for
+each channel, hence their second factor, and each channel has its own strength, mean and range, and voxels of noise.
 
 Departures: none in what is drawn. Arithmetic is float32 throughout, where the reference resamples in float64. Blur and
-low resolution are linear along each axis, and done here by one matrix for each crop and axis; on a GPU they follow the
-precision that torch is set to for float32 matrix products.
+the cubic spline of low resolution are linear along each axis, and done here by one matrix for each channel and axis; on
+a GPU they follow the precision that torch is set to for float32 matrix products.
 """
 
 from __future__ import annotations
@@ -39,17 +42,18 @@ from torch import Tensor
 __all__ = ["AugmentationDraw", "CropAugmentation"]
 
 T = TypeVar("T")
+_Sigma = float | tuple[float, float, float]  # for all axes, or for each
 _VOXELS = (1, 2, 3, 4)
 _TOGETHER = 2**20  # voxels changed at once on a CPU: more would not fit its cache
 
 
 @dataclass(frozen=True)
 class AugmentationDraw:
-    """How one crop is changed; the default of each field leaves it as it is.
+    """How one channel of a crop is changed; the default of each field leaves it as it is.
 
     Attributes:
         noise: standard deviation of the noise and the seed of its voxels.
-        blur_sigma: in voxels.
+        blur_sigma: in voxels; one number, or one for each axis.
         brightness: factor.
         contrast: factor of the distance to the mean.
         zoom: sides of the low resolution as a share of the crop's.
@@ -60,7 +64,7 @@ class AugmentationDraw:
     """
 
     noise: tuple[float, int] | None = None
-    blur_sigma: float | None = None
+    blur_sigma: _Sigma | None = None
     brightness: float | None = None
     contrast: float | None = None
     zoom: float | None = None
@@ -71,23 +75,28 @@ class AugmentationDraw:
 
 
 class CropAugmentation:
-    """Draw and apply the augmentation of VoCo and SimCLR, and with two other arguments that of VolumeFusion.
+    """Draw and apply the augmentation of VoCo and SimCLR, and with other arguments that of VolumeFusion or fine-tuning.
 
     The defaults are the published values for VoCo and SimCLR; VolumeFusion has ``low_resolution_probability=0.25`` and
-    ``rot90_probability=0``. Brightness is uniform in its range; contrast and gamma lie below 1 in one half of the
-    cases and above 1 in the other, uniform within each.
+    ``rot90_probability=0``; fine-tuning as in nnU-Net v2 has these two and ``blur_per_axis=True`` and
+    ``low_resolution_interpolation="linear"``. Brightness is uniform in its range; contrast and gamma lie below 1 in one
+    half of the cases and above 1 in the other, uniform within each. (Fine-tuning is published with brightness in two
+    halves too, which is the same for a range whose middle is 1.)
 
     Args:
         noise_probability: share of crops with Gaussian noise.
         noise_std_range: of its standard deviation, in units of the crop's intensities.
         blur_probability: share of crops that may be blurred, times ``channel_probability``.
         blur_sigma_range: in voxels.
+        blur_per_axis: draw a sigma for each axis instead of one for all.
         brightness_probability: share of crops that are multiplied by a factor.
         brightness_range: of that factor.
         contrast_probability: share of crops whose distance to their mean is scaled, within their old range.
         contrast_range: of that factor.
         low_resolution_probability: share of crops that may be made coarser, times ``channel_probability``.
         low_resolution_range: sides of the coarse crop as a share of the crop's.
+        low_resolution_interpolation: between the voxels of the coarse crop; ``cubic`` (a spline, kept within their
+            range) or ``linear``.
         channel_probability: share of the channels that are blurred, or made coarser, in a crop drawn for it.
         inverted_gamma_probability: share of crops whose negative is put through a gamma curve.
         gamma_probability: share of crops that are put through a gamma curve.
@@ -96,7 +105,7 @@ class CropAugmentation:
         rot90_probability: share of crops turned by one, two or three quarters in the plane of the first two axes.
 
     Raises:
-        ValueError: if a probability or a range is impossible.
+        ValueError: if a probability, a range or an interpolation is impossible.
 
     Example:
         >>> augmentation = CropAugmentation()
@@ -109,6 +118,13 @@ class CropAugmentation:
         >>> augmentation.apply(square, [AugmentationDraw(brightness=2.0, quarter_turns=1)]).squeeze()
         tensor([[2., 6.],
                 [0., 4.]])
+
+        Two channels of one crop, as in fine-tuning:
+
+        >>> stream = torch.Generator().manual_seed(2)
+        >>> first, second = CropAugmentation(contrast_probability=1.0).draw_channels(stream, channels=2)
+        >>> round(first.contrast, 3), round(second.contrast, 3), first.flips == second.flips
+        (1.021, 0.962, True)
     """
 
     def __init__(
@@ -118,12 +134,14 @@ class CropAugmentation:
         noise_std_range: Sequence[float] = (0.0, 0.1),
         blur_probability: float = 0.2,
         blur_sigma_range: Sequence[float] = (0.5, 1.0),
+        blur_per_axis: bool = False,
         brightness_probability: float = 0.15,
         brightness_range: Sequence[float] = (0.75, 1.25),
         contrast_probability: float = 0.15,
         contrast_range: Sequence[float] = (0.75, 1.25),
         low_resolution_probability: float = 0.1,
         low_resolution_range: Sequence[float] = (0.5, 1.0),
+        low_resolution_interpolation: str = "cubic",
         channel_probability: float = 0.5,
         inverted_gamma_probability: float = 0.1,
         gamma_probability: float = 0.3,
@@ -135,12 +153,16 @@ class CropAugmentation:
         self.noise_std_range = _range("noise_std_range", noise_std_range)
         self.blur_probability = _probability("blur_probability", blur_probability)
         self.blur_sigma_range = _range("blur_sigma_range", blur_sigma_range)
+        self.blur_per_axis = blur_per_axis
         self.brightness_probability = _probability("brightness_probability", brightness_probability)
         self.brightness_range = _range("brightness_range", brightness_range)
         self.contrast_probability = _probability("contrast_probability", contrast_probability)
         self.contrast_range = _range("contrast_range", contrast_range, around_one=True)
         self.low_resolution_probability = _probability("low_resolution_probability", low_resolution_probability)
         self.low_resolution_range = _range("low_resolution_range", low_resolution_range, highest=1)
+        if low_resolution_interpolation not in _COARSEN:
+            raise ValueError(f"low_resolution_interpolation {low_resolution_interpolation!r} is none of {[*_COARSEN]}")
+        self.low_resolution_interpolation = low_resolution_interpolation
         self.channel_probability = _probability("channel_probability", channel_probability)
         self.inverted_gamma_probability = _probability("inverted_gamma_probability", inverted_gamma_probability)
         self.gamma_probability = _probability("gamma_probability", gamma_probability)
@@ -149,32 +171,77 @@ class CropAugmentation:
         self.rot90_probability = _probability("rot90_probability", rot90_probability)
 
     def draw(self, generator: torch.Generator) -> AugmentationDraw:
-        """Draw for one crop, always the same count of numbers, so that one setting does not move the others' draws.
+        """Draw for one crop of one channel.
 
         Args:
             generator: where the draw comes from; on the CPU, so that every device gets the same draws.
         """
-        uniform = torch.rand(7, 3, dtype=torch.float64, generator=generator).tolist()
-        noise, blur, brightness, contrast, coarse, inverted, gamma = uniform
+        return self.draw_channels(generator, channels=1)[0]
+
+    def draw_channels(self, generator: torch.Generator, *, channels: int) -> list[AugmentationDraw]:
+        """Draw for one crop, always the same count of numbers, so that one setting does not move the others' draws.
+
+        Args:
+            generator: where the draw comes from; on the CPU, so that every device gets the same draws.
+            channels: of the crop.
+
+        Returns:
+            a draw for each channel; the first one's does not depend on how many there are.
+        """
+        of_crop = torch.rand(7, 3, dtype=torch.float64, generator=generator).tolist()
         *mirrors, rotates, turns = torch.rand(5, dtype=torch.float64, generator=generator).tolist()
-        noise_seed = int(torch.randint(2**63 - 1, (), generator=generator))
-        noise_std = _between(noise, self.noise_probability, self.noise_std_range)
-        per_channel = self.channel_probability
-        return AugmentationDraw(
-            noise=None if noise_std is None else (noise_std, noise_seed),
-            blur_sigma=_between(blur, self.blur_probability * per_channel, self.blur_sigma_range),
-            brightness=_between(brightness, self.brightness_probability, self.brightness_range),
-            contrast=_around_one(contrast, self.contrast_probability, self.contrast_range),
-            zoom=_between(coarse, self.low_resolution_probability * per_channel, self.low_resolution_range),
-            inverted_gamma=_around_one(inverted, self.inverted_gamma_probability, self.gamma_range),
-            gamma=_around_one(gamma, self.gamma_probability, self.gamma_range),
-            flips=(
-                mirrors[0] < self.flip_probability,
-                mirrors[1] < self.flip_probability,
-                mirrors[2] < self.flip_probability,
-            ),
-            quarter_turns=1 + int(3 * turns) if rotates < self.rot90_probability else 0,
+        seeds = [int(torch.randint(2**63 - 1, (), generator=generator))]
+        rows = [of_crop]  # the first channel's own numbers are the crop's
+        if channels > 1:
+            others = torch.rand(channels - 1, 7, 3, dtype=torch.float64, generator=generator).tolist()
+            seeds += torch.randint(2**63 - 1, (channels - 1,), generator=generator).tolist()
+            probabilities = (
+                self.noise_probability,
+                self.blur_probability,
+                self.brightness_probability,
+                self.contrast_probability,
+                self.low_resolution_probability,
+                self.inverted_gamma_probability,
+                self.gamma_probability,
+            )
+            rows += [[*map(_of_channel, of_crop, other, probabilities)] for other in others]
+        axes: list[list[float]] = [[]] * channels  # places of sigma along the second and third axis
+        if self.blur_per_axis:
+            axes = torch.rand(channels, 2, dtype=torch.float64, generator=generator).tolist()
+        noise_std = _between(of_crop[0], self.noise_probability, self.noise_std_range)
+        flips = (
+            mirrors[0] < self.flip_probability,
+            mirrors[1] < self.flip_probability,
+            mirrors[2] < self.flip_probability,
         )
+        quarter_turns = 1 + int(3 * turns) if rotates < self.rot90_probability else 0
+        draws = []
+        for row, noise_seed, other_axes in zip(rows, seeds, axes, strict=True):
+            _, blur, brightness, contrast, coarse, inverted, gamma = row
+            draws.append(
+                AugmentationDraw(
+                    noise=None if noise_std is None else (noise_std, noise_seed),
+                    blur_sigma=self._blur_sigma(blur, other_axes),
+                    brightness=_between(brightness, self.brightness_probability, self.brightness_range),
+                    contrast=_around_one(contrast, self.contrast_probability, self.contrast_range),
+                    zoom=_between(
+                        coarse, self.low_resolution_probability * self.channel_probability, self.low_resolution_range
+                    ),
+                    inverted_gamma=_around_one(inverted, self.inverted_gamma_probability, self.gamma_range),
+                    gamma=_around_one(gamma, self.gamma_probability, self.gamma_range),
+                    flips=flips,
+                    quarter_turns=quarter_turns,
+                )
+            )
+        return draws
+
+    def _blur_sigma(self, uniform: Sequence[float], other_axes: Sequence[float]) -> _Sigma | None:
+        first = _between(uniform, self.blur_probability * self.channel_probability, self.blur_sigma_range)
+        if first is None or not other_axes:
+            return first
+        low, high = self.blur_sigma_range
+        second, third = (low + (high - low) * place for place in other_axes)
+        return (first, second, third)
 
     def apply(self, crops: Tensor, draws: Sequence[AugmentationDraw]) -> Tensor:
         """Change each crop as drawn for it; deterministic, and without waiting for the device.
@@ -183,38 +250,75 @@ class CropAugmentation:
         every device.
 
         Args:
-            crops: ``(N, 1, d, h, w)`` on any device; left as they are.
-            draws: one for each crop.
+            crops: ``(N, C, d, h, w)`` on any device; left as they are.
+            draws: one for each channel of each crop, those of a crop one after the other.
 
         Returns:
-            ``(N, 1, d, h, w)``, float32.
+            ``(N, C, d, h, w)``, float32.
 
         Raises:
-            ValueError: if shapes do not fit, or crops are to be turned whose first two sides differ.
+            ValueError: if shapes or draws do not fit, or crops are to be turned whose first two sides differ.
         """
-        if crops.ndim != 5 or crops.shape[1] != 1:
-            raise ValueError(f"crops have the shape {tuple(crops.shape)}, not (N, 1, d, h, w)")
-        if len(draws) != len(crops):
-            raise ValueError(f"there are {len(draws)} draws for {len(crops)} crops")
+        _check_shapes(crops, draws)
         depth, height = crops.shape[2:4]
-        if depth != height and (self.rot90_probability > 0 or any(draw.quarter_turns for draw in draws)):
+        if depth != height and self.rot90_probability > 0:
             raise ValueError(f"crops whose first two sides {depth} and {height} differ cannot make quarter turns")
 
         with torch.autocast(crops.device.type, enabled=False):
-            crops = crops.to(torch.float32, copy=True)
-            _change(crops, [draw.noise for draw in draws], _add_noise)
-            _change(crops, [draw.blur_sigma for draw in draws], _blur)
-            _change(crops, [draw.brightness for draw in draws], _brighten)
-            _change(crops, [draw.contrast for draw in draws], _stretch)
-            _change(crops, [draw.zoom for draw in draws], _coarsen)
-            _change(crops, [draw.inverted_gamma for draw in draws], _bend_negative)
-            _change(crops, [draw.gamma for draw in draws], _bend)
-            _orient(crops, draws)
+            crops = crops.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            each = crops.flatten(0, 1).unsqueeze(1)  # (N * C, 1, d, h, w), the same voxels
+            _change(each, [draw.noise for draw in draws], _add_noise)
+            _change(each, [_for_axes(draw.blur_sigma) for draw in draws], _blur)
+            _change(each, [draw.brightness for draw in draws], _brighten)
+            _change(each, [draw.contrast for draw in draws], _stretch)
+            _change(each, [draw.zoom for draw in draws], _COARSEN[self.low_resolution_interpolation])
+            _change(each, [draw.inverted_gamma for draw in draws], _bend_negative)
+            _change(each, [draw.gamma for draw in draws], _bend)
+            _orient(each, draws)
         return crops
+
+    @staticmethod
+    def orient(volumes: Tensor, draws: Sequence[AugmentationDraw]) -> Tensor:
+        """Mirror and turn as drawn, and change nothing else: for the label maps of crops.
+
+        Args:
+            volumes: ``(N, C, d, h, w)`` of any type; left as they are.
+            draws: one for each channel of each volume; of an image with several channels any one will do.
+
+        Returns:
+            ``(N, C, d, h, w)``, of the same type.
+
+        Raises:
+            ValueError: if shapes or draws do not fit, or volumes are to be turned whose first two sides differ.
+
+        Example:
+            >>> label = torch.tensor([1, 2, 3]).view(1, 1, 1, 1, 3)
+            >>> CropAugmentation.orient(label, [AugmentationDraw(gamma=0.8, flips=(False, False, True))]).flatten()
+            tensor([3, 2, 1])
+        """
+        _check_shapes(volumes, draws)
+        volumes = volumes.clone(memory_format=torch.contiguous_format)
+        _orient(volumes.flatten(0, 1).unsqueeze(1), draws)
+        return volumes
 
     def __call__(self, crops: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """Draw for each crop from its own generator, then apply."""
-        return self.apply(crops, [self.draw(generator) for generator in generators])
+        channels = crops.shape[1]
+        draws = [draw for generator in generators for draw in self.draw_channels(generator, channels=channels)]
+        return self.apply(crops, draws)
+
+
+def _check_shapes(crops: Tensor, draws: Sequence[AugmentationDraw]) -> None:
+    if crops.ndim != 5:
+        raise ValueError(f"crops have the shape {tuple(crops.shape)}, not (N, C, d, h, w)")
+    count, channels, depth, height, _ = crops.shape
+    if len(draws) != count * channels:
+        raise ValueError(f"there are {len(draws)} draws for {count} crops of the shape {tuple(crops.shape)}")
+    if depth != height and any(draw.quarter_turns for draw in draws):
+        raise ValueError(f"crops whose first two sides {depth} and {height} differ cannot make quarter turns")
+    for first in range(0, len(draws), channels):
+        if len({(draw.flips, draw.quarter_turns) for draw in draws[first : first + channels]}) > 1:
+            raise ValueError(f"the channels of crop {first // channels} are mirrored or turned differently")
 
 
 def _probability(name: str, value: float) -> float:
@@ -238,6 +342,15 @@ def _between(uniform: Sequence[float], probability: float, limits: tuple[float, 
     chance, place, _ = uniform
     low, high = limits
     return low + (high - low) * place if chance < probability else None
+
+
+def _of_channel(of_crop: Sequence[float], own: Sequence[float], probability: float) -> tuple[float, float, float]:
+    """Return what a further channel draws for a transform: it fires there only if it fires in the crop.
+
+    In crops in which it fires, the first channel's chance is uniform between 0 and ``probability``; so is this one.
+    """
+    chance, place, side = own
+    return (probability * chance if of_crop[0] < probability else 1.0, place, side)
 
 
 def _around_one(uniform: Sequence[float], probability: float, limits: tuple[float, float]) -> float | None:
@@ -306,9 +419,14 @@ def _mean_and_std(crops: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (crops - mean).square_().mean(_VOXELS, keepdim=True).sqrt()  # several times faster than torch.std_mean
 
 
-def _blur(crops: Tensor, sigmas: list[float]) -> Tensor:
+def _for_axes(sigma: _Sigma | None) -> tuple[float, float, float] | None:
+    return sigma if sigma is None or isinstance(sigma, tuple) else (sigma, sigma, sigma)
+
+
+def _blur(crops: Tensor, sigmas: list[tuple[float, float, float]]) -> Tensor:
     """Blur each crop with its own Gaussian, cut at 4 sigma, the crop being mirrored at its borders as SciPy does."""
-    matrices = [_to(_blur_matrices(sigmas, side), crops.device) for side in crops.shape[2:]]
+    sides = zip(zip(*sigmas, strict=True), crops.shape[2:], strict=True)
+    matrices = [_to(_blur_matrices(along, side), crops.device) for along, side in sides]
     return _along_axes(crops[:, 0], matrices).unsqueeze(1)
 
 
@@ -341,6 +459,19 @@ def _coarsen(crops: Tensor, zooms: list[float]) -> Tensor:
     seen = crops[each, 0, first[:, :, None, None], second[:, None, :, None], third[:, None, None, :]]
     low, high = seen.amin((1, 2, 3), keepdim=True), seen.amax((1, 2, 3), keepdim=True)
     return torch.minimum(torch.maximum(_along_axes(seen, splines), low), high).unsqueeze(1)
+
+
+def _coarsen_linear(crops: Tensor, zooms: list[float]) -> Tensor:
+    """Keep the nearest voxels of a coarser grid, and interpolate between them linearly."""
+    sides = list(crops.shape[2:])
+    fine = []
+    for crop, zoom in zip(crops, zooms, strict=True):
+        coarse = F.interpolate(crop[None], size=[max(round(side * zoom), 1) for side in sides], mode="nearest-exact")
+        fine.append(F.interpolate(coarse, size=sides, mode="trilinear", align_corners=False))
+    return torch.cat(fine)
+
+
+_COARSEN: dict[str, Callable[[Tensor, list[float]], Tensor]] = {"cubic": _coarsen, "linear": _coarsen_linear}
 
 
 @lru_cache(maxsize=512)

@@ -265,10 +265,14 @@ def trained_network(network: nn.Module, path: str, *, settings: Mapping[str, Any
     return network
 
 
-def keep_previous(path: str) -> None:
-    """Before training writes a model, keep the one that is there as ``<name>_previous.pt``, ``..._previous_2.pt``, ...
+def keep_previous(path: str, *, move: bool = False) -> None:
+    """Before training writes a file, keep the one that is there as ``<name>_previous.pt``, ``..._previous_2.pt``, ...
 
     An earlier one is never replaced: it may be the good one, if this training was started again after a kill.
+
+    Args:
+        path: of a checkpoint; the JSON beside it is kept too.
+        move: leave nothing under the old name, instead of a copy.
     """
     model = Path(path)
     if not model.is_file():
@@ -280,5 +284,8 @@ def keep_previous(path: str) -> None:
         number += 1
     for source, kept in ((model, previous), (model.with_suffix(".json"), previous.with_suffix(".json"))):
         if source.is_file():
-            replace_file(kept, partial(shutil.copyfile, source))
+            if move:
+                source.replace(kept)
+            else:
+                replace_file(kept, partial(shutil.copyfile, source))
     tqdm.write(f"{model} exists: kept as {previous}")
