@@ -6,7 +6,7 @@ mode          trains in the encoder                                  trains else
 ============  =====================================================  ==============================================
 full          everything                                             everything
 sawtooth      everything, but not in the first epochs: see           everything
-              :class:`common.handlers.HeadFirst`
+              :class:`common.handlers.FineTuningPhases`
 norm          weights and biases of its norms                        everything
 lora          adapters of its attention (Primus)                     everything
 frozen        nothing; ``linear_probe`` is another name for it       everything
