@@ -12,14 +12,12 @@ from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
-from ..views import SpatialCrop, reading_stream
+from ..views import SpatialCrop, reading_stream, step_stream
 from .classified import TARGET
 from .datalists import Case, case_name, images_of
 from .store import StoredVolume, StoreSettings, VolumeStore
 
 __all__ = ["CaseSampler", "VolumeDataset"]
-
-_SHUFFLE = 4  # beside the streams of the samples
 
 
 class VolumeDataset(Dataset[dict[str, Any]]):
@@ -138,6 +136,6 @@ class CaseSampler(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.count)
         if self.seed is not None:
-            order = np.random.default_rng([self.seed, self.epoch, _SHUFFLE]).permutation(self.count)
+            order = step_stream(self.seed, self.epoch, 0).permutation(self.count)
         for first in range(0, self.count, self.micro):
             yield [(self.epoch, int(index)) for index in order[first : first + self.micro]]
