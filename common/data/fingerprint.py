@@ -173,7 +173,7 @@ def preprocessing_settings(
         looked = fingerprint(cases, channels=channels, reorient=reorient, cache_dir=cache_dir)
     resolved: list[Any] = list(schemes)
     if "ct" in schemes:
-        resolved = schemes * channels if len(schemes) == 1 else list(schemes)
+        resolved = [*schemes] * (channels if len(schemes) == 1 else 1)
         for place, scheme in enumerate(resolved):
             if scheme == "ct":
                 if looked["ct"][place] is None:
@@ -199,4 +199,3 @@ def _pretraining_spacing(pretrained: str) -> Any:
             f"nothing beside {pretrained} says at what spacing it was made; give --spacing_mm in millimetres"
         )
     return spacing
-

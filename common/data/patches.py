@@ -130,4 +130,3 @@ def _usable(
         named = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         tqdm.write(f"note: {len(empty)} of {len(good)} labels mark nothing ({named}); they are used as background")
     return good
-

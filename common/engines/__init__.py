@@ -1,9 +1,17 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """What MONAI's engines lack: views as batches, mirrored inference, evaluation of files, the check of settings."""
 
-from .batches import ViewsBatch, loss_of
+from .batches import SegmentationBatch, ViewsBatch, loss_of
 from .evaluation import evaluate_predictions
 from .inferers import MirroringInferer
-from .settings import check_settings
+from .settings import check_settings, model_settings
 
-__all__ = ["MirroringInferer", "ViewsBatch", "check_settings", "evaluate_predictions", "loss_of"]
+__all__ = [
+    "MirroringInferer",
+    "SegmentationBatch",
+    "ViewsBatch",
+    "check_settings",
+    "evaluate_predictions",
+    "loss_of",
+    "model_settings",
+]

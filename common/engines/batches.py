@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ViewsBatch", "loss_of"]
+__all__ = ["SegmentationBatch", "ViewsBatch", "loss_of"]
 
 
 class ViewsBatch:
@@ -32,6 +32,29 @@ class ViewsBatch:
         with torch.no_grad():
             views = self.views({**batch, "region": regions})
         return views, views
+
+
+class SegmentationBatch:
+    """``prepare_batch`` of MONAI's engines for supervised training: image ``(B, C, D, H, W)`` and label of a batch.
+
+    Args:
+        views: callable on a batch whose regions are on the device; returns ``image`` and ``label``.
+    """
+
+    def __init__(self, views: Callable[[dict[str, Any]], dict[str, Tensor]]) -> None:
+        self.views = views
+
+    def __call__(
+        self, batch: dict[str, Any], device: torch.device | str, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Return image and label."""
+        moved = {
+            name: [region.to(device, non_blocking=non_blocking, **kwargs) for region in batch[name]]
+            for name in ("region", "label_region")
+        }
+        with torch.no_grad():
+            views = self.views({**batch, **moved})
+        return views["image"], views["label"]
 
 
 def loss_of(loss: Callable[[Any, Any], Tensor]) -> Callable[[dict[str, Any]], Tensor]:

@@ -7,16 +7,18 @@ import difflib
 import inspect
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import FrameType
+from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
+from ..data.task import SegmentationTask
 from ..errors import SettingsError, end_in_a_sentence
 
-__all__ = ["check_settings", "unknown_settings"]
+__all__ = ["check_settings", "model_settings", "unknown_settings"]
 
 # arguments of monai.bundle.run itself, and the settings that --tracking reads
 _OWN = {
@@ -27,6 +29,21 @@ _OWN = {
 
 # what YAML reads as these values, the command line gives as text
 _TEXTS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None}
+
+
+def model_settings(
+    task: SegmentationTask, *, data: Mapping[str, Any], network: Mapping[str, Any], **others: Any
+) -> dict[str, Any]:
+    """Gather what a model was made for and how, in plain values: classes, preprocessing, network, and the rest."""
+    regions = None if task.regions is None else {name: list(values) for name, values in task.regions.items()}
+    return {
+        "labels": [str(name) for name in task.labels],
+        "regions": regions,
+        "ignore_label": task.ignore_label,
+        **data,
+        **network,
+        **others,
+    }
 
 
 def unknown_settings(given: Iterable[str], known: Iterable[str]) -> str | None:

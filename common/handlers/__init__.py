@@ -4,13 +4,22 @@
 from .checkpoints import FineTuningCheckpoint, PretrainingCheckpoint, check_resume
 from .collapse import CollapseWatch
 from .optimization import GradientClip, Reproducible, SetLearningRate, StopAtNonFiniteLoss
-from .pictures import Pictures, draw_fusion, draw_reconstruction, draw_restoration, draw_similarity
 from .phases import FineTuningPhases
+from .pictures import (
+    Curves,
+    Pictures,
+    SegmentationPicture,
+    draw_fusion,
+    draw_reconstruction,
+    draw_restoration,
+    draw_similarity,
+)
 from .progress import Progress, shared
 from .validation import PooledDice
 
 __all__ = [
     "CollapseWatch",
+    "Curves",
     "FineTuningCheckpoint",
     "FineTuningPhases",
     "GradientClip",
@@ -19,6 +28,7 @@ __all__ = [
     "PretrainingCheckpoint",
     "Progress",
     "Reproducible",
+    "SegmentationPicture",
     "SetLearningRate",
     "StopAtNonFiniteLoss",
     "check_resume",

@@ -32,7 +32,7 @@ class FineTuningPhases:
         self, network: nn.Module, optimizer: Optimizer, schedule: FineTuningSchedule, *, adapted_input: bool = False
     ) -> None:
         self.optimizer, self.schedule = optimizer, schedule
-        first = next((module for module in network.get_submodule("encoder").modules() if isinstance(module, nn.Conv3d)))
+        first = next(module for module in network.get_submodule("encoder").modules() if isinstance(module, nn.Conv3d))
         kept = {id(parameter) for parameter in first.parameters()} if adapted_input else set()
         self.encoder = [
             parameter

@@ -15,12 +15,22 @@ import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from torch import Tensor
 
+from ..data.task import SegmentationTask
 from ..weights.files import replace_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.patches import Patch
 
-__all__ = ["Pictures", "draw_fusion", "draw_reconstruction", "draw_restoration", "draw_similarity"]
+__all__ = [
+    "Curves",
+    "Pictures",
+    "SegmentationPicture",
+    "draw_fusion",
+    "draw_reconstruction",
+    "draw_restoration",
+    "draw_similarity",
+]
 
 _PLANES = ("axial", "coronal", "sagittal")
 _Draw = Callable[[dict[str, Any], dict[str, Tensor], Path], None]
@@ -51,7 +61,92 @@ class Pictures:
         if epoch % self.interval and epoch != self.epochs:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.draw(engine.state.output["label"], engine.state.output["pred"], self.folder / f"epoch_{epoch}.png")
+        output = engine.state.output
+        views = output["label"] if isinstance(output["label"], dict) else output
+        self.draw(views, output["pred"], self.folder / f"epoch_{epoch}.png")
+
+
+class Curves:
+    """Draw the history of a run at every interval and at the end: loss, validation, learning rate.
+
+    Args:
+        history: records that :class:`Progress` keeps.
+        path: of the picture.
+        interval: epochs between pictures; 0 draws none.
+    """
+
+    def __init__(self, history: Sequence[dict[str, float]], *, path: str | Path, interval: int) -> None:
+        self.history, self.path, self.interval = history, Path(path), interval
+        self.main = not dist.is_initialized() or dist.get_rank() == 0
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after what keeps the history."""
+        if self.main and self.interval:
+            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+            engine.add_event_handler(Events.COMPLETED, self)
+
+    def __call__(self, _: Engine) -> None:
+        """Draw what there is."""
+        names = list(dict.fromkeys(name for record in self.history for name in record))
+        panels = {
+            "training loss": [name for name in names if name.startswith("train_")],
+            "validation": [name for name in names if name.startswith("val_")],
+            "learning rate": ["lr"],
+        }
+        shown = {title: keys for title, keys in panels.items() if any(key in names for key in keys)}
+        figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.4), layout="constrained", squeeze=False)
+        for axis, (title, keys) in zip(axes[0], shown.items(), strict=True):
+            for key in keys:
+                points = [(record["epoch"], record[key]) for record in self.history if key in record]
+                label = key.removeprefix("train_").removeprefix("val_")
+                axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label)
+            axis.set(title=title, xlabel="epoch")
+            axis.grid(alpha=0.3)
+            if len(keys) > 1:
+                axis.legend(fontsize=8)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        _save(figure, self.path)
+
+
+class SegmentationPicture:
+    """Draw the last patch of a validation batch, the one on foreground: image, label and prediction over it.
+
+    Args:
+        task: classes or regions.
+    """
+
+    def __init__(self, task: SegmentationTask) -> None:
+        self.task = task
+
+    def __call__(self, views: dict[str, Any], pred: Tensor, path: Path) -> None:
+        """Draw ``image`` and ``label`` of the views and the logits ``(B, outputs, D, H, W)``."""
+        image = views["image"][-1, 0].float().cpu().numpy()
+        maps = {
+            "label": views["label"][-1, 0].cpu().numpy(),
+            "prediction": self.task.decode(pred[-1:].float())[0, 0].cpu().numpy(),
+        }
+        middle = [round(float(np.median(places))) for places in np.nonzero(maps["label"])] or [0]
+        centre = middle if maps["label"].any() else [side // 2 for side in image.shape]
+        low, high = np.percentile(image, [0.5, 99.5])
+        colours = [(*plt.get_cmap("tab10")(index % 10)[:3], 0.55) for index in range(max(len(self.task.labels) - 1, 1))]
+        figure, axes = plt.subplots(3, 3, figsize=(7.6, 7.8), layout="constrained")
+        for row, plane in enumerate(_PLANES):
+            for axis, (title, marks) in zip(axes[row], {"image": None, **maps}.items(), strict=True):
+                axis.imshow(np.take(image, centre[row], axis=row)[::-1], cmap="gray", vmin=low, vmax=high)
+                if marks is not None:
+                    plane_marks = np.take(marks, centre[row], axis=row)[::-1]
+                    layer = np.zeros((*plane_marks.shape, 4))
+                    for value, colour in enumerate(colours, start=1):
+                        layer[plane_marks == value] = colour
+                    axis.imshow(layer, interpolation="nearest")
+                axis.set_xticks([])
+                axis.set_yticks([])
+                if row == 0:
+                    axis.set_title(title, fontsize=10)
+            axes[row, 0].set_ylabel(plane)
+        handles = [Patch(color=colour, label=name) for colour, name in zip(colours, self.task.labels[1:], strict=False)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=8)
+        _save(figure, path)
 
 
 def draw_reconstruction(views: dict[str, Any], pred: dict[str, Tensor], path: Path) -> None:

@@ -63,8 +63,7 @@ class PooledDice(Metric):
         if dist.is_initialized():
             dist.all_reduce(counts)
         return [
-            2 * both / (predicted + true) if predicted + true else math.nan
-            for both, predicted, true in counts.tolist()
+            2 * both / (predicted + true) if predicted + true else math.nan for both, predicted, true in counts.tolist()
         ]
 
     def compute(self) -> float:

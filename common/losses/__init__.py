@@ -3,7 +3,7 @@
 
 from .contrastive import NTXentLoss
 from .masked_mse import MaskedMSELoss
-from .segmentation import DiceCrossEntropy
 from .reduction import gather, weighted_mean
+from .segmentation import DiceCrossEntropy
 
 __all__ = ["DiceCrossEntropy", "MaskedMSELoss", "NTXentLoss", "gather", "weighted_mean"]

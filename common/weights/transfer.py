@@ -19,6 +19,7 @@ from ..errors import SettingsError, WeightsError
 from .cells import describe
 from .files import check_values, read_checkpoint, read_metadata, replace_file, sha256, write_json
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
+from .tuning import prepare_tuning
 
 __all__ = ["fine_tuning_network", "keep_previous", "origin_receipt", "trained_network", "transfer_weights"]
 
@@ -178,6 +179,9 @@ def fine_tuning_network(
     transfer: str = "encoder",
     allow_partial: bool = False,
     receipt_file: str | None = None,
+    tuning: str = "full",
+    lora_rank: int = 8,
+    optimizer_states: int = 0,
 ) -> nn.Module:
     """Return ``network`` with a pre-trained encoder in it, or untouched from scratch; print and save the receipt.
 
@@ -190,11 +194,17 @@ def fine_tuning_network(
         transfer: ``encoder`` or ``encoder+decoder``.
         allow_partial: accept a file that does not cover the encoder.
         receipt_file: JSON to write; where none lies beside ``pretrained``, it is written there too.
+        tuning: how much of the network learns, see :func:`prepare_tuning`.
+        lora_rank: of the adapters of ``lora``.
+        optimizer_states: numbers that the optimizer keeps for each parameter, for the note on memory.
 
     Raises:
         WeightsError: if the file is missing, damaged or of another network.
+        SettingsError: if part of a network is to be tuned that was not pre-trained.
     """
     if from_scratch:
+        if tuning != "full":
+            raise SettingsError(f"tuning {tuning} leaves weights as they are, and from scratch they mean nothing yet")
         tqdm.write("training from scratch: no weights loaded")
         return network
     if not Path(pretrained).is_file():
@@ -221,7 +231,9 @@ def fine_tuning_network(
     if not beside.exists() and not receipt.provenance:
         with contextlib.suppress(OSError):  # a folder that only others may write to
             write_json(receipt.as_dict(), beside)
-    return network
+    if tuning == "full":
+        return network
+    return prepare_tuning(network, tuning, rank=lora_rank, optimizer_states=optimizer_states)
 
 
 def _differences(about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
