@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
 from .checks import settle
-from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, images_of, read_datalist, volumes_in
+from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, read_datalist, volumes_in
 from .labelled import split_cases
 
 __all__ = [
@@ -39,6 +39,8 @@ __all__ = [
     "class_weights",
     "classified_cases",
     "classified_lists",
+    "digest",
+    "prediction_cases",
     "volume_settings",
 ]
 
@@ -247,6 +249,54 @@ def classified_lists(
     return {"task": task, **split}
 
 
+def prediction_cases(
+    dataset_dir: str = "",
+    datalist: str | None = None,
+    *,
+    task: ClassificationTask,
+    target: str | Sequence[str],
+    table: str | None = None,
+    group: str | None = None,
+    channels: int = 1,
+    strict: bool = False,
+) -> list[Case]:
+    """List the cases to classify, with their targets where a table or the datalist knows them.
+
+    Args:
+        dataset_dir: folder of images.
+        datalist: MONAI datalist JSON to use instead: its ``test`` entries, else ``validation``, else ``training``.
+        task: of the classifier.
+        target: column or columns of the truth.
+        table: CSV with the columns ``case`` and target, for scores; only its cases are then classified.
+        group: column of the patients, for intervals.
+        channels: images of a case.
+        strict: stop at a row without image, or a case without a known class.
+
+    Raises:
+        DataError: if there are none, or the table cannot be used.
+    """
+    lists = classified_cases(dataset_dir, datalist, table=table, channels=channels, strict=strict)
+    cases = lists["test"] or lists["validation"] or lists["training"]
+    columns = [target] if isinstance(target, str) else [str(name) for name in target]
+    if table:
+        _check_columns(cases, [*columns, *([group] if group else [])], table)
+    problems: list[DataError] = []
+    for case in cases:
+        try:
+            case[TARGET] = _target(case, columns, task, table or str(datalist))
+        except DataError as error:
+            case[TARGET] = None
+            problems.append(error)
+        if group and table and _is_missing(case.get(group, "")):
+            raise DataError(f"{table}: {case['case']} has no {group!r}; add it, or drop --group")
+    if table and problems:
+        told = "\n".join(f"  - {problem}" for problem in problems)
+        if strict:
+            raise DataError(f"{len(problems)} of {len(cases)} cases cannot be scored:\n{told}")
+        tqdm.write(f"{len(problems)} of {len(cases)} cases are classified but cannot be scored:\n{told}")
+    return cases
+
+
 def volume_settings(
     *,
     fit: str,
@@ -282,8 +332,8 @@ def volume_settings(
     return {"spacing_mm": spacing_mm, **shared}
 
 
-def class_weights(cases: Sequence[Case], task: ClassificationTask) -> list[float]:
-    """Return weights that make up for unequal numbers of cases.
+def class_weights(cases: Sequence[Case], task: ClassificationTask, *, balance: bool = True) -> list[float] | None:
+    """Return weights that make up for unequal numbers of cases; None without ``balance``.
 
     Of classes: ``n / (classes * n_class)``, so that their mean over the cases is 1; of labels: ``without / with``, the
     weight of a positive.
@@ -295,12 +345,14 @@ def class_weights(cases: Sequence[Case], task: ClassificationTask) -> list[float
         >>> class_weights([{"target": 0}, {"target": 0}, {"target": 0}, {"target": 1}], ClassificationTask(("a", "b")))
         [0.6666666666666666, 2.0]
     """
+    if not balance:
+        return None
     counts = task.counts(cases)
     lacking = [name for name, count in counts.items() if not count or (task.multilabel and count == len(cases))]
     if lacking:
         raise DataError(
-            f"--balance true needs training cases with and without each class, and {lacking[0]} has {counts[lacking[0]]}"
-            f" of {len(cases)}; leave it out of the classes, or use another split"
+            f"--balance true needs training cases with and without each class, and {counts[lacking[0]]} of "
+            f"{len(cases)} are {lacking[0]}; leave it out of the classes, or use another split"
         )
     if task.multilabel:
         return [(len(cases) - count) / count for count in counts.values()]
@@ -399,9 +451,7 @@ def _is_missing(value: Any) -> bool:
     return str(value).strip().lower() in _MISSING
 
 
-def _one_column(
-    cases: Sequence[Case], column: str, classes: Sequence[str] | None, source: str
-) -> ClassificationTask:
+def _one_column(cases: Sequence[Case], column: str, classes: Sequence[str] | None, source: str) -> ClassificationTask:
     values = [_plain(case[column]) for case in cases if not _is_missing(case.get(column, ""))]
     found = sorted(set(values))
     if all(_number(value) is not None for value in found):
@@ -458,7 +508,6 @@ def _tell(split: Mapping[str, Sequence[Case]], task: ClassificationTask) -> None
         for part, own in counts.items()
     )
     tqdm.write(shown)
-
 
     for part, own in counts.items():
         for name, count in own.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 
@@ -96,7 +97,7 @@ class CaseSampler(Sampler[list[tuple[int, int]]]):
 
     Args:
         dataset: whose cases are named.
-        batch_size: samples of one optimizer step.
+        batch_size: samples of one optimizer step, over all processes.
         accumulation_steps: micro-batches of one optimizer step.
         seed: of the order; None keeps that of the list, in every epoch alike, for validation and prediction.
 
@@ -110,15 +111,18 @@ class CaseSampler(Sampler[list[tuple[int, int]]]):
         ([2, 2, 1], [0, 1, 2, 3, 4])
     """
 
-    def __init__(
-        self, dataset: Any, *, batch_size: int, accumulation_steps: int = 1, seed: int | None = None
-    ) -> None:
-        if batch_size < 1 or accumulation_steps < 1 or batch_size % accumulation_steps:
+    def __init__(self, dataset: Any, *, batch_size: int, accumulation_steps: int = 1, seed: int | None = None) -> None:
+        parts = accumulation_steps * (dist.get_world_size() if dist.is_initialized() and seed is not None else 1)
+        if batch_size < 1 or accumulation_steps < 1 or batch_size % parts:
             raise SettingsError(
-                f"batch_size {batch_size} does not split over {accumulation_steps} accumulation step(s); make it a "
-                "multiple"
+                f"batch_size {batch_size} does not split over {accumulation_steps} accumulation step(s) of "
+                f"{parts // max(accumulation_steps, 1)} process(es); make it a multiple of {parts}"
             )
-        self.count, self.micro, self.seed = len(dataset), batch_size // accumulation_steps, seed
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if seed is None:  # every process sees all
+            self.rank, self.world = 0, 1
+        self.count, self.micro, self.seed = len(dataset), batch_size // parts, seed
+        self.own = -(-self.count // self.world)
         self.epoch = 0
         if seed is not None and batch_size > self.count:
             tqdm.write(
@@ -131,11 +135,12 @@ class CaseSampler(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch if self.seed is not None else 0
 
     def __len__(self) -> int:
-        return -(-self.count // self.micro)
+        return -(-self.own // self.micro)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = np.arange(self.count)
         if self.seed is not None:
             order = step_stream(self.seed, self.epoch, 0).permutation(self.count)
-        for first in range(0, self.count, self.micro):
+        order = np.resize(order, self.own * self.world)[self.rank :: self.world]  # equal shares: some see a case twice
+        for first in range(0, self.own, self.micro):
             yield [(self.epoch, int(index)) for index in order[first : first + self.micro]]

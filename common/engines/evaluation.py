@@ -336,11 +336,7 @@ def evaluate_predictions(
         DataError: if there is nothing to score.
         SettingsError: if a setting does not fit.
     """
-<<<<<<< HEAD
-    SegmentationTask(labels)
-=======
     task = SegmentationTask(labels, regions=regions, ignore_label=ignore_label)
->>>>>>> evaluation
     lists = labelled_lists(dataset_dir, datalist)
     if split not in (*lists, "all"):
         raise SettingsError(f"split is {split!r}; it must be training, validation or all")
