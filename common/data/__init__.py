@@ -7,6 +7,7 @@ from .classified import (
     class_weights,
     classified_lists,
     digest,
+    fingerprints,
     prediction_cases,
     volume_settings,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "classified_lists",
     "crop_loader",
     "digest",
+    "fingerprints",
     "image_list",
     "labelled_lists",
     "micro_batch",

@@ -95,6 +95,9 @@ class VolumeDataset(Dataset[dict[str, Any]]):
 class CaseSampler(Sampler[list[tuple[int, int]]]):
     """Batches of sample names that go once through all cases; the last batch may be smaller.
 
+    Gradients of a smaller last batch are divided by the accumulation steps of a whole one, as in the reference, so that
+    its cases count as much as all others.
+
     Args:
         dataset: whose cases are named.
         batch_size: samples of one optimizer step, over all processes.

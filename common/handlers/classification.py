@@ -17,7 +17,7 @@ from ignite.metrics import Metric
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.classified import TARGET, ClassificationTask
+from ..data.classified import TARGET, ClassificationTask, fingerprints
 from ..metrics.classification import (
     SCORES,
     classification_scores,
@@ -97,6 +97,7 @@ class Predictions:
         scores: JSON to write, None for none.
         group: key of the cases that says which belong together, for the intervals.
         resamples: of the bootstrap.
+        trained_on: fingerprints of the cases that the model was trained on; scores that count them say so.
         skipped: what was wrong with cases that could not be used; written to ``skipped.json`` beside ``file``.
     """
 
@@ -108,8 +109,10 @@ class Predictions:
         scores: str | Path | None = None,
         group: str | None = None,
         resamples: int = 1000,
+        trained_on: Sequence[str] = (),
         skipped: Sequence[Exception] = (),
     ) -> None:
+        self.trained_on = set(trained_on)
         self.skipped = [str(problem) for problem in skipped]
         self.task, self.file, self.group, self.resamples = task, Path(file), group, resamples
         self.scores = None if scores is None else Path(scores)
@@ -147,10 +150,16 @@ class Predictions:
         groups = [str(self.cases[index].get(self.group)) for index in known] if self.group else None
         values = probabilities[known].numpy()
         summary = summarise_classification(values, truth, self.task.names, groups=groups, resamples=self.resamples)
+        summary["trained_on"] = sum(name in self.trained_on for name in fingerprints([self.cases[i] for i in known]))
         write_json(summary, self.scores)
         picture = self.scores.with_suffix(".png")
         draw_classification(values, truth, self.task.names, picture)
         tqdm.write(format_classification(summary))
+        if summary["trained_on"]:
+            tqdm.write(
+                f"beware: the model was trained on {summary['trained_on']} of these {len(known)} cases, so that these "
+                "scores are too good; output_dir/validation_predictions.csv of the training has the others"
+            )
         if len(known) < len(self.cases):
             tqdm.write(f"{len(self.cases) - len(known)} of {len(self.cases)} cases have no known class: not scored")
         tqdm.write(f"written to {self.file}, {self.scores} and {picture}")

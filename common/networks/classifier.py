@@ -16,6 +16,8 @@ positions.)
 
 from __future__ import annotations
 
+from typing import List
+
 from torch import Tensor, nn
 
 from .heads import pool_features
@@ -56,7 +58,7 @@ class ClassificationNet(nn.Module):
         self.head = nn.Linear(backbone.feature_channels[-1], outputs)
         self._check(input_size or [])
 
-    def _check(self, sides: list[int]) -> None:
+    def _check(self, sides: List[int]) -> None:
         for side in sides:
             if side % self.stride != 0:
                 raise ValueError(
