@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 TARGET = "target"  # key of a case: index of its class, or a list of 0 and 1
-_MISSING = {"", "na", "n/a", "nan", "none", "null", "?"}
+_MISSING = {"", "na", "n/a", "nan", "null", "?"}  # not none, which may be a class: none, mild, severe
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 _FITS = ("resize", "crop")
 
