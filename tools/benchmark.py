@@ -37,11 +37,18 @@ if TYPE_CHECKING:
     from monai.bundle import ConfigParser
     from torch import Tensor, nn
 
+    from common.views import SegmentationViews
+
 __all__ = ["benchmark"]
 
 T = TypeVar("T")
 PARTS = ("steps", "views", "store")
-PEERS = {"dynamic-network-architectures": "0.4.4", "batchgenerators": "0.25.5"}
+PEERS = {
+    "dynamic-network-architectures": "0.4.4",
+    "batchgenerators": "0.25.5",
+    "batchgeneratorsv2": "0.3.6",
+    "fft-conv-pytorch": "1.2.0",  # which batchgeneratorsv2 needs
+}
 PEER_FOLDER = ROOT / ".venv-peers"
 PUBLISHED = 160
 BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
@@ -377,7 +384,12 @@ def _measure_data(cells: Sequence[str], parts: Sequence[str], options: Options) 
             if viewing:
                 row["views"] = samples / statistics.mean(viewing[cell])
     if "views" in parts:
-        result["yardsticks"] = [*_spatial_yardstick(options), *_genesis_yardstick(options), *_crop_yardsticks(options)]
+        result["yardsticks"] = [
+            *_spatial_yardstick(options),
+            *_genesis_yardstick(options),
+            *_crop_yardsticks(options),
+            *_fine_tuning_yardsticks(options),
+        ]
     return result
 
 
@@ -534,6 +546,197 @@ def _crop_yardsticks(options: Options) -> list[dict[str, Any]]:
         a, b = (statistics.mean(values) / count for values in seconds.values())
         rows.append(_yardstick(f"{what}, {side}^3 crops, mean", "batchgenerators", a, b, allowed=allowed))
     return rows
+
+
+def _fine_tuning_yardsticks(options: Options) -> list[dict[str, Any]]:
+    """Augment two channels and their label map as in fine-tuning: the expected time at the real probabilities.
+
+    Each transform is timed in a chain of its own, fired for certain; what it adds to a plain crop counts as often as it
+    fires.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from common.views import CropAugmentation, SegmentationViews, SpatialCrop
+
+    names = [name for name in vars(CropAugmentation()) if name.endswith("_probability")]
+    # how often each fires; mirrors of one axis or three cost the same, and one sample in eight has none
+    shares = {
+        "rotation": 0.2 * 0.8,
+        "zoom": 0.8 * 0.2,
+        "rotation and zoom": 0.2 * 0.2,
+        "noise": 0.1,
+        "blur": 0.2 * 0.5,
+        "brightness": 0.15,
+        "contrast": 0.15,
+        "low_resolution": 0.25 * 0.5,
+        "inverted_gamma": 0.1,
+        "gamma": 0.3,
+        "flip": 1 - 0.5**3,
+    }
+    rows = []
+    for side in sorted({96, options.views_size}):
+        generator = torch.Generator().manual_seed(0)
+        sides = [side * 257 // PUBLISHED] * 3
+        image = torch.randn(2, *sides, generator=generator)
+        blocks = torch.randint(4, (1, 1, 8, 8, 8), generator=generator)
+        label = F.interpolate(blocks.float(), size=sides)[0, 0].to(torch.uint8)
+        chains: dict[str, dict[str, Callable[[int], object]]] = {"ours": {}, "MONAI": _monai_chains(image, label, side)}
+        if options.peers:
+            chains["batchgeneratorsv2"] = _batchgenerators_chains(image, label, side)
+        for name in ("nothing", *shares):
+            certain = dict.fromkeys(names, 0.0) | {"channel_probability": 1.0}
+            if f"{name}_probability" in certain:
+                certain[f"{name}_probability"] = 1.0
+            views = SegmentationViews(
+                SpatialCrop(
+                    side,
+                    rotation_probability=float("rotation" in name),
+                    zoom_probability=float("zoom" in name),
+                    flip_probability=0,
+                    uniform_zoom=True,
+                ),
+                augmentation=CropAugmentation(
+                    **certain,  # type: ignore[arg-type]
+                    blur_per_axis=True,
+                    low_resolution_interpolation="linear",
+                ),
+            )
+
+            chains["ours"][name] = _fine_tuning_sample(views, image, label)
+        expected = {}
+        for who, chain in chains.items():
+            times = {
+                name: statistics.median(values[1:])
+                for name, values in _in_turn(chain, 1 + max(3, options.repeats), options).items()
+            }
+            often = shares | ({"flip": 0.5} if who == "MONAI" else {})  # a transform for each axis, timed together
+            added = (share * (times[name] - times["nothing"]) for name, share in often.items())
+            expected[who] = times["nothing"] + sum(added)
+        mine = expected.pop("ours")
+        what = f"augmentation of fine-tuning, 2 channels and labels, {side}^3, expected mean"
+        rows += [_yardstick(what, who, mine, seconds, allowed=1.0) for who, seconds in expected.items()]
+    return rows
+
+
+def _fine_tuning_sample(views: SegmentationViews, image: Tensor, label: Tensor) -> Callable[[int], object]:
+    """Return what draws, cuts and augments one sample of a volume ``(C, d, h, w)`` and its label map."""
+    from common.views import reading_stream
+
+    def sample(index: int) -> object:
+        key = (0, 1, index)
+        draw = views.spatial.draw(reading_stream(key), label.shape)
+        where = [slice(a, b) for a, b in zip(draw.start, draw.stop, strict=True)]
+        return views({"region": [image[:, *where]], "label_region": [label[*where]], "spatial": [draw], "key": [key]})
+
+    return sample
+
+
+def _monai_chains(image: Tensor, label: Tensor, side: int) -> dict[str, Callable[[int], object]]:
+    """Return MONAI's transforms of fine-tuning, each fired for certain behind a crop; labels take the nearest voxel."""
+    import numpy as np
+    from monai.transforms import (
+        Compose,
+        RandAdjustContrastd,
+        RandAffined,
+        RandFlipd,
+        RandGaussianNoised,
+        RandGaussianSmoothd,
+        RandScaleIntensityd,
+        RandScaleIntensityFixedMeand,
+        RandSimulateLowResolutiond,
+        RandSpatialCropd,
+    )
+
+    keys = ["image", "label"]
+    certain: dict[str, Any] = {"keys": "image", "prob": 1.0}
+
+    def affine(angle: float, zoom: tuple[float, float]) -> Any:
+        return RandAffined(
+            keys=keys,
+            prob=1.0,
+            spatial_size=[side] * 3,
+            rotate_range=[angle] * 3,
+            scale_range=[zoom] * 3,
+            mode=["bilinear", "nearest"],
+            padding_mode="zeros",
+        )
+
+    crop = RandSpatialCropd(keys=keys, roi_size=[side] * 3, random_size=False)
+    sigma = (0.5, 1.0)
+    gamma = {**certain, "gamma": (0.7, 1.5), "retain_stats": True}
+    steps: dict[str, list[Any]] = {
+        "nothing": [crop],
+        "rotation": [affine(np.pi / 6, (0, 0))],
+        "zoom": [affine(0, (-0.3, 0.4))],
+        "rotation and zoom": [affine(np.pi / 6, (-0.3, 0.4))],
+        "noise": [crop, RandGaussianNoised(**certain, std=0.1)],
+        "blur": [crop, RandGaussianSmoothd(**certain, sigma_x=sigma, sigma_y=sigma, sigma_z=sigma)],
+        "brightness": [crop, RandScaleIntensityd(**certain, factors=0.25)],
+        "contrast": [crop, RandScaleIntensityFixedMeand(**certain, factors=0.25, preserve_range=True)],
+        "low_resolution": [crop, RandSimulateLowResolutiond(**certain, zoom_range=(0.5, 1.0))],
+        "inverted_gamma": [crop, RandAdjustContrastd(**gamma, invert_image=True)],
+        "gamma": [crop, RandAdjustContrastd(**gamma)],
+        "flip": [crop, *(RandFlipd(keys=keys, prob=1.0, spatial_axis=axis) for axis in range(3))],
+    }
+    data = {"image": image, "label": label[None]}
+    return {name: _repeat(Compose(chain), data) for name, chain in steps.items()}
+
+
+def _repeat(chain: Callable[[Any], object], data: dict[str, Tensor]) -> Callable[[int], object]:
+    return lambda index: chain(data)
+
+
+def _batchgenerators_chains(image: Tensor, label: Tensor, side: int) -> dict[str, Callable[[int], object]]:
+    """Return the transforms of nnU-Net v2, each fired for certain behind a crop."""
+    import numpy as np
+    import torch
+    from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+    from batchgeneratorsv2.transforms.intensity.contrast import BGContrast, ContrastTransform
+    from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+    from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+    from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+    from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+    from batchgeneratorsv2.transforms.spatial.mirroring import MirrorTransform
+    from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+    from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+
+    def spatial(rotates: int, zooms: int) -> Any:
+        return SpatialTransform(
+            (side, side, side),
+            patch_center_dist_from_border=0,
+            random_crop=False,
+            p_rotation=rotates,
+            rotation=(-np.pi / 6, np.pi / 6),
+            p_scaling=zooms,
+            scaling=(0.7, 1.4),
+            p_synchronize_scaling_across_axes=1,
+        )
+
+    crop = spatial(0, 0)
+    each = {"synchronize_channels": False, "p_per_channel": 1}
+    factor = BGContrast((0.75, 1.25))
+    gamma = {**each, "gamma": BGContrast((0.7, 1.5)), "p_retain_stats": 1}
+    steps: dict[str, list[Any]] = {
+        "nothing": [crop],
+        "rotation": [spatial(1, 0)],
+        "zoom": [spatial(0, 1)],
+        "rotation and zoom": [spatial(1, 1)],
+        "noise": [crop, GaussianNoiseTransform((0, 0.1), p_per_channel=1, synchronize_channels=True)],
+        "blur": [crop, GaussianBlurTransform((0.5, 1.0), synchronize_axes=False, **each)],
+        "brightness": [crop, MultiplicativeBrightnessTransform(factor, **each)],
+        "contrast": [crop, ContrastTransform(factor, preserve_range=True, **each)],
+        "low_resolution": [
+            crop,
+            SimulateLowResolutionTransform((0.5, 1), synchronize_axes=True, ignore_axes=None, **each),
+        ],
+        "inverted_gamma": [crop, GammaTransform(p_invert_image=1, **gamma)],
+        "gamma": [crop, GammaTransform(p_invert_image=0, **gamma)],
+        "flip": [crop, MirrorTransform((0, 1, 2))],
+    }
+    # crops are views and transforms change them in place, which does not matter for their time
+    data = {"image": image.clone(), "segmentation": label[None].to(torch.int16)}
+    return {name: _repeat(ComposeTransforms(chain).apply, data) for name, chain in steps.items()}
 
 
 def _yardstick(what: str, name: str, ours: float, theirs: float, *, allowed: float | None) -> dict[str, Any]:
@@ -695,7 +898,8 @@ def benchmark(
         views_size: side of the crops of views and store.
         device: cpu (float32) or cuda (bf16 autocast).
         repeats: timed rounds.
-        peers: compare also with dynamic-network-architectures and batchgenerators, installed into .venv-peers.
+        peers: compare also with other packages (dynamic-network-architectures, batchgenerators), installed into
+            .venv-peers.
         channels_last: lay out networks and images with channels last.
         compile: torch.compile the networks.
         profile: also print where the time of a step goes.

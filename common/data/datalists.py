@@ -197,13 +197,14 @@ def pretraining_lists(
     return split if count else {"training": cases, "validation": cases}
 
 
-def channel_cases(files: Sequence[Path], *, channels: int = 1) -> list[Case]:
+def channel_cases(files: Sequence[Path], *, channels: int | None = 1) -> list[Case]:
     """Make cases of image files, those of several channels by nnU-Net's names ``<case>_0000``, ``<case>_0001``, ...
 
     Args:
         files: one for each case, or one for each case and channel.
         channels: of each case. Names are taken apart only if they fit it, so that ``scan_0001`` and ``scan_0002`` stay
-            two cases of one channel; one file for a case of several channels is four-dimensional.
+            two cases of one channel; one file for a case of several channels is four-dimensional. None takes as many
+            as there are of the first case.
 
     Raises:
         DataError: if names end in channel numbers, but a case lacks one.
@@ -218,6 +219,8 @@ def channel_cases(files: Sequence[Path], *, channels: int = 1) -> list[Case]:
     for file, match in zip(files, matches, strict=True):
         if match:
             numbered.setdefault(match[1], {})[int(match[2])] = file
+    if channels is None:
+        channels = len(next(iter(numbered.values()), {0: None}))
     wanted = set(range(channels))
     if files and all(matches):
         lacking = {name: found for name, found in numbered.items() if found.keys() != wanted}

@@ -74,7 +74,7 @@ def labelled_lists(
     dataset_dir: str = "",
     datalist: str | None = None,
     *,
-    channels: int = 1,
+    channels: int | None = 1,
     fold: int | str | None = None,
     folds: int = 5,
     splits: str | None = None,
@@ -91,7 +91,7 @@ def labelled_lists(
             ``dataset.json``.
         datalist: MONAI datalist JSON to use instead; also a Decathlon ``dataset.json``. A validation list in it is
             used as it is.
-        channels: images of a case.
+        channels: images of a case; None, where only labels are read, finds it by the names.
         fold: which of ``folds`` is validated on, from 0; ``all`` trains and validates on everything; None holds out
             ``validation_share`` once.
         folds: number of cross-validation folds; the five of nnU-Net by default.
@@ -284,7 +284,7 @@ def _given_split(cases: Sequence[Case], splits: str, fold: int) -> dict[str, lis
     return {part: [known[name] for name in names] for part, names in parts.items()}
 
 
-def _pairs(folder: Path, channels: int) -> list[Case]:
+def _pairs(folder: Path, channels: int | None) -> list[Case]:
     for images, labels in LABELLED:
         if (folder / images).is_dir():
             cases = _with_labels([path.absolute() for path in volumes_in(folder / images)], folder / labels, channels)
@@ -302,13 +302,13 @@ def _pairs(folder: Path, channels: int) -> list[Case]:
     )
 
 
-def _with_labels(files: Sequence[Path], labels: Path, channels: int) -> list[Case]:
+def _with_labels(files: Sequence[Path], labels: Path, channels: int | None) -> list[Case]:
     """Find the label of each case, under the name of its file or of what its channels have in common."""
     alone: list[Case] = [{"image": str(file)} for file in files]
     together = channel_cases(files, channels=channels)
     found = [
         [case | _label_of(case, labels) for case in cases]
-        for cases in ((together, alone) if channels > 1 else (alone, together))
+        for cases in ((together, alone) if channels is not None and channels > 1 else (alone, together))
     ]
     return max(found, key=lambda cases: sum("label" in case for case in cases) / len(cases))  # the first, if equal
 

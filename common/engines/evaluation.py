@@ -17,14 +17,14 @@ from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from ..data.checks import read_nifti, settle
-from ..data.datalists import stem
+from ..data.datalists import case_name
 from ..data.labelled import labelled_lists
 from ..data.task import SegmentationTask
 from ..errors import DataError, SettingsError
 from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
 from ..metrics.reports import UNKNOWN
 
-__all__ = ["Pair", "case_name", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
+__all__ = ["Pair", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,12 +48,6 @@ class Pair:
     prediction: str
     reference: str
     group: str | None = None
-
-
-def case_name(case: Mapping[str, Any]) -> str:
-    """Return what a case of a datalist is called: its ``name``, or its first image without endings."""
-    image = case["image"]
-    return str(case.get("name", stem(image if isinstance(image, str) else image[0])))
 
 
 def read_groups(path: str | Path, column: str) -> dict[str, str]:
@@ -337,7 +331,7 @@ def evaluate_predictions(
         SettingsError: if a setting does not fit.
     """
     task = SegmentationTask(labels, regions=regions, ignore_label=ignore_label)
-    lists = labelled_lists(dataset_dir, datalist)
+    lists = labelled_lists(dataset_dir, datalist, channels=None)
     if split not in (*lists, "all"):
         raise SettingsError(f"split is {split!r}; it must be training, validation or all")
     if groups and not group:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import nn
 from torch.optim import Optimizer
@@ -32,6 +33,7 @@ class FineTuningPhases:
         self, network: nn.Module, optimizer: Optimizer, schedule: FineTuningSchedule, *, adapted_input: bool = False
     ) -> None:
         self.optimizer, self.schedule = optimizer, schedule
+        self.main = not dist.is_initialized() or dist.get_rank() == 0
         first = next(module for module in network.get_submodule("encoder").modules() if isinstance(module, nn.Conv3d))
         kept = {id(parameter) for parameter in first.parameters()} if adapted_input else set()
         self.encoder = [
@@ -56,7 +58,8 @@ class FineTuningPhases:
                 parameter.grad = None
         if self.schedule.starts_anew(epoch):
             self.optimizer.state.clear()
+        if self.main and self.schedule.starts_anew(epoch):
             tqdm.write(f"epoch {epoch + 1}: from here on the encoder learns too")
-        elif epoch == 0 and alone:
+        elif self.main and epoch == 0 and alone:
             until = min(self.schedule.decoder_epochs, self.schedule.epochs)
             tqdm.write(f"the encoder is frozen until epoch {until} of {self.schedule.epochs}")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.task import SegmentationTask
-from .reduction import gather
+from .reduction import gather, weighted_mean
 
 __all__ = ["DiceCrossEntropy"]
 
@@ -52,14 +52,13 @@ class DiceCrossEntropy(nn.Module):
                     truth = truth * counted[:, 0].long()
                 entropy = F.cross_entropy(logits, truth, reduction="mean" if counted is None else "none")
                 if counted is not None:
-                    entropy = (entropy * counted[:, 0]).sum() / counted.sum().clamp(min=1)
+                    entropy = weighted_mean(entropy * counted[:, 0], counted[:, 0])
                 probability = logits.softmax(1)[:, 1:]
                 target = torch.stack([truth == value for value in range(1, self.task.outputs)], dim=1).float()
             else:
                 target = torch.cat([_among(label, values) for values in self.task.values], dim=1).float()
                 entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1, keepdim=True)
-                weight = torch.ones_like(entropy) if counted is None else counted
-                entropy = (entropy * weight).sum() / weight.sum().clamp(min=1)
+                entropy = entropy.mean() if counted is None else weighted_mean(entropy * counted, counted)
                 probability = logits.sigmoid()
             dice = self._dice(probability, target, counted)
         self.terms = {"cross_entropy": entropy.detach(), "dice": dice.detach()}

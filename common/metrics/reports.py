@@ -157,6 +157,8 @@ def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, gro
     ]
     if any(score["interval"] for score in whole["mean"].values()):
         text.append("in brackets: 95 % bootstrap intervals over cases")
+    if groups and brief:
+        text.append("of each group the mean of its classes; the classes are in scores.json")
     for name, scores in whole["classes"].items():
         if scores["one_empty"]:
             text.append(

@@ -243,15 +243,16 @@ class CropAugmentation:
         second, third = (low + (high - low) * place for place in other_axes)
         return (first, second, third)
 
-    def apply(self, crops: Tensor, draws: Sequence[AugmentationDraw]) -> Tensor:
+    def apply(self, crops: Tensor, draws: Sequence[AugmentationDraw], *, in_place: bool = False) -> Tensor:
         """Change each crop as drawn for it; deterministic, and without waiting for the device.
 
         The voxels of the noise are made on the CPU from the seeds in the draws, so that they too are the same on
         every device.
 
         Args:
-            crops: ``(N, C, d, h, w)`` on any device; left as they are.
+            crops: ``(N, C, d, h, w)`` on any device; left as they are, if not ``in_place``.
             draws: one for each channel of each crop, those of a crop one after the other.
+            in_place: the crops may be overwritten, which saves a copy of them.
 
         Returns:
             ``(N, C, d, h, w)``, float32.
@@ -265,7 +266,7 @@ class CropAugmentation:
             raise ValueError(f"crops whose first two sides {depth} and {height} differ cannot make quarter turns")
 
         with torch.autocast(crops.device.type, enabled=False):
-            crops = crops.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            crops = crops.to(torch.float32, copy=not in_place, memory_format=torch.contiguous_format)
             each = crops.flatten(0, 1).unsqueeze(1)  # (N * C, 1, d, h, w), the same voxels
             _change(each, [draw.noise for draw in draws], _add_noise)
             _change(each, [_for_axes(draw.blur_sigma) for draw in draws], _blur)
@@ -363,6 +364,11 @@ def _change(crops: Tensor, drawn: Sequence[T | None], change: Callable[[Tensor, 
     """Replace, in place, those of the crops for which something was drawn by what ``change`` makes of them."""
     chosen = [(place, value) for place, value in enumerate(drawn) if value is not None]
     for some in _groups(chosen, crops):
+        if len(some) == 1:  # large crops are changed one by one: where they are, if they can be
+            place, value = some[0]
+            crop = crops[place : place + 1]
+            crop.copy_(change(crop, [value]))
+            continue
         index = _to(torch.tensor([place for place, _ in some]), crops.device)
         crops.index_copy_(0, index, change(crops.index_select(0, index), [value for _, value in some]))
 

@@ -33,6 +33,9 @@ step  transform                fires in       strength
 The second factor of blur and low resolution is drawn for each channel. Step 1 is :class:`SpatialCrop`'s, steps 2 to 9
 are :class:`CropAugmentation`'s; the example below has all numbers that are not their defaults. No other step prefers a
 direction, so that mirrors may as well be left to :class:`SpatialCrop`, where they cost less.
+
+Departure from batchgeneratorsv2: blur is that of pre-training and of SciPy, whose Gaussian is cut at 4 sigma and whose
+crop is mirrored with its edge voxel; there it is cut at 3 sigma and mirrored without.
 """
 
 from __future__ import annotations
@@ -103,7 +106,7 @@ class SegmentationViews:
             channels = crops.shape[1]
             streams = [view_stream(key) for key in batch["key"]]
             draws = [draw for one in streams for draw in self.augmentation.draw_channels(one, channels=channels)]
-            crops = self.augmentation.apply(crops, draws)
+            crops = self.augmentation.apply(crops, draws, in_place=True)
             labels = self.augmentation.orient(labels, draws[::channels])
         if self.zero_outside:
             crops = crops.masked_fill(labels < 0, 0)

@@ -8,9 +8,9 @@ Images are interpolated trilinearly, masks take the nearest voxel. In a label ma
 on its own and the largest share wins, as in nnU-Net v2 (Isensee et al., doi:10.1038/s41592-020-01008-z). No volume for
 each label is made: only the eight labels around a place have a share in it.
 
-Departure from the reference: its pre-training interpolates by cubic splines on the CPU; this is trilinear on the
-training device. Its fine-tuning gives what lies outside the volume to no label, so that a label at the border reaches
-half a voxel beyond it; here the outside is background, as the image is 0 there.
+Departures from the reference: its pre-training interpolates by cubic splines on the CPU; this is trilinear on the
+training device. Earlier releases of batchgeneratorsv2 give what lies outside the volume to no label, later ones to the
+background; so does this, as the image is 0 there.
 """
 
 from __future__ import annotations
@@ -222,8 +222,8 @@ class SpatialCrop:
 
     def _interpolate(self, region: Tensor, draw: SpatialDraw, mode: str) -> Tensor:
         device, (depth, height, width) = region.device, self.patch_size
-        # grid_sample sees a single plane everywhere along its axis; with a plane of zeros behind it, it has its place
-        region = F.pad(region, [end for side in reversed(region.shape[-3:]) for end in (0, int(side == 1))])
+        if 1 in region.shape[-3:]:  # grid_sample sees a single plane all along its axis, but not with zeros behind it
+            region = F.pad(region, [end for side in reversed(region.shape[-3:]) for end in (0, int(side == 1))])
         matrix = torch.tensor(draw.matrix, dtype=torch.float64)
         half = (torch.tensor(self.patch_size, dtype=torch.float64) - 1) / 2
         centre = torch.tensor(draw.low) + half - torch.tensor(draw.start)
@@ -266,14 +266,15 @@ class SpatialCrop:
         slab = _SLAB if on_cpu else depth
         out = []
         for first in range(0, depth, slab):
-            cell: Tensor | int = 0  # its lower corner in the flattened, padded label map
-            shares = []  # of the cell's upper corners, along each axis
-            for row, plane, side, step in zip(draw.matrix, planes, region.shape, steps, strict=True):
-                place = (d[first : first + slab, None, None] * row[0] + plane).clamp_(0, side + 1)  # (slab, H, W)
-                corner = place.floor().clamp_(max=side)
-                shares.append(place.sub_(corner).flatten())
-                cell = cell + corner.long() * step
-            cell = torch.as_tensor(cell).flatten()
+            rows = zip(draw.matrix, planes, region.shape, strict=True)
+            places = [
+                (d[first : first + slab, None, None] * row[0] + plane).clamp_(0, side + 1).flatten()
+                for row, plane, side in rows
+            ]
+            corners = [place.floor().clamp_(max=side) for place, side in zip(places, region.shape, strict=True)]
+            shares = [place.sub_(corner) for place, corner in zip(places, corners, strict=True)]
+            z, y, x = (corner.long() for corner in corners)
+            cell = z * steps[0] + y * steps[1] + x * steps[2]  # lower corner, in the flattened, padded label map
             if mixed is None:  # asking where labels meet would make a GPU wait
                 crop = _largest_share(labels, cell, shares, steps)
             else:

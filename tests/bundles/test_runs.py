@@ -48,7 +48,7 @@ def test_the_whole_chain(bundle: str, images: Path, labelled: Path, tmp_path: Pa
     labels = ("--labels", "['background','ball']")
     places = ("--ckpt_dir", tmp_path / "seg", "--output_dir", tmp_path / "train", "--pretrained", encoder)
     result = run(
-        *(bundle, "train", "--dataset_dir", labelled, *labels, *places),
+        *(bundle, "train", "--dataset_dir", labelled, *labels, *places, "--store_dir", tmp_path / "store"),
         *("--epochs", "2", "--iterations_per_epoch", "2", "--val_interval", "1", "--warmup_epochs", "0"),
     )
     assert "encoder covered 100.0 %" in result.stdout
@@ -174,6 +174,35 @@ def test_two_processes_equal_one(bundle: str, extra: list[str], images: Path, tm
     assert start_differs, "bit-equal runs would mean that one of them did not really split the batch"
 
 
+def test_fine_tuning_in_two_processes_equals_one(labelled: Path, tmp_path: Path) -> None:
+    """Through the decoder's phase and into that of the whole network, with momentum, clip and forced foreground."""
+    bundle = "mae_resenc_l"
+    own = ["--epochs", "3", "--decoder_epochs", "2", "--warmup_epochs", "0", "--iterations_per_epoch", "2"]
+    own += ["--batch_size", "4", "--val_iterations", "1", "--from_scratch", "true", "--schedule", "sawtooth"]
+    own += ["--dataset_dir", str(labelled), "--labels", "['background','ball']", "--store_dir", str(tmp_path / "store")]
+
+    def line(name: str, *more: str) -> list[str]:
+        places = ["--output_dir", str(tmp_path / name), "--ckpt_dir", str(tmp_path / name / "models")]
+        return command(bundle, "train", *own, *places, *more)
+
+    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = line("two")
+    config = two[two.index("--config_file") + 1]
+    two[two.index("--config_file") + 1] = f"['{config}','common/configs/multi_gpu_train.yaml']"
+    for arguments in (line("one"), line("accumulated", "--accumulation_steps", "2"), [*torchrun, *two[3:]]):
+        result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("the encoder is frozen until epoch 2") == 1, "told once"
+    one = read_checkpoint(tmp_path / "one" / "models" / "model_final.pt")
+    scores = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "accumulated", "two")]
+    for name, history in zip(("accumulated", "two"), scores[1:], strict=True):
+        other = read_checkpoint(tmp_path / name / "models" / "model_final.pt")
+        assert max(float((one[key] - other[key]).abs().max()) for key in one) <= 1e-5, name
+        for mine, theirs in zip(scores[0], history, strict=True):
+            assert mine["val_dice"] == pytest.approx(theirs["val_dice"], abs=1e-3)
+            assert mine["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-4)
+
+
 def test_a_mistyped_setting_stops_the_run(images: Path, tmp_path: Path) -> None:
     bundle = "mae_resenc_l"
     wrong = run(bundle, "pretrain", *pretraining(tmp_path, images), "--lrr", "0.1", check=False)
@@ -204,7 +233,7 @@ import sys
 from monai.bundle import ConfigParser, ConfigWorkflow, run
 settings = dict(from_scratch=True, patch_size=[16, 16, 16], features_per_stage=[4, 8], blocks_per_stage=[1, 1],
     num_workers=0, iterations_per_epoch=2, warmup_epochs=0, val_interval=1, ckpt_dir={str(tmp_path / "models")!r},
-    output_dir={str(tmp_path)!r})
+    output_dir={str(tmp_path)!r}, store_dir={str(tmp_path / "store")!r})
 complete = ConfigParser(ConfigParser.load_config_file("bundles/mae_resenc_l/configs/train.yaml"))
 complete.resolve_macro_and_relative_ids()
 ConfigParser.export_config_file(complete.get(), {str(tmp_path / "train.json")!r})
@@ -229,11 +258,11 @@ def test_training_without_validation_cases_still_writes_a_model(labelled: Path, 
         tmp_path / "m",
         "--output_dir",
         tmp_path / "o",
-        "--warmup_epochs",
-        "0",
+        "--store_dir",
+        tmp_path / "store",
     ]
     # nested names inside a shared section cannot be overridden on the command line, so merge a second config file
-    (tmp_path / "data.json").write_text(json.dumps({"train_cases": [case], "val_cases": []}))
+    (tmp_path / "data.json").write_text(json.dumps({"lists": {"training": [case], "validation": []}}))
     line = command("mae_resenc_l", "train", *arguments, "--epochs", "1", "--iterations_per_epoch", "2")
     config = line[line.index("--config_file") + 1]
     line[line.index("--config_file") + 1] = f"['{config}','{tmp_path / 'data.json'}']"
@@ -244,13 +273,15 @@ def test_training_without_validation_cases_still_writes_a_model(labelled: Path, 
 
 def test_a_training_shorter_than_its_validation_interval_writes_a_model(labelled: Path, tmp_path: Path) -> None:
     arguments = ["--from_scratch", "true", "--ckpt_dir", tmp_path / "m", "--output_dir", tmp_path / "o", "--seed", "1"]
+    arguments += ["--store_dir", tmp_path / "store"]
     result = run(
         *("mae_resenc_l", "train", "--dataset_dir", labelled, "--labels", "['background','ball']", *arguments),
         *("--epochs", "1", "--iterations_per_epoch", "2", "--batch_size", "2", "--accumulation_steps", "2"),
     )
     assert "val_dice" in result.stdout
     about = json.loads((tmp_path / "m" / "model.json").read_text())
-    assert about["settings"] == {"labels": ["background", "ball"], "spacing_mm": 1.0, "reorient": True}
+    expected = {"labels": ["background", "ball"], "spacing_mm": 1.0, "reorient": True, "normalization": ["zscore"]}
+    assert {name: about["settings"][name] for name in expected} == expected
     places = ("--dataset_dir", labelled, "--ckpt_dir", tmp_path / "m", "--output_dir", tmp_path / "p")
     wrong = run("mae_resenc_l", "inference", *places, check=False)
     assert "Stopped:" in wrong.stderr

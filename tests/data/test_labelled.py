@@ -56,6 +56,7 @@ def test_an_nnunet_folder(nnunet: Path) -> None:
     assert [case["name"] for case in image_list(str(nnunet), channels=2)] == ["ball_009"]
     task = segmentation_task(str(nnunet / "dataset.json"))
     assert (list(task.labels), task.ignore_label) == (["background", "ball"], 2)
+    assert names(labelled_lists(str(nnunet), channels=None)) == names(lists)
     with pytest.raises(DataError, match=r"has the channels _0000, _0001, but --channels is 3"):
         labelled_lists(str(nnunet), channels=3)
 

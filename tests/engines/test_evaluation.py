@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
+from common.data.datalists import case_name
 from common.engines import evaluate_predictions
-from common.engines.evaluation import case_name, read_groups
+from common.engines.evaluation import read_groups
 from common.errors import DataError, SettingsError
 
 from ..conftest import ROOT

@@ -4,7 +4,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.metrics import bootstrap_interval, known_mean, summarise
+from common.metrics import bootstrap_interval, format_summary, known_mean, summarise
 from common.metrics.segmentation import METRICS
 
 
@@ -93,3 +93,15 @@ def test_groups_are_summarised_alone() -> None:
         assert summary["groups"][group] == alone
         assert alone["classes"]["x"]["dice"]["mean"] == pytest.approx(np.mean(values), rel=1e-5)
     assert list(summarise(cases, groups=["unknown", "z", "z", "A", "A"])["groups"]) == ["A", "z", "unknown"]
+
+
+def test_a_table_of_many_groups_is_kept_short() -> None:
+    cases = [{f"c{i}": scores(0.5, volume_error_ml=-0.001) for i in range(10)} for _ in range(8)]
+    text = format_summary(summarise(cases, groups=list("ABCDABCD")), tolerance_mm=2.0, group="centre")
+    lines = text.splitlines()
+    assert "NSD 2 mm" in lines[0]
+    assert [line.split()[:3] for line in lines if line.startswith("centre")] == [["centre", g, "2"] for g in "ABCD"]
+    assert "the classes are in scores.json" in text
+    assert "-0.00" not in text
+    whole = format_summary(summarise(cases[:4], groups=list("AABB")), group="centre")
+    assert sum(line.startswith("  c9 ") for line in whole.splitlines()) == 2

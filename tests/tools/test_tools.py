@@ -32,7 +32,7 @@ def test_every_runtime_import_is_pinned() -> None:
     pinned = {
         re.split("==", line)[0].lower() for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line
     }
-    names = {"ignite": "pytorch-ignite", "yaml": "pyyaml", "skimage": "scikit-image"}
+    names = {"ignite": "pytorch-ignite", "yaml": "pyyaml", "skimage": "scikit-image", "sklearn": "scikit-learn"}
     for path in (ROOT / "common").rglob("*.py"):
         for module in re.findall(r"^(?:from|import) (\w+)", path.read_text(), re.M):
             if module not in sys.stdlib_module_names:

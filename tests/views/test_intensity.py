@@ -318,3 +318,151 @@ def test_a_gpu_gives_the_same_crops_without_waiting() -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.testing.assert_close(out.cpu(), expected, atol=1e-4, rtol=0)
+
+
+FINE_TUNING: dict[str, Any] = {
+    "blur_per_axis": True,
+    "low_resolution_probability": 0.25,
+    "low_resolution_interpolation": "linear",
+    "rot90_probability": 0,
+}
+CHANNELS = 3
+
+
+@pytest.fixture(scope="module")
+def of_channels() -> list[list[AugmentationDraw]]:
+    augmentation = CropAugmentation(**FINE_TUNING)
+    return [augmentation.draw_channels(view_stream((0, 0, index)), channels=CHANNELS) for index in range(3000)]
+
+
+@pytest.mark.parametrize(
+    ("name", "share", "share_of_channels", "low", "high"),
+    [
+        ("noise", 0.1, 1, 0, 0.1),
+        ("blur_sigma", 0.2, 0.5, 0.5, 1),
+        ("brightness", 0.15, 1, 0.75, 1.25),
+        ("contrast", 0.15, 1, 0.75, 1.25),
+        ("zoom", 0.25, 0.5, 0.5, 1),
+        ("inverted_gamma", 0.1, 1, 0.7, 1.5),
+        ("gamma", 0.3, 1, 0.7, 1.5),
+    ],
+)
+def test_fine_tuning_draws_for_the_crop_and_then_for_each_channel(
+    of_channels: list[list[AugmentationDraw]],
+    name: str,
+    share: float,
+    share_of_channels: float,
+    low: float,
+    high: float,
+) -> None:
+    fired = np.array([[getattr(draw, name) is not None for draw in crop] for crop in of_channels])
+    in_any = share * (1 - (1 - share_of_channels) ** CHANNELS)
+    in_all = share * share_of_channels**CHANNELS
+    for found, expected in (
+        *((column, share * share_of_channels) for column in fired.T),
+        (fired.any(1), in_any),
+        (fired.all(1), in_all),
+    ):
+        slack = 4 * np.sqrt(expected * (1 - expected) / len(found))
+        assert found.mean() == pytest.approx(expected, abs=slack)
+    values = [
+        [getattr(draw, name) for draw in crop]
+        for crop, all_of_it in zip(of_channels, fired.all(1), strict=True)
+        if all_of_it
+    ]
+    if name == "noise":  # one deviation, but voxels of each channel's own
+        assert all(
+            len({std for std, _ in crop}) == 1 and len({seed for _, seed in crop}) == CHANNELS for crop in values
+        )
+        values = [[crop[0][0]] for crop in values]
+    found = np.array(values, float).reshape(len(values), -1)
+    assert low <= found.min() <= found.max() <= high
+    if found.shape[1] > 1:  # channels, and axes of blur
+        between = np.corrcoef(found.T) - np.eye(found.shape[1])
+        assert np.abs(between).max() < 5 / np.sqrt(len(found))
+    means = {"contrast": (0.875 + 1.125) / 2, "inverted_gamma": (0.85 + 1.25) / 2, "gamma": (0.85 + 1.25) / 2}
+    expected = means.get(name, (low + high) / 2)
+    assert found.mean(0) == pytest.approx([expected] * found.shape[1], abs=4 * (high - low) / np.sqrt(12 * len(found)))
+
+
+def test_channels_of_a_crop_are_mirrored_alike(of_channels: list[list[AugmentationDraw]]) -> None:
+    assert all(len({(draw.flips, draw.quarter_turns) for draw in crop}) == 1 for crop in of_channels)
+    assert np.mean([crop[0].flips for crop in of_channels], axis=0) == pytest.approx([0.5] * 3, abs=0.04)
+    assert not any(draw.quarter_turns for crop in of_channels for draw in crop)
+
+
+def test_more_channels_do_not_change_the_first_ones() -> None:
+    for arguments in ({}, FINE_TUNING | {"blur_per_axis": False}):
+        augmentation = CropAugmentation(**arguments)
+        for index in range(200):
+            two = augmentation.draw_channels(view_stream((0, 0, index)), channels=2)
+            assert two[0] == augmentation.draw(view_stream((0, 0, index)))
+
+
+def test_several_channels_equal_each_channel_alone(of_channels: list[list[AugmentationDraw]]) -> None:
+    some = of_channels[:12]
+    images = torch.from_numpy(crop(len(some), CHANNELS, 10, 9, 8))
+    augmentation = CropAugmentation(**FINE_TUNING)
+    together = augmentation.apply(images, [draw for one in some for draw in one])
+    assert torch.equal(together, augmentation(images, [view_stream((0, 0, index)) for index in range(len(some))]))
+    for channel in range(CHANNELS):
+        alone = augmentation.apply(images[:, channel : channel + 1], [one[channel] for one in some])
+        torch.testing.assert_close(together[:, channel : channel + 1], alone, atol=2e-5, rtol=0)
+    same = images[:, :1].expand(-1, CHANNELS, -1, -1, -1)
+    alike = augmentation.apply(same, [one[0] for one in some for _ in range(CHANNELS)])
+    assert torch.equal(alike[:, 0], alike[:, 2])
+
+
+def test_any_layout_of_several_channels_is_taken() -> None:
+    images = torch.from_numpy(crop(2, 2, 6, 7, 8))
+    draws = [
+        AugmentationDraw(contrast=1.2, flips=(True, False, True)),
+        AugmentationDraw(gamma=0.8, flips=(True, False, True)),
+    ]
+    expected = CropAugmentation(**FINE_TUNING).apply(images, draws * 2)
+    last = images.contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(CropAugmentation(**FINE_TUNING).apply(last, draws * 2), expected)
+    for layout in (last, images.half(), images.flip(0).flip(0), images):
+        out = CropAugmentation(**FINE_TUNING).apply(layout, draws * 2, in_place=True)
+        torch.testing.assert_close(out, expected, atol=0.02 if layout.dtype == torch.half else 0, rtol=0)
+    assert torch.equal(images, expected)  # the last one was written over
+
+
+@pytest.mark.parametrize("sigma", [(0.5, 0.7, 1.0), (0.9, 0.5, 0.5)])
+def test_blur_of_each_axis_is_that_of_scipy(sigma: tuple[float, float, float]) -> None:
+    image = crop(9, 12, 20)
+    blurred = changed(image, AugmentationDraw(blur_sigma=sigma))
+    np.testing.assert_allclose(blurred, gaussian_filter(image, sigma), atol=1e-5)
+
+
+@pytest.mark.parametrize("zoom", [0.5, 0.63, 0.77, 0.99, 1.0])
+@pytest.mark.parametrize("shape", [(16, 16, 16), (9, 14, 21), (2, 1, 3)])
+def test_low_resolution_is_nearest_down_and_linear_up(zoom: float, shape: tuple[int, int, int]) -> None:
+    image = crop(*shape)
+    coarse = [max(round(side * zoom), 1) for side in shape]
+    seen = resize(image.astype(np.float64), coarse, order=0, mode="edge", anti_aliasing=False)
+    expected = resize(seen, shape, order=1, mode="edge", anti_aliasing=False)
+    out = CropAugmentation(**FINE_TUNING).apply(torch.from_numpy(image)[None, None], [AugmentationDraw(zoom=zoom)])
+    np.testing.assert_allclose(out[0, 0].numpy(), expected, atol=2e-5)
+
+
+def test_label_maps_are_mirrored_and_turned_with_their_images() -> None:
+    label = torch.randint(-1, 300, (4, 1, 6, 6, 5), generator=torch.Generator().manual_seed(0), dtype=torch.int16)
+    before = label.clone()
+    draws = [AugmentationDraw(gamma=1.3, flips=(bool(i & 1), bool(i & 2), True), quarter_turns=i) for i in range(4)]
+    out = CropAugmentation.orient(label, draws)
+    assert out.dtype == torch.int16
+    assert torch.equal(label, before)
+    bare = [AugmentationDraw(flips=draw.flips, quarter_turns=draw.quarter_turns) for draw in draws]
+    assert torch.equal(out.float(), CropAugmentation().apply(label, bare))
+
+
+def test_channels_that_would_part_are_refused() -> None:
+    draws = [AugmentationDraw(), AugmentationDraw(flips=(True, False, False))]
+    images = torch.zeros(1, 2, 4, 4, 4)
+    with pytest.raises(ValueError, match="channels of crop 0"):
+        CropAugmentation().apply(images, draws)
+    with pytest.raises(ValueError, match="first two sides 4 and 5"):
+        CropAugmentation.orient(torch.zeros(1, 1, 4, 5, 4), [AugmentationDraw(quarter_turns=1)])
+    with pytest.raises(ValueError, match="low_resolution_interpolation 'nearest'"):
+        CropAugmentation(low_resolution_interpolation="nearest")

@@ -1,0 +1,301 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Fine-tuning as a whole, from the bundles' own configs, run in this process: phases, resuming, data of all kinds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser
+from monai.bundle import run as run_bundle
+from torch import Tensor
+
+from common.errors import SettingsError
+from common.handlers import FineTuningCheckpoint, FineTuningPhases
+from common.weights import read_checkpoint, write_checkpoint
+
+from ..conftest import NETWORK, ROOT, WHOLE_CHAIN, blobs, write_volume
+
+RESENC, PRIMUS = "mae_resenc_l", "mae_primus_m"
+
+
+@pytest.fixture(autouse=True)
+def _from_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(ROOT)
+    return
+
+
+def narrow(bundle: str) -> dict[str, Any]:
+    names = [name.removeprefix("--") for name in NETWORK[bundle][::2]]
+    return dict(zip(names, map(json.loads, NETWORK[bundle][1::2]), strict=True))
+
+
+def encoder(bundle: str, folder: Path, **settings: Any) -> Path:
+    """Write a pre-trained encoder, of random weights."""
+    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/pretrain.yaml"))
+    parser.update({**narrow(bundle), "patch_size": [16, 16, 16], **settings})
+    torch.manual_seed(3)
+    write_checkpoint(parser.get_parsed_content("backbone").state_dict(), folder / "pretrained_encoder.pt")
+    return folder / "pretrained_encoder.pt"
+
+
+def train(bundle: str, data: Path, folder: Path, **settings: Any) -> dict[str, Tensor]:
+    """Fine-tune, tiny, and return the final weights."""
+    arguments = {
+        **narrow(bundle),
+        "dataset_dir": str(data),
+        "labels": ["background", "ball"],
+        "pretrained": str(folder.parent / "pretrained_encoder.pt"),
+        "store_dir": str(data / "store"),
+        "output_dir": str(folder / "out"),
+        "ckpt_dir": str(folder / "models"),
+        "patch_size": [16, 16, 16],
+        "epochs": 6,
+        "iterations_per_epoch": 2,
+        "val_iterations": 1,
+        "num_workers": 0,
+        "picture_interval": 0,
+        "warmup_epochs": 1,
+        "decoder_epochs": 2,
+        **settings,
+    }
+    root = f"bundles/{bundle}"
+    run_bundle(config_file=f"{root}/configs/train.yaml", bundle_root=root, logging_file=None, **arguments)
+    return read_checkpoint(folder / "models" / "model_final.pt")
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.mark.parametrize(
+    ("bundle", "settings"),
+    [
+        (RESENC, {"schedule": "sawtooth"}),
+        (RESENC, {"schedule": "valley", "tuning": "norm"}),
+        (PRIMUS, {"schedule": "sawtooth", "tuning": "lora", "lora_rank": 2}),
+        (PRIMUS, {"schedule": "warmup", "drop_path": 0.3}),
+    ],
+)
+def test_a_run_that_is_cut_in_any_phase_resumes_exactly(
+    bundle: str, settings: dict[str, Any], labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder(bundle, tmp_path)
+    whole = train(bundle, labelled, tmp_path / "whole", **settings)
+    history = json.loads((tmp_path / "whole" / "out" / "history.json").read_text())
+    assert not (tmp_path / "whole" / "models" / "finetuning_state.pt").exists(), "a complete run needs no state"
+    again = train(bundle, labelled, tmp_path / "again", **settings)
+    assert_same(whole, again)
+    save = FineTuningCheckpoint._save
+    for last in (1, 2, 3, 4) if settings["schedule"] == "sawtooth" else (2,):
+
+        def save_and_stop(self: FineTuningCheckpoint, engine: Any, last: int = last) -> None:
+            save(self, engine)
+            if engine.state.epoch == last:
+                raise RuntimeError("killed")
+
+        folder = tmp_path / f"cut_{last}"
+        with monkeypatch.context() as patch:
+            patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
+            with pytest.raises(RuntimeError, match="Failed to evaluate"):  # what MONAI makes of any error in a run
+                train(bundle, labelled, folder, **settings)
+        assert read_checkpoint(folder / "models" / "finetuning_state.pt")["epoch"] == last
+        assert_same(whole, train(bundle, labelled, folder, **settings))
+        resumed = json.loads((folder / "out" / "history.json").read_text())
+        assert [r["val_dice"] for r in resumed] == [r["val_dice"] for r in history]
+
+
+def test_the_encoder_is_truly_frozen_and_then_is_not(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After two epochs of the decoder alone the encoder is what was pre-trained, bit by bit; in the end it is not."""
+    file = encoder(RESENC, tmp_path)
+    start = {name: value for name, value in read_checkpoint(file).items() if name.startswith("encoder.")}
+    seen: dict[int, dict[str, Any]] = {}
+    save = FineTuningCheckpoint._save
+
+    def look(self: FineTuningCheckpoint, engine: Any) -> None:
+        save(self, engine)
+        network = self.module
+        seen[engine.state.epoch] = {
+            "same": all(torch.equal(network.state_dict()[name], value) for name, value in start.items()),
+            "moved": not torch.equal(network.state_dict()["head.weight"], first_head),
+            "states": len(self.optimizer.state),
+            "gradients": sum(p.grad is not None for n, p in network.named_parameters() if n.startswith("encoder.")),
+            "parameters": len(list(network.parameters())),
+            "encoder": len(list(network.encoder.parameters())),
+        }
+
+    first_head = torch.zeros(())
+    monkeypatch.setattr(FineTuningCheckpoint, "_save", look)
+    train(RESENC, labelled, tmp_path / "run", schedule="sawtooth", epochs=5)
+    for epoch in (1, 2):
+        assert seen[epoch]["same"]
+        assert seen[epoch]["moved"]
+        assert seen[epoch]["gradients"] == 0
+        assert seen[epoch]["states"] == seen[epoch]["parameters"] - seen[epoch]["encoder"], "no memory either"
+    assert not seen[3]["same"]
+    assert seen[3]["gradients"] == seen[3]["encoder"]
+    assert seen[3]["states"] == seen[3]["parameters"]
+
+
+def test_a_frozen_encoder_has_no_share_in_the_clip_and_an_adapted_input_learns() -> None:
+    """The in-projection that was adapted to more channels belongs to the decoder's phase."""
+    from ignite.engine import Engine
+
+    from common.networks import ResEncUNet
+    from common.optimizers import FineTuningSchedule
+
+    for channels in (1, 2):
+        network = ResEncUNet(channels, 2, features_per_stage=[4, 8], blocks_per_stage=[1, 1])
+        optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9)
+        schedule = FineTuningSchedule("sawtooth", lr=0.5, epochs=10, decoder_epochs=2, warmup_epochs=2)
+        phases = FineTuningPhases(network, optimizer, schedule, adapted_input=channels > 1)
+        engine = Engine(lambda *_: None)
+        network(torch.randn(1, channels, 8, 8, 8)).mean().backward()
+        engine.state.epoch = 1
+        phases(engine)
+        assert optimizer.param_groups[0]["lr"] == 0.5
+        network(torch.randn(1, channels, 8, 8, 8)).mean().backward()
+        with_gradient = {name.split(".")[0] for name, p in network.named_parameters() if p.grad is not None}
+        stem = [p.grad is not None for p in network.encoder.stem.conv.parameters()]
+        assert all(stem) == (channels > 1)
+        assert ("encoder" in with_gradient) == (channels > 1)
+        assert "decoder" in with_gradient
+        optimizer.step()
+        engine.state.epoch = 3
+        phases(engine)
+        assert len(optimizer.state) == 0, "momentum of the decoder's phase is forgotten"
+        assert all(p.requires_grad for p in network.parameters())
+
+
+def test_another_run_in_the_same_folder_overwrites_nothing(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    encoder(RESENC, tmp_path)
+    folder, models = tmp_path / "run", tmp_path / "run" / "models"
+    one = train(RESENC, labelled, folder)
+    train(RESENC, labelled, folder, seed=1)
+    best = read_checkpoint(models / "model_previous.pt")
+    assert best.keys() == one.keys()
+    save = FineTuningCheckpoint._save
+
+    def save_and_stop(self: FineTuningCheckpoint, engine: Any) -> None:
+        save(self, engine)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
+        with pytest.raises(RuntimeError, match="Failed to evaluate"):
+            train(RESENC, labelled, folder, seed=2)
+    capsys.readouterr()
+    train(RESENC, labelled, folder, seed=3)
+    assert "is of another run (seed 2 -> 3), this one starts afresh" in capsys.readouterr().out
+    assert (models / "finetuning_state_previous.pt").exists()
+    assert not (models / "finetuning_state.pt").exists()
+    assert len(list(models.glob("model_previous*.pt"))) == 3
+
+
+def test_what_inference_must_know_is_beside_the_model(labelled: Path, tmp_path: Path) -> None:
+    encoder(PRIMUS, tmp_path)
+    train(PRIMUS, labelled, tmp_path / "run", spacing_mm="median", normalization="ct", fold=1, epochs=2)
+    about = json.loads((tmp_path / "run" / "models" / "model.json").read_text())
+    settings = about["settings"]
+    assert settings["spacing_mm"] == [1.0, 1.0, 1.0]
+    assert len(settings["normalization"][0]["ct"]) == 4
+    assert {"labels", "regions", "ignore_label", "channels", "reorient", "patch_size", "embed_dim", "depth"} <= {
+        *settings
+    }
+    assert about["epoch"] in (1, 2)
+    assert 0 <= about["val_dice_average"] <= 1
+    history = json.loads((tmp_path / "run" / "out" / "history.json").read_text())
+    assert {"val_dice", "val_dice_ball", "train_cross_entropy", "train_dice", "gradient_norm"} <= history[-1].keys()
+
+
+@pytest.mark.parametrize("bundle", WHOLE_CHAIN)
+def test_the_best_model_is_that_of_the_moving_average(
+    bundle: str, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from common.handlers import PooledDice
+
+    scores = iter([0.5, 0.9, 0.2, 0.6])
+    monkeypatch.setattr(PooledDice, "compute", lambda self: next(scores))
+    train(bundle, labelled, tmp_path / "run", from_scratch=True, epochs=4, decoder_epochs=0)
+    about = json.loads((tmp_path / "run" / "models" / "model.json").read_text())
+    assert about["epoch"] == 2
+    assert about["val_dice_average"] == pytest.approx(0.9 * 0.5 + 0.1 * 0.9)
+    final = json.loads((tmp_path / "run" / "models" / "model_final.json").read_text())
+    assert final["epoch"] == 4
+
+
+@pytest.mark.parametrize("bundle", WHOLE_CHAIN)
+@pytest.mark.parametrize("kind", ["one case", "absent class", "two channels", "thick slices", "small", "regions"])
+def test_data_of_every_kind_trains(kind: str, bundle: str, labelled: Path, tmp_path: Path) -> None:
+    """Inference on them is tested beside the inferer."""
+    settings: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "decoder_epochs": 0, "from_scratch": True}
+    images, labels = labelled / "images", labelled / "labels"
+    if kind == "one case":
+        for index in range(1, 5):
+            (images / f"case_{index}.nii.gz").unlink()
+            (labels / f"case_{index}.nii.gz").unlink()
+    elif kind == "absent class":
+        settings["labels"] = ["background", "ball", "never"]
+    elif kind == "two channels":
+        settings["channels"] = 2
+        for index in range(5):
+            image = blobs(index)[0]
+            write_volume(images / f"case_{index}.nii.gz", np.stack([image, -image], axis=-1))
+    elif kind == "thick slices":
+        settings["spacing_mm"] = "median"
+        for index in range(5):
+            image, mask = blobs(index, (40, 42, 18))
+            for folder, values in ((images, image), (labels, mask)):
+                path = write_volume(folder / f"case_{index}.nii.gz", values)
+                import nibabel as nib
+
+                nib.save(nib.Nifti1Image(values, np.diag([1.0, 1.0, 6.0, 1.0])), path)
+    elif kind == "small":
+        settings["patch_size"] = [48, 48, 48]
+    else:
+        settings |= {"labels": ["background", "shell", "core"], "regions": {"ball": [1, 2], "core": [2]}}
+        for index in range(5):
+            mask = blobs(index)[1]
+            core = mask * (np.roll(mask, 3, 0) & np.roll(mask, -3, 0))
+            write_volume(labels / f"case_{index}.nii.gz", mask + core)
+    train(bundle, labelled, tmp_path / "run", **settings)
+    record = json.loads((tmp_path / "run" / "out" / "history.json").read_text())[-1]
+    assert np.isfinite(record["train_loss"])
+    model = read_checkpoint(tmp_path / "run" / "models" / "model.pt")
+    assert all(torch.isfinite(value).all() for value in model.values())
+    if kind == "absent class":
+        assert record["val_dice"] == pytest.approx(np.nanmean([record["val_dice_ball"], record["val_dice_never"]]))
+
+
+def test_pictures_and_curves_are_drawn(labelled: Path, tmp_path: Path) -> None:
+    train(RESENC, labelled, tmp_path / "run", from_scratch=True, epochs=3, picture_interval=2, schedule="default")
+    out = tmp_path / "run" / "out"
+    assert sorted(path.name for path in (out / "pictures").iterdir()) == ["epoch_2.png", "epoch_3.png"]
+    assert (out / "curves.png").stat().st_size > 10_000
+    assert list(out.glob("events.out.tfevents.*"))
+
+
+def test_settings_that_make_no_sense_end_in_a_sentence(labelled: Path, tmp_path: Path) -> None:
+    for settings, words in (
+        ({"tuning": "lora"}, "has none"),
+        ({"tuning": "norm", "from_scratch": True}, "mean nothing yet"),
+        ({"schedule": "cosine"}, "must be one of"),
+        ({"labels": "lesion"}, "background first"),
+    ):
+        encoder(RESENC, tmp_path)
+        with pytest.raises(RuntimeError) as error:
+            train(RESENC, labelled, tmp_path / "run", **settings)
+        cause: BaseException | None = error.value
+        while cause is not None and not isinstance(cause, SettingsError):
+            cause = cause.__cause__ or cause.__context__
+        assert words in str(cause)

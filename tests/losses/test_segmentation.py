@@ -1,0 +1,77 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+from monai.losses import DiceCELoss
+from torch import Tensor
+
+from common.data import SegmentationTask
+from common.losses import DiceCrossEntropy
+
+CLASSES = SegmentationTask(["background", "a", "b"])
+REGIONS = SegmentationTask(["background", "a", "b"], regions={"both": [1, 2], "core": [2]})
+
+
+def batch(outputs: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(2, outputs, 5, 6, 7, generator=generator)
+    return logits, torch.randint(0, 3, (2, 1, 5, 6, 7), generator=generator, dtype=torch.uint8)
+
+
+def test_it_is_monais_loss_where_that_exists() -> None:
+    logits, label = batch(3)
+    theirs = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5)
+    assert float(DiceCrossEntropy(CLASSES)(logits, label)) == pytest.approx(float(theirs(logits, label)), rel=1e-6)
+    theirs = DiceCELoss(
+        include_background=False, to_onehot_y=True, softmax=True, smooth_nr=1e-5, smooth_dr=1e-5, batch=True
+    )
+    ours = DiceCrossEntropy(CLASSES, batch_dice=True)
+    assert float(ours(logits, label)) == pytest.approx(float(theirs(logits, label)), rel=1e-6)
+    assert float(ours.terms["cross_entropy"] + ours.terms["dice"]) == pytest.approx(float(ours(logits, label)))
+
+
+def test_regions_count_every_value_they_hold() -> None:
+    logits, label = batch(2)
+    target = torch.cat([label > 0, label == 2], dim=1).float()
+    p = logits.sigmoid()
+    entropy = -(target * p.log() + (1 - target) * (1 - p).log()).mean()
+    dice = [
+        1 - (2 * (p[b, c] * target[b, c]).sum() + 1e-5) / (p[b, c].sum() + target[b, c].sum() + 1e-5)
+        for b in range(2)
+        for c in range(2)
+    ]
+    expected = float(entropy + torch.stack(dice).mean())
+    assert float(DiceCrossEntropy(REGIONS)(logits, label)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("regions", [None, {"both": [1, 2], "core": [2]}])
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_ignored_voxels_have_no_influence_at_all(regions: dict | None, batch_dice: bool) -> None:
+    task = SegmentationTask(["background", "a", "b"], regions=regions, ignore_label=9)
+    logits, label = batch(task.outputs)
+    logits.requires_grad_()
+    label[:, :, :2] = 9
+    loss = DiceCrossEntropy(task, batch_dice=batch_dice)(logits, label)
+    loss.backward()
+    assert float(logits.grad[:, :, :2].abs().max()) == 0
+    assert float(logits.grad[:, :, 2:].abs().min(dim=1).values.max()) > 0
+    # as if the ignored part had been cut off
+    plain = SegmentationTask(["background", "a", "b"], regions=regions)
+    cut = DiceCrossEntropy(plain, batch_dice=batch_dice)(logits[:, :, 2:].detach(), label[:, :, 2:])
+    assert float(loss) == pytest.approx(float(cut), rel=1e-5)
+
+
+def test_limits() -> None:
+    loss = DiceCrossEntropy(CLASSES)
+    label = torch.zeros(1, 1, 4, 4, 4, dtype=torch.uint8)
+    label[..., :2] = 1
+    sure = 50.0 * torch.stack([label[:, 0] == value for value in range(3)], dim=1)
+    assert float(loss(sure, label)) == pytest.approx(0, abs=1e-4), "right, and the absent class rightly empty"
+    wrong = sure.roll(1, dims=1)
+    assert float(loss(wrong, label)) > 50
+    everything = torch.full_like(label, 9)
+    empty = DiceCrossEntropy(SegmentationTask(["background", "a", "b"], ignore_label=9))(sure, everything)
+    assert torch.isfinite(empty)
+    half = loss(sure.half(), label)
+    assert half.dtype == torch.float32

@@ -1,0 +1,440 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Did pre-training help, and with how many labelled cases? Fine-tune both ways on few and on many, and compare.
+
+  python tools/label_curve.py mae_resenc_l --data FOLDER --cases 2,4,8,16,all
+  python tools/label_curve.py mae_resenc_l --data FOLDER --pretrained encoder.pt --epochs 150 --patch_size [160,160,160]
+  python tools/label_curve.py mae_primus_m --data mni                      # on the template that nilearn ships
+
+FOLDER holds labelled cases as train.yaml reads them. They are split into folds; the cases of one fold are never seen in
+training, not even without their labels. For every fold, number of cases and seed, the network is fine-tuned twice with
+the same cases, steps and seed: from the pre-trained encoder with the bundle's recipe, and from scratch with its recipe
+for that. Each of the two gets the learning rate that is best for it on held-out cases of the first fold's training
+part. The last model predicts the unseen fold. Differences are taken case by case.
+
+Without --pretrained, an encoder is pre-trained for each fold on the images of its training part. A name that is none
+of the arguments below is a setting of the bundle's configs (--epochs, --patch_size, --features_per_stage, ...); on a
+machine without a GPU a narrow network and short runs are the default, and what was used is written down. A run that was
+cut goes on with the same command. It writes curve.csv, curve.json, curve.md and curve.png.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bundle_cells import truth
+from environment import ROOT, RUNTIME, ensure
+
+__all__ = ["label_curve"]
+
+ARMS = ("pre-trained", "from scratch")
+# what fits a CPU in minutes; on a GPU the bundle's own defaults are used
+_SMALL: dict[str, dict[str, Any]] = {
+    "resenc_l": {"features_per_stage": [8, 16, 32, 64], "blocks_per_stage": [1, 1, 1, 1], "momentum": 0.9},
+    "primus_m": {"embed_dim": 96, "depth": 4, "num_heads": 4, "token_size": 4},
+}
+_SMALL_RATES = {"resenc_l": {"pretrain": 0.1, "train": 0.05}, "primus_m": {"pretrain": 2e-3, "train": 1e-3}}
+_SMALL_RUN = {"patch_size": [32, 32, 32], "epochs": 10, "iterations_per_epoch": 25, "num_workers": 0}
+_SMALL_PRETRAINING = {"epochs": 10, "iterations_per_epoch": 50, "batch_size": 4, "block_size": 8}
+_SETTINGS = ("spacing_mm", "reorient", "patch_size", "num_workers", "channels", "device", "amp")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning: which fold is unseen, how many cases and which draw of them, and how it starts."""
+
+    fold: int
+    cases: int
+    seed: int
+    arm: str
+
+    @property
+    def name(self) -> str:
+        """Folder of the run."""
+        return f"fold_{self.fold}/cases_{self.cases}/seed_{self.seed}/{self.arm.replace(' ', '_')}"
+
+
+@contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send all output to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
+        yield
+
+
+class Curve:
+    """All runs of one curve, in one folder."""
+
+    def __init__(
+        self,
+        bundle: str,
+        folder: Path,
+        *,
+        folds: list[dict[str, list[dict[str, Any]]]],
+        labels: Sequence[str] | str,
+        settings: Mapping[str, Any],
+        pretraining: Mapping[str, Any],
+        pretrained: str | None,
+    ) -> None:
+        self.bundle, self.folder, self.folds, self.labels = bundle, folder, folds, labels
+        self.settings, self.pretraining, self.pretrained = dict(settings), dict(pretraining), pretrained
+        self.rates: dict[str, float] = {}
+
+    def run(self, config: str, log: Path, **settings: Any) -> None:
+        """Run a config of the bundle in this process, with those of the settings that it knows."""
+        import yaml
+        from monai.bundle import run
+
+        file = f"bundles/{self.bundle}/configs/{config}.yaml"
+        known = yaml.safe_load((ROOT / file).read_text("utf-8"))
+        chosen = {name: value for name, value in settings.items() if name in known}
+        with _quiet(log):
+            run(config_file=file, bundle_root=f"bundles/{self.bundle}", logging_file=None, **chosen)
+
+    def datalist(self, path: Path, **parts: Sequence[dict[str, Any]]) -> str:
+        """Write a datalist and return its path."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({name: list(cases) for name, cases in parts.items()}, indent=1), "utf-8")
+        return str(path)
+
+    def encoder(self, fold: int) -> str:
+        """Return the pre-trained encoder for a fold, pre-training it if none was given."""
+        if self.pretrained:
+            return self.pretrained
+        folder = self.folder / f"fold_{fold}" / "pre-training"
+        if not (folder / "finished").exists():
+            images = [{"image": case["image"]} for case in self.folds[fold]["training"]]
+            settings = {**self.settings, **self.pretraining, "lr": self.pretraining["lr"]}
+            self.run(
+                "pretrain",
+                folder / "log.txt",
+                **{**settings, "channels": 1},
+                datalist=self.datalist(folder / "datalist.json", training=images),
+                store_dir=str(self.folder / "store"),
+                output_dir=str(folder),
+                ckpt_dir=str(folder),
+            )
+            (folder / "finished").touch()
+        return str(folder / "pretrained_encoder.pt")
+
+    def subset(self, fold: int, count: int, seed: int) -> list[dict[str, Any]]:
+        """Draw cases to train on; those of a smaller number are among those of a larger one."""
+        cases = list(self.folds[fold]["training"])
+        random.Random(f"{fold} {seed}").shuffle(cases)
+        return cases[:count]
+
+    def fine_tune(self, folder: Path, fold: int, arm: str, **settings: Any) -> None:
+        """Fine-tune once."""
+        self.run(
+            "train",
+            folder / "log.txt",
+            **{**self.settings, **settings},
+            labels=self.labels,
+            from_scratch=arm == "from scratch",
+            pretrained="" if arm == "from scratch" else self.encoder(fold),
+            store_dir=str(self.folder / "store"),
+            output_dir=str(folder),
+            ckpt_dir=str(folder / "models"),
+        )
+
+    def tune(self, arm: str, factors: Sequence[float], count: int, base: float) -> float:
+        """Return the best of some learning rates on held-out cases of the first fold's training part."""
+        file = self.folder / "rates" / f"{arm.replace(' ', '_')}.json"
+        found: dict[str, float] = json.loads(file.read_text("utf-8")) if file.exists() else {}
+        cases = self.subset(0, len(self.folds[0]["training"]), seed=-1)
+        held = cases[count : count + 20] or cases[:1]
+        for factor in factors:
+            rate = float(f"{base * factor:.6g}")
+            if str(rate) in found:
+                continue
+            folder = self.folder / "rates" / arm.replace(" ", "_") / f"{rate:g}"
+            datalist = self.datalist(folder / "datalist.json", training=cases[:count], validation=held)
+            try:
+                self.fine_tune(
+                    folder, 0, arm, datalist=datalist, lr=rate, seed=0, val_iterations=20, val_interval=10**6
+                )
+                score = json.loads((folder / "history.json").read_text("utf-8"))[-1].get("val_dice", float("nan"))
+            except Exception as error:
+                _note(folder / "log.txt", error)
+                score = 0.0  # it came apart
+            found[str(rate)] = score
+            file.write_text(json.dumps(found, indent=1), "utf-8")
+            shutil.rmtree(folder / "models", ignore_errors=True)
+        return float(max(found, key=lambda rate: found[rate] if found[rate] == found[rate] else -1.0))
+
+    def measure(self, run: Run) -> None:
+        """Fine-tune, predict the unseen fold and score it; leaves result.json."""
+        folder = self.folder / run.name
+        result = folder / "result.json"
+        if result.exists():
+            return
+        cases, unseen = self.subset(run.fold, run.cases, run.seed), self.folds[run.fold]["validation"]
+        datalist = self.datalist(folder / "datalist.json", training=cases, validation=cases[:1], test=unseen)
+        began = time.monotonic()
+        rate = self.rates[run.arm]
+        self.fine_tune(folder, run.fold, run.arm, datalist=datalist, lr=rate, seed=run.seed, val_iterations=0)
+        seconds = time.monotonic() - began
+        self.run(
+            "inference",
+            folder / "log.txt",
+            **{name: value for name, value in self.settings.items() if name in ("num_workers", "device", "amp")},
+            datalist=datalist,
+            channels=self.settings.get("channels", 1),
+            model=str(folder / "models" / "model_final.pt"),
+            output_dir=str(folder / "predictions"),
+            overwrite=True,
+            pictures=0,
+            strict=True,
+        )
+        self.run(
+            "evaluate",
+            folder / "log.txt",
+            datalist=self.datalist(folder / "unseen.json", validation=unseen),
+            split="validation",
+            labels=self.labels,
+            predictions=str(folder / "predictions"),
+            output_dir=str(folder),
+            resamples=0,
+            strict=True,
+        )
+        with open(folder / "scores.csv", newline="", encoding="utf-8") as stream:
+            rows = [(row["case"], row["class"], row["dice"]) for row in csv.DictReader(stream)]
+        scores: dict[str, dict[str, float]] = {}
+        for case, name, dice in rows:
+            if dice not in ("", "nan"):
+                scores.setdefault(case, {})[name] = float(dice)
+        loss = json.loads((folder / "history.json").read_text("utf-8"))[-1]["train_loss"]
+        content = {"seconds": round(seconds, 1), "lr": rate, "train_loss": loss, "dice": scores}
+        temporary = result.with_suffix(".part")
+        temporary.write_text(json.dumps(content), "utf-8")
+        os.replace(temporary, result)
+        for name in ("models", "predictions"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _note(log: Path, error: BaseException) -> str:
+    """Append an error to a log and return its sentence."""
+    from common.errors import sentence
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as stream:
+        traceback.print_exception(error, file=stream)
+    return sentence(error) or f"{type(error).__name__}: {error}"
+
+
+def _folds(
+    data: str, folder: Path, *, folds: int, group: str | None, groups: str | None, splits: str | None, channels: int
+) -> list[dict[str, list[dict[str, Any]]]]:
+    """Return the parts of every fold, as lists of cases."""
+    from common.data import labelled_lists, split_cases
+    from common.data.datalists import case_name
+
+    if data == "mni":
+        from template_data import write_template_data
+
+        if not (folder / "mni" / "datalist.json").exists():
+            write_template_data(folder / "mni", train=16, validation=0, test=4)
+        lists = json.loads((folder / "mni" / "datalist.json").read_text("utf-8"))
+        where = {
+            name: [{k: str(folder / "mni" / v) for k, v in case.items()} for case in lists[name]] for name in lists
+        }
+        return [{"training": where["training"], "validation": where["test"]}]
+    place = ("", data) if data.endswith(".json") else (data, None)
+    cases = labelled_lists(*place, channels=channels, groups=groups, fold="all")["training"]
+    if group:
+        names = {case_name(case): str(case.get(group, "unknown")) for case in cases}
+        (folder / "groups.json").write_text(json.dumps(names, indent=1), "utf-8")
+    if splits:
+        count = len(json.loads(Path(splits).read_text("utf-8")))
+        return [split_cases(cases, splits=splits, fold=fold) for fold in range(count)]
+    return [split_cases(cases, fold=fold, folds=folds, group=group) for fold in range(folds)]
+
+
+def _counts(cases: Any, folds: Sequence[Mapping[str, Sequence[Any]]]) -> list[int]:
+    """Return the numbers of cases to train on."""
+    most = min(len(fold["training"]) for fold in folds)
+    listed = [cases] if isinstance(cases, (int, str)) else list(cases)
+    words = [part for word in listed for part in str(word).split(",")]
+    try:
+        counts = sorted({most if word.strip() == "all" else int(word) for word in words})
+    except ValueError as error:
+        raise SystemExit(f"Stopped: --cases {cases} must be numbers with commas, or all") from error
+    wrong = [count for count in counts if not 1 <= count <= most]
+    if wrong:
+        raise SystemExit(f"Stopped: --cases names {wrong[0]}, but a fold has {most} cases to train on")
+    return counts
+
+
+def label_curve(
+    bundle: str,
+    data: str,
+    cases: Any = "2,4,8,16,all",
+    labels: Any = None,
+    seeds: int = 3,
+    folds: int = 2,
+    pretrained: str | None = None,
+    output: str | None = None,
+    splits: str | None = None,
+    groups: str | None = None,
+    group: str | None = None,
+    rates: Any = "0.3,1,3",
+    small: Any = None,
+    **settings: Any,
+) -> None:
+    """Measure the curve and draw it.
+
+    Args:
+        bundle: any of the folders in bundles/.
+        data: folder or datalist of labelled cases, or mni.
+        cases: numbers of labelled cases to fine-tune on, with commas; all means the whole training part of a fold.
+        labels: class names, background first, or the path of a dataset.json.
+        seeds: draws of cases, patches and networks for every number and fold.
+        folds: every case is unseen in one of them.
+        pretrained: encoder to start from; without one, it is pre-trained on the images of each training part.
+        output: where everything goes; default label_curve/<bundle>.
+        splits: JSON list of train and val names instead of folds; val is unseen.
+        groups: CSV with a column case and further columns.
+        group: the column that folds do not tear apart.
+        rates: factors on the learning rate that are tried for each of the two, with commas.
+        small: narrow network and short runs; default is true without a GPU.
+        settings: of the bundle's configs.
+    """
+    if not (ROOT / "bundles" / bundle / "configs" / "train.yaml").exists():
+        known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/train.yaml"))
+        raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
+    folder = Path(output).absolute() if output else ROOT / "label_curve" / bundle
+    data = data if data == "mni" else str(Path(data).expanduser().absolute())
+    pretrained = pretrained and str(Path(pretrained).expanduser().absolute())
+    splits, groups = (path and str(Path(path).expanduser().absolute()) for path in (splits, groups))
+    if isinstance(labels, str) and labels.endswith(".json"):
+        labels = str(Path(labels).expanduser().absolute())
+    import torch
+    from tqdm import tqdm
+
+    sys.path.insert(0, str(ROOT))
+    from common.errors import DataError, SettingsError
+
+    backbone = "resenc_l" if bundle.endswith("resenc_l") else "primus_m"
+    if truth(small) if small is not None else not torch.cuda.is_available():
+        if data == "mni":
+            settings = {"spacing_mm": 2.0, **settings}
+        pretraining = {**_SMALL_PRETRAINING, "lr": _SMALL_RATES[backbone]["pretrain"]}
+        settings = {**_SMALL[backbone], **_SMALL_RUN, "lr": _SMALL_RATES[backbone]["train"], **settings}
+    else:
+        import yaml
+
+        read = yaml.safe_load((ROOT / "bundles" / bundle / "configs" / "pretrain.yaml").read_text("utf-8"))
+        pretraining = {"lr": read["lr"]}
+    pretraining |= {
+        name.removeprefix("pretrain_"): settings.pop(name) for name in [*settings] if name[:9] == "pretrain_"
+    }
+    base = settings.pop("lr", None)
+    asked = {
+        "bundle": bundle,
+        "data": data,
+        "labels": labels,
+        "folds": folds,
+        "pretrained": pretrained,
+        "splits": splits,
+        "groups": groups,
+        "group": group,
+        "rates": rates,
+        "settings": settings,
+        "pretraining": pretraining,
+        "lr": base,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / "settings.json"
+    if marker.exists() and json.loads(marker.read_text("utf-8")) != json.loads(json.dumps(asked)):
+        raise SystemExit(f"Stopped: {folder} holds a curve of other settings; give another --output")
+    os.chdir(ROOT)
+    try:
+        parts = _folds(
+            data,
+            folder,
+            folds=folds,
+            group=group,
+            groups=groups,
+            splits=splits,
+            channels=int(settings.get("channels", 1)),
+        )
+    except (DataError, SettingsError) as error:
+        raise SystemExit(f"Stopped: {error}") from error
+    marker.write_text(json.dumps(asked, indent=1), "utf-8")
+    if labels is None:
+        if data == "mni":
+            from template_data import LABELS
+
+            labels = LABELS
+        else:
+            raise SystemExit("Stopped: name the classes: --labels \"['background','lesion']\", or a dataset.json")
+    counts = _counts(cases, parts)
+    curve = Curve(
+        bundle,
+        folder,
+        folds=parts,
+        labels=labels,
+        settings=settings,
+        pretraining=pretraining,
+        pretrained=pretrained,
+    )
+    factors = [
+        float(word)
+        for word in ([rates] if isinstance(rates, (int, float, str)) else rates)
+        for word in str(word).split(",")
+    ]
+    plan = [
+        Run(fold, count, seed, arm)
+        for count in counts
+        for seed in range(seeds)
+        for fold in range(len(parts))
+        for arm in ARMS
+    ]
+    failed: dict[str, str] = {}
+    with tqdm(total=len(ARMS) * len(factors) + len(plan), desc="label curve", unit="run") as bar:
+        for arm in ARMS:
+            start = base if base is not None else _published_rate(bundle, arm)
+            bar.set_postfix_str(f"rates, {arm}")
+            curve.rates[arm] = curve.tune(arm, factors, counts[len(counts) // 2], start)
+            bar.update(len(factors))
+        for run in plan:
+            bar.set_postfix_str(f"{run.cases} cases, {run.arm}")
+            try:
+                curve.measure(run)
+            except Exception as error:
+                failed[run.name] = _note(folder / run.name / "log.txt", error)
+            bar.update()
+    from curve_report import write_curve
+
+    write_curve(folder, plan=[(r.fold, r.cases, r.seed, r.arm, r.name) for r in plan], rates=curve.rates, asked=asked)
+    for name, why in failed.items():
+        print(f"failed: {name}: {why}")
+    if failed:
+        raise SystemExit(f"Stopped: {len(failed)} of {len(plan)} runs failed; their logs are in {folder}")
+
+
+def _published_rate(bundle: str, arm: str) -> float:
+    """Return the learning rate of the bundle's recipe."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/train.yaml"))
+    parser["from_scratch"] = arm == "from scratch"
+    return float(parser.get_parsed_content("lr"))
+
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    import fire
+
+    fire.Fire(label_curve)
