@@ -6,9 +6,9 @@ from .classified import (
     ClassificationTask,
     class_weights,
     classified_lists,
-    digest,
     fingerprints,
     prediction_cases,
+    target_digest,
     volume_settings,
 )
 from .datalists import image_list, pretraining_lists
@@ -34,7 +34,6 @@ __all__ = [
     "class_weights",
     "classified_lists",
     "crop_loader",
-    "digest",
     "fingerprints",
     "image_list",
     "labelled_lists",
@@ -46,6 +45,7 @@ __all__ = [
     "pretraining_lists",
     "segmentation_task",
     "split_cases",
+    "target_digest",
     "usable_cases",
     "volume_settings",
 ]

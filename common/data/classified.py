@@ -39,9 +39,9 @@ __all__ = [
     "class_weights",
     "classified_cases",
     "classified_lists",
-    "digest",
     "fingerprints",
     "prediction_cases",
+    "target_digest",
     "volume_settings",
 ]
 
@@ -246,6 +246,8 @@ def classified_lists(
             seed=seed,
             stratify=task.stratum,
         )
+    if not split["training"]:
+        raise DataError(f"there are no cases to train on: {source} has all of them for validation")
     _tell(split, task)
     return {"task": task, **split}
 
@@ -360,7 +362,7 @@ def class_weights(cases: Sequence[Case], task: ClassificationTask, *, balance: b
     return [len(cases) / (task.outputs * count) for count in counts.values()]
 
 
-def digest(cases: Sequence[Case]) -> str:
+def target_digest(cases: Sequence[Case]) -> str:
     """Return a fingerprint of the targets of cases, by which a changed table is told from the same one."""
     content = sorted((case_name(case), case.get(TARGET)) for case in cases)
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]

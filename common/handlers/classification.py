@@ -136,6 +136,10 @@ class Predictions:
     def _write(self, _: Engine) -> None:
         if not self.cases:
             return
+        left = [self.file.with_name("skipped.json")]  # of an earlier run that this one replaces
+        left += [] if self.scores is None else [self.scores, self.scores.with_suffix(".png")]
+        for path in left:
+            path.unlink(missing_ok=True)
         if self.skipped:
             write_json(self.skipped, self.file.with_name("skipped.json"))
         probabilities = torch.cat(self.probabilities)

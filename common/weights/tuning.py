@@ -87,7 +87,7 @@ def prepare_tuning(
     if mode in ("frozen", "linear_probe"):
         # whatever trains, a frozen encoder has no stochastic depth and no dropout; a hook, since the trainer switches
         # the whole network to training in every step
-        encoder.register_forward_pre_hook(lambda module, _: module.eval() and None)
+        encoder.register_forward_pre_hook(_stay_in_eval)
         if first.in_channels > 1:
             tqdm.write(
                 f"note: tuning {mode} of {first.in_channels} channels sees only their mean, since pre-training had "
@@ -96,6 +96,10 @@ def prepare_tuning(
     if optimizer_states is not None:
         tqdm.write(f"tuning {mode}: {memory_note(network, optimizer_states)}")
     return network
+
+
+def _stay_in_eval(module: nn.Module, _: Any) -> None:
+    module.eval()
 
 
 def _add_adapters(encoder: nn.Module, *, rank: int, alpha: float, dropout: float) -> None:

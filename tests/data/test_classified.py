@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from common.data import CaseSampler, ClassificationTask, VolumeDataset, classified_lists, prediction_cases
-from common.data.classified import class_weights, digest, volume_settings
+from common.data.classified import class_weights, target_digest, volume_settings
 from common.data.labelled import split_cases
 from common.errors import DataError, SettingsError
 from common.views import SpatialCrop
@@ -268,8 +268,8 @@ def test_weights_make_up_for_numbers() -> None:
 
 def test_a_changed_table_is_told_from_the_same_one() -> None:
     cases = [{"image": "a.nii", "target": 0}, {"image": "b.nii", "target": 1}]
-    assert digest(cases) == digest(cases[::-1])
-    assert digest(cases) != digest([cases[0], cases[1] | {"target": 0}])
+    assert target_digest(cases) == target_digest(cases[::-1])
+    assert target_digest(cases) != target_digest([cases[0], cases[1] | {"target": 0}])
 
 
 # prediction
