@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
 from .checks import settle
-from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, read_datalist, volumes_in
+from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, images_of, read_datalist, volumes_in
 from .labelled import split_cases
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
 TARGET = "target"  # key of a case: index of its class, or a list of 0 and 1
 _MISSING = {"", "na", "n/a", "nan", "null", "?"}  # not none, which may be a class: none, mild, severe
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
+_START = 2**16  # bytes of a file that tell it from others
 _FITS = ("resize", "crop")
 
 
@@ -369,8 +370,15 @@ def target_digest(cases: Sequence[Case]) -> str:
 
 
 def fingerprints(cases: Sequence[Case]) -> list[str]:
-    """Return a short digest of each case's name, sorted: enough to recognize a case, not to learn who it was."""
-    return sorted(hashlib.sha256(str(case["case"]).encode()).hexdigest()[:16] for case in cases)
+    """Return a short digest of each case's image, sorted: enough to recognize a file under any name, and no more."""
+    found = []
+    for case in cases:
+        path = Path(images_of(case)[0])
+        if path.is_file():
+            with open(path, "rb") as stream:
+                start = stream.read(_START)
+            found.append(hashlib.sha256(start + str(path.stat().st_size).encode()).hexdigest()[:16])
+    return sorted(found)
 
 
 def _without_ending(name: str) -> str:

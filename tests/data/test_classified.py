@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from common.data import CaseSampler, ClassificationTask, VolumeDataset, classified_lists, prediction_cases
-from common.data.classified import class_weights, target_digest, volume_settings
+from common.data.classified import class_weights, fingerprints, target_digest, volume_settings
 from common.data.labelled import split_cases
 from common.errors import DataError, SettingsError
 from common.views import SpatialCrop
@@ -270,6 +270,15 @@ def test_a_changed_table_is_told_from_the_same_one() -> None:
     cases = [{"image": "a.nii", "target": 0}, {"image": "b.nii", "target": 1}]
     assert target_digest(cases) == target_digest(cases[::-1])
     assert target_digest(cases) != target_digest([cases[0], cases[1] | {"target": 0}])
+
+
+def test_images_are_recognized_under_any_name(tmp_path: Path) -> None:
+    one = write_volume(tmp_path / "a" / "scan_1.nii.gz", blobs(1)[0])
+    two = write_volume(tmp_path / "b" / "scan_1.nii.gz", blobs(2)[0])
+    copy = tmp_path / "c.nii.gz"
+    copy.write_bytes(one.read_bytes())
+    prints = [fingerprints([{"image": str(path)}])[0] for path in (one, two, copy)]
+    assert prints[0] == prints[2] != prints[1]
 
 
 # prediction
