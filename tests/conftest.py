@@ -98,6 +98,8 @@ def command(bundle: str, config: str, *arguments: str | Path) -> list[str]:
         narrow = [part for key, value in small_settings(bundle).items() for part in (f"--{key}", json.dumps(value))]
     elif config == "evaluate":
         narrow = []
+    elif config.endswith("_classification"):
+        narrow = [*NETWORK[bundle], "--input_size", "[16,16,16]", "--num_workers", "0"]
     else:
         narrow = [*NETWORK[bundle], "--patch_size", "[16,16,16]", "--num_workers", "0"]
     base = ["-m", "monai.bundle", "run", "--config_file", f"{root}/configs/{config}.yaml", "--bundle_root", root]

@@ -2,6 +2,15 @@
 """Datalists, checks, the volume store and datasets."""
 
 from .checks import pending_cases, usable_cases
+from .classified import (
+    ClassificationTask,
+    class_weights,
+    classified_lists,
+    fingerprints,
+    prediction_cases,
+    target_digest,
+    volume_settings,
+)
 from .datalists import image_list, pretraining_lists
 from .datasets import CropDataset, EpochSampler, crop_loader, micro_batch, prepare_pretraining_data
 from .fingerprint import preprocessing_settings
@@ -9,24 +18,34 @@ from .labelled import labelled_lists, segmentation_task, split_cases
 from .patches import PatchDataset
 from .store import StoredVolume, StoreSettings, VolumeStore
 from .task import SegmentationTask
+from .volumes import CaseSampler, VolumeDataset
 
 __all__ = [
+    "CaseSampler",
+    "ClassificationTask",
     "CropDataset",
     "EpochSampler",
     "PatchDataset",
     "SegmentationTask",
     "StoreSettings",
     "StoredVolume",
+    "VolumeDataset",
     "VolumeStore",
+    "class_weights",
+    "classified_lists",
     "crop_loader",
+    "fingerprints",
     "image_list",
     "labelled_lists",
     "micro_batch",
     "pending_cases",
+    "prediction_cases",
     "prepare_pretraining_data",
     "preprocessing_settings",
     "pretraining_lists",
     "segmentation_task",
     "split_cases",
+    "target_digest",
     "usable_cases",
+    "volume_settings",
 ]

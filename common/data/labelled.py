@@ -6,13 +6,15 @@ from __future__ import annotations
 import csv
 import json
 import random
+import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, KFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
 from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, read_datalist, volumes_in
@@ -156,10 +158,12 @@ def split_cases(
     group: str | None = None,
     validation_share: float = 0.2,
     seed: int = 12345,
+    stratify: Callable[[Case], str] | None = None,
 ) -> dict[str, list[Case]]:
     """Split cases into ``training`` and ``validation``; the arguments are those of :func:`labelled_lists`.
 
-    With ``seed`` 12345 and no groups, the folds are nnU-Net's.
+    With ``seed`` 12345 and neither groups nor strata, the folds are nnU-Net's. With ``stratify`` each part holds every
+    stratum, such as a diagnosis, in about the share that all cases have, as far as groups allow it.
 
     Raises:
         DataError: if names are not unique, a case has no group, or a split names unknown cases.
@@ -178,16 +182,23 @@ def split_cases(
     if len(cases) < 2:
         return {"training": cases, "validation": cases}
     members = _members(cases, group)
-    if fold is None:
-        chosen = _hold_out(members, max(1, round(validation_share * len(cases))), seed)
+    strata = [stratify(case) for case in cases] if stratify else None
+    count = max(1, round(validation_share * len(cases)))
+    if fold is None and strata is None:
+        chosen = _hold_out(members, count, seed)
+    elif fold is None and strata is not None and not group:
+        chosen = _stratified_hold_out(strata, min(count, len(cases) - 1), seed)
+    elif fold is None and strata is not None and len(set(members)) > 1:
+        parts = min(len(set(members)), max(2, round(len(cases) / count)))
+        chosen = set(_folds(len(cases), parts, seed=seed, groups=members, strata=strata)[0])
+    elif fold is None:  # one single group: validate on what is trained on
+        chosen = set(range(len(cases)))
     else:
         if fold >= folds:
             raise SettingsError(f"fold {fold} does not exist among {folds} folds; they count from 0")
         if len(set(members)) < folds:
             raise SettingsError(f"{len(set(members))} case(s) or groups do not make {folds} folds; lower --folds")
-        splitter = (GroupKFold if group else KFold)(n_splits=folds, shuffle=True, random_state=seed)
-        parts = list(splitter.split(np.zeros(len(cases)), groups=members if group else None))
-        chosen = set(parts[fold][1].tolist())
+        chosen = set(_folds(len(cases), folds, seed=seed, groups=members if group else None, strata=strata)[fold])
     return {
         "training": [case for index, case in enumerate(cases) if index not in chosen],
         "validation": [case for index, case in enumerate(cases) if index in chosen],
@@ -214,6 +225,48 @@ def _hold_out(members: Sequence[str], count: int, seed: int) -> set[int]:
             break
         chosen |= {index for index, member in enumerate(members) if member == names[place]}
     return chosen or set(range(len(members)))  # one single group: validate on what is trained on
+
+
+def _stratified_hold_out(strata: Sequence[str], count: int, seed: int) -> set[int]:
+    """Draw ``count`` cases, of each stratum its share; what rounding leaves goes to the largest remainders."""
+    sizes = Counter(strata)
+    quotas = {name: count * size / len(strata) for name, size in sizes.items()}
+    taken = {name: int(quota) for name, quota in quotas.items()}
+    by_remainder = sorted(quotas, key=lambda name: (taken[name] - quotas[name], name))
+    for name in by_remainder[: count - sum(taken.values())]:
+        taken[name] += 1
+    rng = random.Random(seed)
+    return {
+        index
+        for name in sorted(sizes)
+        for index in rng.sample([at for at, other in enumerate(strata) if other == name], taken[name])
+    }
+
+
+def _folds(
+    count: int, folds: int, *, seed: int, groups: Sequence[str] | None, strata: Sequence[str] | None
+) -> list[list[int]]:
+    """Return the cases that each fold validates on."""
+    if strata is not None:
+        rare = sorted(name for name, size in Counter(strata).items() if size < folds)
+        if rare:
+            named = ", ".join(rare[:5]) + (", ..." if len(rare) > 5 else "")
+            tqdm.write(f"note: {len(rare)} kind(s) of cases ({named}) have fewer cases than the {folds} parts")
+        if max(Counter(strata).values()) < folds:
+            tqdm.write("every kind is that rare, so the parts are drawn without regard to it")
+            strata = None
+    if strata is None:
+        splitter = (GroupKFold if groups else KFold)(n_splits=folds, shuffle=True, random_state=seed)
+    else:
+        splitter = (StratifiedGroupKFold if groups else StratifiedKFold)(
+            n_splits=folds, shuffle=True, random_state=seed
+        )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class")  # told above
+        parts = [part.tolist() for _, part in splitter.split(np.zeros(count), strata, groups)]
+    if not all(parts):
+        raise DataError(f"the groups do not spread over {folds} parts: one would be empty; lower --folds")
+    return parts
 
 
 def _given_split(cases: Sequence[Case], splits: str, fold: int) -> dict[str, list[Case]]:

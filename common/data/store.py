@@ -55,6 +55,7 @@ class StoreSettings:
         dtype: ``float16`` or ``float32``.
         normalization: scheme of ``NormalizeChannelsd``, one for all channels or one for each.
         channels: of an image.
+        size: voxels (slice, row, column) that every volume is resized to at the end; None for none.
     """
 
     spacing_mm: float | Sequence[float] | None = 1.0
@@ -62,6 +63,7 @@ class StoreSettings:
     dtype: str = "float16"
     normalization: str | Sequence[Any] = "zscore"
     channels: int = 1
+    size: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.spacing_mm is not None:  # one spelling for one meaning: it becomes part of the files' names
@@ -69,6 +71,8 @@ class StoreSettings:
             object.__setattr__(self, "spacing_mm", tuple(float(side) for side in sides))
         if isinstance(self.normalization, str):
             object.__setattr__(self, "normalization", [self.normalization])
+        if self.size is not None:
+            object.__setattr__(self, "size", tuple(int(side) for side in self.size))
         if self.dtype not in ("float16", "float32"):
             raise DataError(f"store_dtype is {self.dtype!r}; it must be float16 or float32")
 
@@ -157,7 +161,8 @@ class VolumeStore:
                 except OSError as error:
                     raise explain(file, error) from error
                 identity += [str(source), status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
-        identity.append(asdict(self.settings))
+        settings = asdict(self.settings)
+        identity.append({key: value for key, value in settings.items() if (key, value) != ("size", None)})
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
         return self.root / f"{case_name(case)[:80]}-{digest}.b2nd"
 
@@ -201,6 +206,7 @@ class VolumeStore:
             reorient=self.settings.reorient,
             normalization=self.settings.normalization,
             channels=self.settings.channels,
+            size=self.settings.size,
         )
         sources = [{"path": str(Path(file).resolve()), "bytes": Path(file).stat().st_size} for file in images_of(case)]
         try:
@@ -231,7 +237,7 @@ class VolumeStore:
             "values": values,
             "places": places,
             "settings": asdict(self.settings),
-            "steps": ["axes", "crop to non-zero", "normalise", "resample"],
+            "steps": ["axes", "crop to non-zero", "normalise", "resample" if self.settings.size is None else "resize"],
         }
         try:
             for file, array in arrays.items():

@@ -2,16 +2,21 @@
 """What MONAI's engines lack: views as batches, mirrored inference, evaluation of files, the check of settings."""
 
 from .batches import SegmentationBatch, ViewsBatch, loss_of
+from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
 from .evaluation import evaluate_predictions
 from .inferers import MirroringInferer
 from .settings import check_settings, model_settings
 
 __all__ = [
+    "ClassificationBatch",
     "MirroringInferer",
     "SegmentationBatch",
     "ViewsBatch",
+    "check_new_file",
     "check_settings",
+    "classifier_settings",
     "evaluate_predictions",
     "loss_of",
     "model_settings",
+    "read_classifier_settings",
 ]

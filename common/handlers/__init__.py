@@ -2,6 +2,7 @@
 """Ignite handlers that MONAI and ignite lack."""
 
 from .checkpoints import FineTuningCheckpoint, PretrainingCheckpoint, check_resume
+from .classification import PooledScores, Predictions
 from .collapse import CollapseWatch
 from .optimization import GradientClip, Reproducible, SetLearningRate, StopAtNonFiniteLoss
 from .phases import FineTuningPhases
@@ -25,6 +26,8 @@ __all__ = [
     "GradientClip",
     "Pictures",
     "PooledDice",
+    "PooledScores",
+    "Predictions",
     "PretrainingCheckpoint",
     "Progress",
     "Reproducible",

@@ -27,7 +27,7 @@ from .progress import Progress
 __all__ = ["FineTuningCheckpoint", "PretrainingCheckpoint", "check_resume"]
 
 _STATE, _ENCODER, _BEST = "pretraining_state.pt", "pretrained_encoder.pt", "pretrained_encoder_best.pt"
-_TUNING_STATE, _MODEL, _FINAL = "finetuning_state.pt", "model.pt", "model_final.pt"
+_TUNED = ("finetuning_state.pt", "model.pt", "model_final.pt")
 _KEYS = {"optimizer", "epoch", "settings", "history", "best"}
 
 
@@ -254,8 +254,8 @@ class FineTuningCheckpoint(_Resumable):
     * ``model_final.pt`` and its JSON: after the last epoch, what the published benchmark evaluates;
     * ``finetuning_state.pt``: everything to resume exactly, until the run is complete.
 
-    An earlier model is kept as ``model_previous.pt``. A state that is not of this run, since settings or data differ,
-    is set aside as ``finetuning_state_previous.pt``.
+    Earlier models are kept as ``model_previous.pt`` and ``model_final_previous.pt``. A state that is not of this run,
+    since settings or data differ, is set aside as ``finetuning_state_previous.pt``.
 
     Args:
         network: whose weights are written.
@@ -268,6 +268,7 @@ class FineTuningCheckpoint(_Resumable):
         metric: record that decides, higher is better.
         smoothing: share of the old average in the new one; 0.9 as in nnU-Net.
         resume: go on from an unfinished run of the same settings and data; else it is set aside.
+        names: of the three files: state, best, last.
     """
 
     def __init__(
@@ -283,12 +284,14 @@ class FineTuningCheckpoint(_Resumable):
         metric: str = "val_dice",
         smoothing: float = 0.9,
         resume: bool = True,
+        names: Sequence[str] = _TUNED,
     ) -> None:
         self.folder = Path(ckpt_dir)
+        state, self.best_model, self.last_model = names
         super().__init__(
             network,
             optimizer,
-            file=self.folder / _TUNING_STATE,
+            file=self.folder / state,
             part="network",
             settings=settings,
             progress=progress,
@@ -324,7 +327,8 @@ class FineTuningCheckpoint(_Resumable):
                 tqdm.write(f"{self.file} is of another run ({why}), this one starts afresh")
                 keep_previous(str(self.file), move=True)
         if self.main:
-            keep_previous(str(self.folder / _MODEL))
+            keep_previous(str(self.folder / self.best_model))
+            keep_previous(str(self.folder / self.last_model))
 
     def _save(self, engine: Engine) -> None:
         self._check_loss(engine)
@@ -338,16 +342,16 @@ class FineTuningCheckpoint(_Resumable):
         if not self.main:
             return
         if better:
-            self._write_model(engine, _MODEL)
+            self._write_model(engine, self.best_model)
         if engine.state.epoch % self.interval == 0 and engine.state.epoch != engine.state.max_epochs:
             self._write_state(engine, best=self.best, average=self.average)
 
     def _finish(self, engine: Engine) -> None:
         if not self.main:
             return
-        self._write_model(engine, _FINAL)
+        self._write_model(engine, self.last_model)
         if self.best is None:
-            self._write_model(engine, _MODEL)
+            self._write_model(engine, self.best_model)
         self.file.unlink(missing_ok=True)
 
     def _write_model(self, engine: Engine, name: str) -> None:

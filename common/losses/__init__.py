@@ -1,9 +1,10 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Losses that two or more methods share, and means over the global batch."""
 
+from .classification import ClassificationLoss
 from .contrastive import NTXentLoss
 from .masked_mse import MaskedMSELoss
 from .reduction import gather, weighted_mean
 from .segmentation import DiceCrossEntropy
 
-__all__ = ["DiceCrossEntropy", "MaskedMSELoss", "NTXentLoss", "gather", "weighted_mean"]
+__all__ = ["ClassificationLoss", "DiceCrossEntropy", "MaskedMSELoss", "NTXentLoss", "gather", "weighted_mean"]

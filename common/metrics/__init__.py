@@ -1,18 +1,30 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """How well a prediction agrees with a reference, how sure that is, and how it is written down."""
 
+from .classification import (
+    SCORES,
+    classification_scores,
+    draw_classification,
+    format_classification,
+    summarise_classification,
+)
 from .reports import draw_scores, format_summary, summarise, write_scores
 from .segmentation import METRICS, score_maps, score_masks
 from .statistics import bootstrap_interval, known_mean
 
 __all__ = [
     "METRICS",
+    "SCORES",
     "bootstrap_interval",
+    "classification_scores",
+    "draw_classification",
     "draw_scores",
+    "format_classification",
     "format_summary",
     "known_mean",
     "score_maps",
     "score_masks",
     "summarise",
+    "summarise_classification",
     "write_scores",
 ]

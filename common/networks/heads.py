@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import List
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 __all__ = ["ProjectionHead", "pool_features"]
 
 
-def pool_features(features: Sequence[Tensor]) -> Tensor:
+def pool_features(features: List[Tensor]) -> Tensor:
     """Average every feature map over space and join them: ``(B, sum of channels)``."""
     return torch.cat([f.float().mean((2, 3, 4)) for f in features], dim=1)
 

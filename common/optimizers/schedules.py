@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import math
+
 from ..errors import SettingsError
 
-__all__ = ["SCHEDULES", "FineTuningSchedule", "Poly"]
+__all__ = ["SCHEDULES", "ClassificationSchedule", "FineTuningSchedule", "Poly"]
 
 SCHEDULES = ("default", "warmup", "sawtooth", "valley", "frozen")
 
@@ -113,3 +115,56 @@ class FineTuningSchedule:
     def starts_anew(self, epoch: int) -> bool:
         """Return whether the optimizer forgets what it gathered at the start of an epoch, counted from 0."""
         return epoch > 0 and self.decoder_only(epoch - 1) and not self.decoder_only(epoch)
+
+
+class ClassificationSchedule:
+    """Rate of each epoch of a classifier, and whether its encoder learns in it.
+
+    ``lr (1 + e) / (W + 1)`` in the first W epochs, then half a cosine from ``lr`` to 0. With H epochs for the head
+    alone (sawtooth), these come first, rising linearly over the first half of them and decaying as :class:`Poly` over
+    the second, and the rest is as above; where everything starts to learn, the optimizer starts anew. It has the
+    methods of :class:`FineTuningSchedule`.
+
+    Args:
+        lr: peak learning rate.
+        epochs: E, the length of the run.
+        warmup_epochs: W; published: 20 of 200.
+        head_epochs: H; 0 for none.
+
+    Raises:
+        SettingsError: if the phases are longer than the run.
+
+    Example:
+        >>> schedule = ClassificationSchedule(1e-4, epochs=200, warmup_epochs=20)
+        >>> [f"{schedule(epoch):.3g}" for epoch in (0, 19, 20, 110, 199)]
+        ['4.76e-06', '9.52e-05', '0.0001', '5e-05', '7.62e-09']
+        >>> sawtooth = ClassificationSchedule(1e-4, epochs=200, warmup_epochs=20, head_epochs=4)
+        >>> [f"{sawtooth(epoch):.3g}" for epoch in range(5)], sawtooth.decoder_only(3), sawtooth.starts_anew(4)
+        (['5e-05', '0.0001', '0.0001', '5.36e-05', '4.76e-06'], True, True)
+    """
+
+    def __init__(self, lr: float, *, epochs: int, warmup_epochs: int = 20, head_epochs: int = 0) -> None:
+        if min(warmup_epochs, head_epochs) < 0 or warmup_epochs + head_epochs >= max(epochs, 1):
+            raise SettingsError(
+                f"{head_epochs} epochs for the head and {warmup_epochs} of warm-up must be less than epochs {epochs}; "
+                "lower --head_epochs and --warmup_epochs"
+            )
+        self.lr, self.epochs, self.warmup_epochs, self.decoder_epochs = lr, epochs, warmup_epochs, head_epochs
+
+    def __call__(self, epoch: int) -> float:
+        """Return the rate of an epoch, counted from 0."""
+        if self.decoder_only(epoch):
+            return Poly(self.lr, epochs=self.decoder_epochs, warmup_epochs=self.decoder_epochs // 2)(epoch)
+        epoch -= self.decoder_epochs
+        if epoch < self.warmup_epochs:
+            return self.lr * (1 + epoch) / (self.warmup_epochs + 1)
+        share = (epoch - self.warmup_epochs) / (self.epochs - self.decoder_epochs - self.warmup_epochs)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * share))
+
+    def decoder_only(self, epoch: int) -> bool:
+        """Return whether only the head learns in an epoch, counted from 0."""
+        return epoch < self.decoder_epochs
+
+    def starts_anew(self, epoch: int) -> bool:
+        """Return whether the optimizer forgets what it gathered at the start of an epoch, counted from 0."""
+        return epoch == self.decoder_epochs > 0

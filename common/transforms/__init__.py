@@ -1,7 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """MONAI dictionary transforms that MONAI lacks."""
 
-from .geometry import ResampleToSpacingd, SliceAxisFirstd
+from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
 from .preprocessing import CheckVolumed, check_affine, check_values, nonzero, volume_preprocessing
 from .writing import AtomicNibabelWriter
 
@@ -9,6 +9,7 @@ __all__ = [
     "AtomicNibabelWriter",
     "CheckVolumed",
     "ResampleToSpacingd",
+    "ResizeTod",
     "SliceAxisFirstd",
     "check_affine",
     "check_values",

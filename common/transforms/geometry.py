@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates
 from skimage.transform import resize
 from torch import Tensor
 
-__all__ = ["ResampleToSpacingd", "SliceAxisFirstd", "resampled_shape", "slice_axis"]
+__all__ = ["ResampleToSpacingd", "ResizeTod", "SliceAxisFirstd", "resampled_shape", "slice_axis"]
 
 _ANISOTROPY = 3.0  # coarser than this against the finest axis, and slices are resampled one by one
 
@@ -188,4 +188,44 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
                 image = MetaTensor(values).copy_meta_from(image)
             image.affine = torch.as_tensor(info[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
             out[key] = image
+        return out
+
+
+class ResizeTod(MapTransform):
+    """Resize images to a fixed number of voxels by cubic splines, whatever spacing that gives along each axis.
+
+    How the published classification sees a whole volume. It has no inverse: a class has no grid to go back to.
+
+    Args:
+        keys: what to resize, images only.
+        size: voxels along (slice, row, column).
+
+    Raises:
+        ValueError: if ``size`` is not three positive numbers.
+
+    Example:
+        >>> image = MetaTensor(torch.arange(8.0).view(1, 2, 2, 2), affine=torch.eye(4))
+        >>> small = ResizeTod("image", size=[4, 2, 1])({"image": image})["image"]
+        >>> small.shape, [round(side, 2) for side in small.pixdim.tolist()]
+        (torch.Size([1, 4, 2, 1]), [0.5, 1.0, 2.0])
+    """
+
+    def __init__(self, keys: KeysCollection, *, size: Sequence[int]) -> None:
+        super().__init__(keys)
+        if len(size) != 3 or min(size) < 1:
+            raise ValueError(f"size {list(size)} must be three positive numbers of voxels")
+        self.size = [int(side) for side in size]
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Resize every key, a MetaTensor ``(C, D, H, W)``."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            image = out[key]
+            old = list(image.shape[1:])
+            if old == self.size:
+                continue
+            channels = [_resample_image(channel, self.size, None) for channel in image.as_tensor().float().numpy()]
+            resized = MetaTensor(torch.from_numpy(np.stack(channels).astype(np.float32))).copy_meta_from(image)
+            resized.affine = image.affine @ torch.as_tensor(scale_affine(old, self.size), dtype=image.affine.dtype)
+            out[key] = resized
         return out

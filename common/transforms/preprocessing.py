@@ -15,7 +15,7 @@ from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
 from ..errors import DataError, SettingsError
-from .geometry import ResampleToSpacingd, SliceAxisFirstd
+from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
 
 __all__ = ["CheckVolumed", "NormalizeChannelsd", "check_affine", "check_values", "nonzero", "volume_preprocessing"]
 
@@ -159,6 +159,7 @@ def volume_preprocessing(
     reorient: bool = True,
     normalization: str | Sequence[str | Mapping[str, Sequence[float]]] = "zscore",
     channels: int = 1,
+    size: Sequence[int] | None = None,
 ) -> Compose:
     """Build the chain: read, check, axes, crop to non-zero, normalise, resample.
 
@@ -171,6 +172,7 @@ def volume_preprocessing(
         reorient: canonical axes (true) or the file's own in reversed order, as the reference.
         normalization: scheme of :class:`NormalizeChannelsd`, one for all channels or one for each.
         channels: of the image.
+        size: resize the image to these voxels at the end, for classification; not invertible.
     """
     keys = [keys] if isinstance(keys, str) else list(keys)
     schemes = [normalization] if isinstance(normalization, (str, Mapping)) else list(normalization)
@@ -182,5 +184,6 @@ def volume_preprocessing(
             CropForegroundd(keys, source_key="image", select_fn=nonzero, allow_smaller=True),
             NormalizeChannelsd("image", schemes=schemes),
             ResampleToSpacingd(keys, spacing_mm=spacing_mm),
+            *([] if size is None else [ResizeTod("image", size=size)]),
         ]
     )

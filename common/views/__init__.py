@@ -1,6 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Views: what a method sees of a volume. Draws are made once per sample, applied in batches on the training device."""
 
+from .classification import VolumeViews
 from .intensity import AugmentationDraw, CropAugmentation
 from .masks import MaskedViews, draw_hidden_blocks
 from .randomness import SampleKey, reading_stream, step_seed, step_stream, view_stream
@@ -15,6 +16,7 @@ __all__ = [
     "SegmentationViews",
     "SpatialCrop",
     "SpatialDraw",
+    "VolumeViews",
     "draw_hidden_blocks",
     "reading_stream",
     "step_seed",

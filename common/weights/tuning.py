@@ -6,7 +6,7 @@ mode          trains in the encoder                                  trains else
 ============  =====================================================  ==============================================
 full          everything                                             everything
 sawtooth      everything, but not in the first epochs: see           everything
-              :class:`common.handlers.HeadFirst`
+              :class:`common.handlers.FineTuningPhases`
 norm          weights and biases of its norms                        everything
 lora          adapters of its attention (Primus)                     everything
 frozen        nothing; ``linear_probe`` is another name for it       everything
@@ -87,7 +87,7 @@ def prepare_tuning(
     if mode in ("frozen", "linear_probe"):
         # whatever trains, a frozen encoder has no stochastic depth and no dropout; a hook, since the trainer switches
         # the whole network to training in every step
-        encoder.register_forward_pre_hook(lambda module, _: module.eval() and None)
+        encoder.register_forward_pre_hook(_stay_in_eval)
         if first.in_channels > 1:
             tqdm.write(
                 f"note: tuning {mode} of {first.in_channels} channels sees only their mean, since pre-training had "
@@ -96,6 +96,10 @@ def prepare_tuning(
     if optimizer_states is not None:
         tqdm.write(f"tuning {mode}: {memory_note(network, optimizer_states)}")
     return network
+
+
+def _stay_in_eval(module: nn.Module, _: Any) -> None:
+    module.eval()
 
 
 def _add_adapters(encoder: nn.Module, *, rank: int, alpha: float, dropout: float) -> None:
@@ -148,8 +152,8 @@ def memory_note(network: nn.Module, optimizer_states_per_parameter: int) -> str:
     Example:
         >>> layer = nn.Linear(1000, 1000)
         >>> layer.weight.requires_grad = False
-        >>> memory_note(layer, 2)[:76]
-        '0.00 of 1.00 million parameters train (0.1 %); weights 4 MB + gradients 0 MB'
+        >>> memory_note(layer, 2)[:77]
+        '1,000 of 1,001,000 parameters train (0.0999 %); weights 4 MB + gradients 0 MB'
     """
     everything = sum(p.numel() for p in network.parameters())
     size = sum(p.numel() * p.element_size() for p in network.parameters())
@@ -159,7 +163,7 @@ def memory_note(network: nn.Module, optimizer_states_per_parameter: int) -> str:
     plain = {name: p for name, p in network.named_parameters() if ".lora_" not in name}
     full = sum(p.numel() * p.element_size() for p in plain.values()) * (2 + optimizer_states_per_parameter)
     return (
-        f"{trained / 1e6:.2f} of {everything / 1e6:.2f} million parameters train ({100 * trained / everything:.1f} %); "
+        f"{trained:,} of {everything:,} parameters train ({100 * trained / everything:.3g} %); "
         f"weights {size / 1e6:.0f} MB + gradients {gradients / 1e6:.0f} MB + optimizer {states / 1e6:.0f} MB = "
         f"{(size + gradients + states) / 1e6:.0f} MB, against {full / 1e6:.0f} MB when all are tuned; activations come "
         "on top"

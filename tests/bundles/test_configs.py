@@ -12,6 +12,8 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from common.data import ClassificationTask
+
 from ..conftest import BUNDLES, ROOT, method_of
 
 SAME_EVERYWHERE = {
@@ -57,7 +59,9 @@ def test_the_matrix_is_complete() -> None:
 def test_what_follows_pre_training_is_the_same_for_all_methods(bundle: str) -> None:
     """Only the name differs from the MAE bundle of the same backbone, so testing that one tests all."""
     base = f"mae_{backbone_of(bundle)}"
-    for name in ("train.yaml", "inference.yaml", "evaluate.yaml", "logging.conf"):
+    names = ["train.yaml", "inference.yaml", "evaluate.yaml", "logging.conf"]
+    names += ["train_classification.yaml", "inference_classification.yaml"]
+    for name in names:
         own = (ROOT / "bundles" / bundle / "configs" / name).read_text()
         assert own.replace(bundle, base) == (ROOT / "bundles" / base / "configs" / name).read_text()
 
@@ -121,7 +125,11 @@ def test_settings_have_the_same_names_everywhere(bundle: str) -> None:
     assert config(bundle, "pretrain").keys() >= SAME_EVERYWHERE | sizes
     assert config(bundle, "train").keys() >= SAME_EVERYWHERE - {"val_iterations", "store_dir"} | sizes
     assert config(bundle, "inference").keys() >= sizes | {"labels", "mirror_axes", "model"}
-    for name in ("pretrain", "train", "inference", "evaluate"):
+    assert config(bundle, "train_classification").keys() >= (
+        SAME_EVERYWHERE - {"iterations_per_epoch", "val_iterations", "patch_size"} | sizes | {"tuning", "pretrained"}
+    )
+    assert config(bundle, "inference_classification").keys() >= sizes | {"model", "table", "overwrite", "store_dir"}
+    for name in ("pretrain", "train", "inference", "evaluate", "train_classification", "inference_classification"):
         assert config(bundle, name)["run"][0] == "@settings_check"
 
 
@@ -216,7 +224,32 @@ def test_train_and_inference_build_one_network(bundle: str, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
-@pytest.mark.parametrize("name", ["pretrain", "train"])
+def test_a_classifier_has_the_pre_trained_encoder_and_the_published_recipe(
+    bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/train_classification.yaml"))
+    parser["task"] = ClassificationTask(("a", "b"))
+    with torch.device("meta"):
+        classifier = {key: value.shape for key, value in parser.get_parsed_content("network_def").state_dict().items()}
+    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/train.yaml"))
+    with torch.device("meta"):
+        segmenter = parser.get_parsed_content("network_def").state_dict()
+    encoder = {key: value.shape for key, value in segmenter.items() if key.startswith("encoder.")}
+    width = 320 if bundle.endswith("resenc_l") else 864
+    assert classifier == encoder | {"head.weight": torch.Size([2, width]), "head.bias": torch.Size([2])}
+    recipe = {"epochs": 200, "lr": 1e-4, "weight_decay": 1e-2, "clip_norm": None, "head_dropout": 0.2, "fit": "resize"}
+    recipe |= {"label_smoothing": 0.0, "batch_size": 96, "rotation_probability": 0.2, "zoom_probability": 0.2}
+    own = config(bundle, "train_classification")
+    assert {key: own[key] for key in recipe} == recipe
+    for name in ("spatial", "augmentation"):
+        same = config(bundle, "train")[name]
+        expected = same | ({"patch_size": "@input_size", "centred": True} if name == "spatial" else {})
+        assert own[name] == expected, "the chain of segmentation, over the whole volume"
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize("name", ["pretrain", "train", "train_classification"])
 def test_handlers_are_dictionaries_as_monai_reads_them(bundle: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/{name}.yaml"))

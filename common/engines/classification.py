@@ -1,0 +1,93 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""What training and prediction of a classifier share: its batches, and the settings that go with a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.classified import ClassificationTask
+from ..errors import SettingsError, WeightsError
+
+__all__ = ["ClassificationBatch", "check_new_file", "classifier_settings", "read_classifier_settings"]
+
+
+class ClassificationBatch:
+    """``prepare_batch`` of MONAI's engines for whole volumes: image ``(B, C, D, H, W)`` and targets of a batch.
+
+    Args:
+        views: callable on a batch whose regions are on the device; returns ``image``.
+        task: that says how targets are written.
+    """
+
+    def __init__(self, views: Callable[[dict[str, Any]], dict[str, Tensor]], *, task: ClassificationTask) -> None:
+        self.views, self.task = views, task
+
+    def __call__(
+        self, batch: dict[str, Any], device: torch.device | str, non_blocking: bool = False, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return image and target; no target if any case of the batch has none."""
+        regions = [region.to(device, non_blocking=non_blocking, **kwargs) for region in batch["region"]]
+        with torch.no_grad():
+            image = self.views({**batch, "region": regions})["image"]
+        if any(target is None for target in batch["target"]):
+            return image, None
+        return image, self.task.encode(batch["target"]).to(device, non_blocking=non_blocking)
+
+
+def classifier_settings(
+    task: ClassificationTask,
+    *,
+    target: str | Sequence[str],
+    data: Mapping[str, Any],
+    network: Mapping[str, Any],
+    **others: Any,
+) -> dict[str, Any]:
+    """Gather what a classifier was made for and how, in plain values: classes, preprocessing, network, and the rest."""
+    return {
+        "classes": list(task.names),
+        "multilabel": task.multilabel,
+        "target": target if isinstance(target, str) else list(target),
+        "data": dict(data),
+        "network": dict(network),
+        **others,
+    }
+
+
+def read_classifier_settings(path: str) -> dict[str, Any]:
+    """Return the settings in the JSON beside a classifier, so that prediction need not be told them again.
+
+    Raises:
+        WeightsError: if there is no such model, or the JSON beside it is missing or of something else.
+    """
+    model, sidecar = Path(path), Path(path).with_suffix(".json")
+    if not model.is_file():
+        raise WeightsError(
+            f"there is no classifier {path}; train one with this bundle's train_classification config, or name it with "
+            "--model"
+        )
+    try:
+        settings: dict[str, Any] = json.loads(sidecar.read_text("utf-8"))["settings"]
+        if not {"classes", "multilabel", "target", "data", "network", "input_size"} <= settings.keys():
+            raise KeyError("classes")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{sidecar} does not say what the classifier beside it was trained for ({error!r}); keep both files "
+            "together, as training wrote them"
+        ) from error
+    return settings
+
+
+def check_new_file(path: str, *, overwrite: bool = False) -> None:
+    """Refuse to write over a file of an earlier run.
+
+    Raises:
+        SettingsError: if it exists and ``overwrite`` is off.
+    """
+    if Path(path).exists() and not overwrite:
+        raise SettingsError(f"{path} exists; give another --output_dir, or replace it with --overwrite true")
