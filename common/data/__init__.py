@@ -2,7 +2,7 @@
 """Datalists, checks, the volume store and datasets."""
 
 from .checks import pending_cases, usable_cases
-from .datalists import image_list, pretraining_lists
+from .datalists import every_image, image_list, pretraining_lists
 from .datasets import CropDataset, EpochSampler, crop_loader, micro_batch, prepare_pretraining_data
 from .labelled import labelled_lists, segmentation_task, split_cases
 from .store import StoredVolume, StoreSettings, VolumeStore
@@ -16,6 +16,7 @@ __all__ = [
     "StoredVolume",
     "VolumeStore",
     "crop_loader",
+    "every_image",
     "image_list",
     "labelled_lists",
     "micro_batch",

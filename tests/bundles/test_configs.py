@@ -57,7 +57,7 @@ def test_the_matrix_is_complete() -> None:
 def test_what_follows_pre_training_is_the_same_for_all_methods(bundle: str) -> None:
     """Only the name differs from the MAE bundle of the same backbone, so testing that one tests all."""
     base = f"mae_{backbone_of(bundle)}"
-    for name in ("train.yaml", "inference.yaml", "evaluate.yaml", "logging.conf"):
+    for name in ("train.yaml", "inference.yaml", "evaluate.yaml", "features.yaml", "logging.conf"):
         own = (ROOT / "bundles" / bundle / "configs" / name).read_text()
         assert own.replace(bundle, base) == (ROOT / "bundles" / base / "configs" / name).read_text()
 
@@ -121,7 +121,9 @@ def test_settings_have_the_same_names_everywhere(bundle: str) -> None:
     assert config(bundle, "pretrain").keys() >= SAME_EVERYWHERE | sizes
     assert config(bundle, "train").keys() >= SAME_EVERYWHERE - {"val_iterations", "store_dir"} | sizes
     assert config(bundle, "inference").keys() >= sizes | {"labels", "mirror_axes", "model"}
-    for name in ("pretrain", "train", "inference", "evaluate"):
+    in_features = {"stages", "pooling", "dense", "pretrained", "from_scratch", "overwrite", "channels", "normalization"}
+    assert config(bundle, "features").keys() >= sizes | in_features
+    for name in ("pretrain", "train", "inference", "evaluate", "features"):
         assert config(bundle, name)["run"][0] == "@settings_check"
 
 
@@ -213,6 +215,22 @@ def test_train_and_inference_build_one_network(bundle: str, monkeypatch: pytest.
         if key.startswith("encoder."):
             # crops of crops have another grid of positions, which fine-tuning interpolates
             assert shapes[0][key][:2] == value.shape[:2] if "position" in key else shapes[0][key] == value.shape
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_features_come_from_the_encoder_that_is_fine_tuned(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shapes = {}
+    for name in ("train", "features"):
+        parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/{name}.yaml"))
+        with torch.device("meta"):
+            state = parser.get_parsed_content("network_def").state_dict()
+        shapes[name] = {key: value.shape for key, value in state.items() if key.startswith("encoder.")}
+        if name == "features":
+            assert len(state) == len(shapes[name]), "nothing but the encoder is built"
+    assert shapes["train"] == shapes["features"]
+    decided = set(config(bundle, "features")["feature_settings"])
+    assert decided >= SIZES[backbone_of(bundle)] | {"bundle", "spacing_mm", "reorient", "normalization", "patch_size"}
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
