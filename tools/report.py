@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import base64
-import csv
 import html
 import importlib.metadata
 import io
@@ -177,9 +176,12 @@ def threshold_baseline(
 
 
 def _scores(folder: Path, where: str) -> dict[str, float]:
-    with open(folder / where / "dice.csv", newline="", encoding="utf-8") as stream:
-        rows = list(csv.DictReader(stream))
-    return {name: float(value) for name, value in rows[-1].items() if name != "case"}
+    summary = json.loads((folder / where / "scores.json").read_text("utf-8"))["summary"]["all"]
+    scored = {**summary["classes"], "mean": summary["mean"]}
+    return {
+        name: float("nan" if scores["dice"]["mean"] is None else scores["dice"]["mean"])
+        for name, scores in scored.items()
+    }
 
 
 def write_report(

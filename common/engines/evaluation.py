@@ -1,103 +1,373 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Dice of predictions against labels, per case and class."""
+"""Score predicted label maps against references, file by file, and write what came out."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+import importlib.metadata
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from ..data.checks import read_nifti, settle
 from ..data.datalists import stem
 from ..data.labelled import labelled_lists
 from ..data.task import SegmentationTask
-from ..errors import DataError
+from ..errors import DataError, SettingsError
+from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
+from ..metrics.reports import UNKNOWN
 
-__all__ = ["dice", "evaluate_predictions"]
+__all__ = ["Pair", "case_name", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+_MOST_VALUES = 500  # of a label map; an image has more
+_DEFINITIONS = {
+    "dice": "2 |P and R| / (|P| + |R|) over voxels",
+    "nsd": "surface Dice of arXiv:1809.04430: share of both surfaces' area that lies within tolerance_mm of the other",
+    "hd95_mm": "larger of the two directions' 95th percentile of distances between border voxels",
+    "volume_error_ml": "predicted - reference",
+    "empty": "neither holds the class: left out; only one of them: Dice and NSD 0, HD95 infinite and out of its mean",
+    "mean": "plain mean over classes of the means over cases",
+    "interval": "95 %, percentiles of bootstrap resamples of cases",
+}
 
 
-def dice(prediction: np.ndarray, label: np.ndarray, value: int) -> float:
-    """Return the Dice of one class; NaN if neither map holds it, 0 if only one does.
+@dataclass(frozen=True)
+class Pair:
+    """A predicted label map and its reference, both NIfTI, and where the case belongs."""
 
-    Example:
-        >>> dice(np.array([1, 1, 0]), np.array([1, 0, 0]), 1)
-        0.6666666666666666
+    case: str
+    prediction: str
+    reference: str
+    group: str | None = None
+
+
+def case_name(case: Mapping[str, Any]) -> str:
+    """Return what a case of a datalist is called: its ``name``, or its first image without endings."""
+    image = case["image"]
+    return str(case.get("name", stem(image if isinstance(image, str) else image[0])))
+
+
+def read_groups(path: str | Path, column: str) -> dict[str, str]:
+    """Read the group of each case from a CSV whose column ``case`` names the cases.
+
+    Args:
+        path: CSV with commas, semicolons or tabs; its other columns describe the cases.
+        column: the one to group by.
+
+    Raises:
+        DataError: if the file or a column is missing, or a case is in two groups.
     """
-    p, t = prediction == value, label == value
-    total = int(p.sum()) + int(t.sum())
-    return 2 * int((p & t).sum()) / total if total else float("nan")
+    path = Path(path).expanduser()
+    try:
+        text = path.read_text("utf-8-sig")  # spreadsheets put a mark before the first letter
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the table of groups {path} cannot be read ({error}); save it as CSV in UTF-8") from error
+    lines = text.splitlines()
+    head = lines[0] if lines else ""
+    rows = list(csv.DictReader(lines, delimiter=max(",;\t", key=head.count)))
+    columns = list(rows[0]) if rows else [head]
+    for name in ("case", column):
+        if name not in columns:
+            raise DataError(f"{path} has no column {name!r}; its columns are {', '.join(map(str, columns))}")
+    groups: dict[str, str] = {}
+    for row in rows:
+        name, group = (row["case"] or "").strip(), (row[column] or "").strip()
+        name = name.removesuffix(".gz").removesuffix(".nii")
+        if not name or not group:
+            continue
+        if groups.setdefault(name, group) != group:
+            raise DataError(f"{path} puts the case {name} into {groups[name]!r} and {group!r}; keep one row of it")
+    return groups
+
+
+def _label_map(path: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the whole numbers of a label map, and its affine."""
+    values, affine = read_nifti(path)
+    if values.dtype.kind not in "iu":
+        if not np.isfinite(values).all():
+            raise DataError(f"{path} holds NaN or infinite values; write it again")
+        whole = np.rint(values)
+        if (whole != values).any():
+            odd = values[whole != values][0]
+            raise DataError(
+                f"{path} holds {odd:g}; a label map holds whole numbers: save the classes rather than probabilities, "
+                "and resample with nearest neighbours"
+            )
+        values = whole
+    if values.size and max(abs(int(values.min())), abs(int(values.max()))) > 2**31 - 1:
+        raise DataError(f"{path} holds {values.max():g}; renumber its labels below {2**31:,}")
+    return values.astype(np.int32, copy=False), affine
+
+
+def _read(pair: Pair, ignore_label: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return prediction and reference without ignored voxels, and the size of a voxel in mm.
+
+    Raises:
+        DataError: if one is no label map or they do not share one grid.
+    """
+    predicted, affine = _label_map(pair.prediction)
+    wanted, true_affine = _label_map(pair.reference)
+    if predicted.shape != wanted.shape or not np.allclose(affine, true_affine, atol=1e-2):
+        raise DataError(
+            f"{pair.prediction} {predicted.shape} and {pair.reference} {wanted.shape} do not share one grid (shape or "
+            "affine differ); predict the image of that label, or resample one onto the other with nearest neighbours"
+        )
+    if ignore_label is not None:
+        counted = wanted != ignore_label
+        predicted, wanted = predicted * counted, wanted * counted
+    return predicted, wanted, voxel_sizes(true_affine)
+
+
+def _map(function: Callable[[T], R], items: Sequence[T], *, title: str, workers: int) -> list[R]:
+    """Call ``function`` on every item in threads: reading and geometry release Python's lock."""
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        return list(tqdm(pool.map(function, items), total=len(items), desc=title, unit="case", disable=len(items) < 2))
+
+
+def found_values(pairs: Sequence[Pair], *, ignore_label: int | None = None, num_workers: int = 2) -> list[int]:
+    """Return the label values other than 0 that the references hold, or only predictions, which is said.
+
+    Raises:
+        DataError: if there are none, or so many that the files are no label maps.
+    """
+
+    def values(pair: Pair) -> tuple[set[int], set[int]]:
+        try:
+            predicted, wanted, _ = _read(pair, ignore_label)
+        except DataError:
+            return set(), set()  # told when it is scored
+        return set(np.unique(wanted).tolist()), set(np.unique(predicted).tolist())
+
+    each = _map(values, pairs, title="looking for classes", workers=num_workers)
+    for pair, both in zip(pairs, each, strict=True):
+        for path, own in zip((pair.reference, pair.prediction), both, strict=True):
+            if len(own) > _MOST_VALUES:
+                raise DataError(
+                    f"{path} holds {len(own):,} different values; give label maps rather than images, or name the "
+                    "classes with --labels"
+                )
+    wanted = {value for own, _ in each for value in own} - {0}
+    extra = {value for _, own in each for value in own} - wanted - {0}
+    if extra:
+        named = ", ".join(map(str, sorted(extra)))
+        tqdm.write(f"no reference holds the label value(s) {named}, but predictions do: scored as classes too, Dice 0")
+    if any(value < 0 for value in wanted | extra):
+        raise DataError(
+            f"the label maps hold the negative value {min(wanted | extra)}; renumber it, or leave such voxels out with "
+            "--ignore_label if the references hold it"
+        )
+    if not wanted | extra and any(own for own, _ in each):
+        raise DataError("neither references nor predictions mark any voxel; check that these are the label maps")
+    return sorted(wanted | extra)
+
+
+def evaluate_pairs(
+    pairs: Sequence[Pair],
+    *,
+    output_dir: str | Path,
+    structures: Mapping[str, Sequence[int]],
+    known: Iterable[int],
+    ignore_label: int | None = None,
+    tolerance_mm: float = 1.0,
+    group: str | None = None,
+    resamples: int = 2000,
+    seed: int = 12345,
+    num_workers: int = 2,
+    strict: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    missing: Mapping[str, DataError] | None = None,
+) -> dict[str, Any]:
+    """Score pairs of label maps; print a table; write ``scores.csv``, ``scores.json`` and ``scores.png``.
+
+    Args:
+        pairs: what to score.
+        output_dir: folder for the three files.
+        structures: classes or regions, and the label values of each.
+        known: all values that a label map may hold; a case with another is refused.
+        ignore_label: value of the reference whose voxels count nowhere.
+        tolerance_mm: of NSD.
+        group: name of what ``Pair.group`` holds, None to report no groups.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        num_workers: cases that are scored at a time; the scores do not depend on it.
+        strict: stop if a case cannot be scored.
+        settings: further settings to keep in the JSON.
+        missing: cases that are known to lack a file, and why.
+
+    Returns:
+        the summary, as in ``scores.json``.
+
+    Raises:
+        DataError: if there is nothing to score, or with ``strict`` and a bad case.
+        SettingsError: if a setting does not fit.
+    """
+    if isinstance(tolerance_mm, bool) or not isinstance(tolerance_mm, (int, float)) or not 0 <= tolerance_mm < 1e6:
+        raise SettingsError(f"tolerance_mm is {tolerance_mm!r}; give NSD a distance in millimetres, such as 1.0")
+    for name, value in (("resamples", resamples), ("seed", seed), ("num_workers", num_workers)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise SettingsError(f"{name} is {value!r}; it must be a whole number from 0")
+    twice = [name for name, count in Counter(pair.case for pair in pairs).items() if count > 1]
+    if twice:
+        raise DataError(f"several cases are called {twice[0]}; give them different names")
+    values = {0, *known}
+    if group is not None:
+        pairs = [replace(pair, group=pair.group or UNKNOWN) for pair in pairs]
+        if pairs and all(pair.group == UNKNOWN for pair in pairs):
+            raise DataError(
+                f"no case has a {group}: the cases are called {', '.join(pair.case for pair in pairs[:3])}, ...; "
+                "name them so in the table of groups, or drop --group"
+            )
+
+    def score(pair: Pair) -> dict[str, dict[str, float]] | DataError:
+        try:
+            predicted, wanted, spacing = _read(pair, ignore_label)
+            for path, found in ((pair.prediction, predicted), (pair.reference, wanted)):
+                other = [value for value in np.unique(found).tolist() if value not in values]
+                if other:
+                    named = ", ".join(map(str, other[:5]))
+                    classes = {name: list(own) for name, own in structures.items()}
+                    raise DataError(
+                        f"{path} holds the values {named}, but the classes are {classes}; renumber it or list its "
+                        "classes with --labels"
+                    )
+            return score_maps(
+                predicted, wanted, structures=structures, spacing_mm=spacing.tolist(), tolerance_mm=tolerance_mm
+            )
+        except DataError as error:
+            return error
+
+    found = _map(score, pairs, title="evaluating", workers=num_workers)
+    problems = dict(missing or {})
+    problems |= {pair.case: each for pair, each in zip(pairs, found, strict=True) if isinstance(each, DataError)}
+    scored = [(pair, each) for pair, each in zip(pairs, found, strict=True) if not isinstance(each, DataError)]
+    settle(list(problems.values()), len(scored), strict=strict)
+    if not scored:
+        raise DataError("there is nothing to score; check the folders of predictions and references")
+    scores = [each for _, each in scored]
+    groups = None if group is None else [pair.group or UNKNOWN for pair, _ in scored]
+    summary = summarise(scores, groups=groups, resamples=resamples, seed=seed)
+    folder = Path(output_dir).expanduser()
+    write_scores(
+        [
+            {
+                "case": pair.case,
+                "group": pair.group,
+                "prediction": pair.prediction,
+                "reference": pair.reference,
+                "scores": each,
+            }
+            for pair, each in scored
+        ],
+        {
+            "summary": summary,
+            "skipped": {case: str(error) for case, error in problems.items()},
+            "settings": {
+                "classes": {name: list(own) for name, own in structures.items()},
+                "ignore_label": ignore_label,
+                "tolerance_mm": tolerance_mm,
+                "group": group,
+                "resamples": resamples,
+                "seed": seed,
+                **(settings or {}),
+            },
+            "definitions": _DEFINITIONS,
+            "versions": {name: importlib.metadata.version(name) for name in ("monai", "numpy", "scipy", "torch")},
+        },
+        folder=folder,
+    )
+    draw_scores(scores, folder / "scores.png", groups=groups, group=group, tolerance_mm=tolerance_mm)
+    left_out = f"; {len(problems)} could not be scored" if problems else ""
+    tqdm.write(f"{len(scored)} case(s) scored{left_out}")
+    tqdm.write(format_summary(summary, tolerance_mm=tolerance_mm, group=group))
+    tqdm.write(f"written to {folder}: scores.csv, scores.json, scores.png")
+    return summary
 
 
 def evaluate_predictions(
     *,
     predictions: str,
     dataset_dir: str,
-    output_file: str,
+    output_dir: str,
     labels: Sequence[str],
+    regions: Mapping[str, Sequence[int]] | None = None,
+    ignore_label: int | None = None,
     datalist: str | None = None,
     split: str = "all",
+    tolerance_mm: float = 1.0,
+    groups: str | None = None,
+    group: str | None = None,
+    resamples: int = 2000,
+    seed: int = 12345,
+    num_workers: int = 2,
     strict: bool = False,
-) -> dict[str, float]:
-    """Score every predicted case in its own geometry, write a CSV and print the means.
-
-    A case counts for a class unless both prediction and label lack it. The mean of a class is over its cases; the last
-    row's mean is over the foreground classes.
+) -> dict[str, float | None]:
+    """Score the predictions of an inference config in the geometry of their files.
 
     Args:
         predictions: folder with ``<case>.nii.gz`` as the inference config writes it.
         dataset_dir: labelled data.
-        output_file: CSV to write: a row per case, a last row with the means.
+        output_dir: folder for ``scores.csv``, ``scores.json`` and ``scores.png``.
         labels: class names, background first.
-        datalist: MONAI datalist JSON with labels.
+        regions: sets of label values to score instead of the classes.
+        ignore_label: value of voxels that count nowhere.
+        datalist: MONAI datalist JSON with labels; an entry may name its group under the key ``group``.
         split: ``training``, ``validation`` or ``all`` cases of the labelled data.
-        strict: stop at the first case that cannot be scored.
+        tolerance_mm: of NSD.
+        groups: CSV with a column ``case``.
+        group: column of that CSV, or key of the datalist, by whose values to report too, for example ``centre``.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        num_workers: cases that are scored at a time.
+        strict: stop if a case cannot be scored.
 
     Returns:
-        mean Dice of each foreground class and their ``mean``.
+        mean Dice of each foreground class or region and their ``mean``; None where it is undefined.
 
     Raises:
         DataError: if there is nothing to score.
+        SettingsError: if a setting does not fit.
     """
-    SegmentationTask(labels)
+    task = SegmentationTask(labels, regions=regions, ignore_label=ignore_label)
     lists = labelled_lists(dataset_dir, datalist)
     if split not in (*lists, "all"):
-        raise DataError(f"split is {split!r}; it must be training, validation or all")
+        raise SettingsError(f"split is {split!r}; it must be training, validation or all")
+    if groups and not group:
+        raise SettingsError(f"groups is {groups}, but no column is chosen; add --group NAME, such as --group centre")
     chosen = lists["training"] + lists["validation"] if split == "all" else lists[split]
-    cases = list({case["label"]: case for case in chosen}.values())
-    rows: list[dict[str, str | float]] = []
-    problems: list[DataError] = []
-    for case in tqdm(cases, desc="evaluating", unit="case", disable=len(cases) < 2):
-        path = Path(predictions) / f"{stem(case['image'])}.nii.gz"
-        try:
-            if not path.is_file():
-                raise DataError(f"there is no prediction {path}; run the inference config on {case['image']} first")
-            predicted, affine = read_nifti(str(path))
-            truth, true_affine = read_nifti(case["label"])
-            if predicted.shape != truth.shape or not np.allclose(affine, true_affine, atol=1e-2):
-                raise DataError(f"{path} and {case['label']} do not share one grid; predict the image of that label")
-        except DataError as error:
-            problems.append(error)
+    cases = {case["label"]: case for case in chosen}.values()
+    table = read_groups(groups, group) if groups and group else {}
+    pairs, missing = [], {}
+    for case in cases:
+        name = case_name(case)
+        path = Path(predictions).expanduser() / f"{name}.nii.gz"
+        if not path.is_file():
+            missing[name] = DataError(f"there is no prediction {path}; run the inference config on its image first")
             continue
-        scores = {name: dice(predicted, truth, value) for value, name in enumerate(labels) if value}
-        rows.append({"case": stem(case["image"]), **scores})
-    settle(problems, len(rows), strict=strict)
-    means = {name: _mean([float(row[name]) for row in rows]) for name in labels[1:]}
-    means["mean"] = _mean(list(means.values()))
-    for row in rows:
-        row["mean"] = _mean([float(row[name]) for name in labels[1:]])
-    Path(output_file).parent.mkdir(parents=True, exist_ok=True)
-    with open(output_file, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=["case", *labels[1:], "mean"])
-        writer.writeheader()
-        writer.writerows([*rows, {"case": "mean", **means}])
-    scores_text = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-    tqdm.write(f"Dice of {len(rows)} case(s): {scores_text}; written to {output_file}")
-    return means
-
-
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
+        own = (table.get(name) if groups else case.get(group)) if group else None
+        pairs.append(Pair(name, str(path), case["label"], None if own is None else str(own)))
+    summary = evaluate_pairs(
+        pairs,
+        output_dir=output_dir,
+        structures=dict(zip(task.names, task.values, strict=True)),
+        known=range(len(task.labels)),
+        ignore_label=ignore_label,
+        tolerance_mm=tolerance_mm,
+        group=group,
+        resamples=resamples,
+        seed=seed,
+        num_workers=num_workers,
+        strict=strict,
+        settings={"labels": list(task.labels), "split": split, "datalist": datalist, "groups": groups},
+        missing=missing,
+    )["all"]
+    means = {name: scores["dice"]["mean"] for name, scores in summary["classes"].items()}
+    return {**means, "mean": summary["mean"]["dice"]["mean"]}

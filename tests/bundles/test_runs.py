@@ -66,12 +66,14 @@ def test_the_whole_chain(bundle: str, images: Path, labelled: Path, tmp_path: Pa
 
     places = ("--predictions", tmp_path / "predictions", "--output_dir", tmp_path / "scores")
     run(bundle, "evaluate", "--dataset_dir", labelled, *labels, *places)
-    with open(tmp_path / "scores" / "dice.csv", newline="") as stream:
+    with open(tmp_path / "scores" / "scores.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert [row["case"] for row in rows] == [*(f"case_{i}" for i in range(5)), "mean"] or len(rows) == 6
+    assert sorted(row["case"] for row in rows) == [f"case_{i}" for i in range(5)]
+    assert {row["class"] for row in rows} == {"ball"}
     truth = np.asarray(nib.load(labelled / "labels" / f"{rows[0]['case']}.nii.gz").dataobj) == 1
     marked = np.asarray(nib.load(tmp_path / "predictions" / f"{rows[0]['case']}.nii.gz").dataobj) == 1
-    assert float(rows[0]["ball"]) == pytest.approx(2 * (truth & marked).sum() / (truth.sum() + marked.sum()))
+    dice = 2 * (truth & marked).sum() / (truth.sum() + marked.sum())
+    assert float(rows[0]["dice"]) == pytest.approx(dice, rel=1e-5)
 
 
 @pytest.mark.parametrize("bundle", WHOLE_CHAIN)

@@ -3,13 +3,11 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from monai.inferers import SlidingWindowInferer
 
 from common.engines import MirroringInferer
-from common.engines.evaluation import dice
 from common.engines.settings import unknown_settings
 from common.errors import SettingsError
 from common.handlers import GradientClip, SetLearningRate
@@ -62,13 +60,6 @@ def test_windows_equal_monais() -> None:
     ours = MirroringInferer(16)(image, network)
     monai = SlidingWindowInferer((16, 16, 16), overlap=0.5, mode="gaussian", sigma_scale=0.125)(image, network)
     assert torch.equal(ours, monai)
-
-
-def test_dice_of_classes_that_are_missing() -> None:
-    a, b = np.array([0, 1, 1, 2]), np.array([0, 1, 0, 0])
-    assert dice(a, b, 1) == pytest.approx(2 / 3)
-    assert dice(a, b, 2) == 0.0
-    assert np.isnan(dice(a, b, 3))
 
 
 def test_unknown_settings_name_the_nearest() -> None:

@@ -1,0 +1,149 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Score predicted segmentations against references, whoever made them: Dice, NSD, HD95 and volume error.
+
+  python tools/evaluate.py PREDICTIONS REFERENCES                # two folders of NIfTI label maps of the same names
+  python tools/evaluate.py prediction.nii.gz reference.nii.gz    # two files
+  python tools/evaluate.py PREDICTIONS REFERENCES --labels "['background','edema','core']"
+  python tools/evaluate.py PREDICTIONS REFERENCES --labels "['background','a','b']" --regions "{'both':[1,2],'b':[2]}"
+  python tools/evaluate.py PREDICTIONS REFERENCES --groups cases.csv --group centre
+
+It prints the means over cases with 95 % bootstrap intervals, and writes scores.csv (a row for each case and class),
+scores.json (also the means, for all and for each group, what was left out and why) and scores.png. Distances are in mm
+and volumes in ml, from the files' headers. Without --labels, the values in the references are the classes.
+
+A case without its prediction, on another grid, or that is no label map is named, left out of the means and listed in
+scores.json. The exit status is 1 if nothing could be scored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bundle_cells import truth
+from environment import ROOT, RUNTIME, ensure
+
+__all__ = ["evaluate"]
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    """Return the NIfTI files below a folder by their path in it without endings, hidden ones left out."""
+    from common.errors import DataError
+
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        inner = path.relative_to(folder)
+        if path.name.endswith((".nii", ".nii.gz")) and not any(part.startswith(".") for part in inner.parts):
+            name = inner.as_posix().removesuffix(".gz").removesuffix(".nii")
+            if name in found:
+                raise DataError(f"{folder} holds both {found[name].name} and {path.name}; keep one of them")
+            found[name] = path
+    if not found:
+        raise DataError(f"{folder} holds no file ending in .nii or .nii.gz; give the folder with the label maps")
+    return found
+
+
+def evaluate(
+    predictions: str,
+    references: str,
+    labels: Sequence[str] | None = None,
+    regions: Mapping[str, Sequence[int]] | None = None,
+    ignore_label: int | None = None,
+    tolerance_mm: float = 1.0,
+    groups: str | None = None,
+    group: str | None = None,
+    output: str = "evaluation",
+    resamples: int = 2000,
+    seed: int = 12345,
+    num_workers: int = 2,
+    strict: bool = False,
+) -> None:
+    """Score predictions.
+
+    Args:
+        predictions: folder of label maps, or one file.
+        references: folder of label maps of the same names, or one file.
+        labels: names of the label values 0, 1, 2, ...; background first.
+        regions: sets of label values to score instead of the classes.
+        ignore_label: value of the references whose voxels count nowhere.
+        tolerance_mm: distance up to which NSD takes two surfaces as equal.
+        groups: CSV with a column "case" and others.
+        group: the column of it by whose values to report too.
+        output: folder to write to.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        num_workers: cases that are scored at a time.
+        strict: stop if a case cannot be scored.
+    """
+    sys.path.insert(0, str(ROOT))
+    from tqdm import tqdm
+
+    from common.data.datalists import stem
+    from common.data.task import SegmentationTask
+    from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
+    from common.errors import DataError, SettingsError, end_in_a_sentence
+
+    end_in_a_sentence()
+    predicted, wanted = Path(str(predictions)).expanduser(), Path(str(references)).expanduser()
+    for path in (predicted, wanted):
+        if not path.exists():
+            raise DataError(f"there is no file or folder {path}; check the path")
+    if predicted.is_dir() != wanted.is_dir():
+        raise SettingsError(f"{predicted} and {wanted} must both be folders, or both files")
+    if bool(groups) != bool(group):
+        raise SettingsError("groups and group belong together: --groups cases.csv --group centre")
+    if regions is not None and labels is None:
+        raise SettingsError("regions need the names of the label values: --labels \"['background','edema','core']\"")
+    if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
+        raise SettingsError(f"ignore_label is {ignore_label!r}; it must be a whole number")
+    if predicted.is_dir():
+        ours, theirs = _label_maps(predicted), _label_maps(wanted)
+    else:
+        ours, theirs = {stem(wanted): predicted}, {stem(wanted): wanted}
+    missing = {
+        name: DataError(f"there is no prediction of {path}; predict it or take the reference away")
+        for name, path in theirs.items()
+        if name not in ours
+    }
+    unmatched = [name for name in ours if name not in theirs]
+    if unmatched:
+        more = ", ..." if len(unmatched) > 10 else ""
+        tqdm.write(f"{len(unmatched)} prediction(s) without a reference: {', '.join(unmatched[:10])}{more}")
+    if len(missing) == len(theirs):
+        raise DataError(
+            f"no file of {predicted} has the name of one in {wanted}, for example {next(iter(theirs.values())).name}; "
+            "rename them alike"
+        )
+    table = read_groups(groups, str(group)) if groups else {}
+    pairs = [
+        Pair(name, str(ours[name]), str(path), table.get(name)) for name, path in theirs.items() if name not in missing
+    ]
+    if labels is None:
+        known = found_values(pairs, ignore_label=ignore_label, num_workers=num_workers)
+        structures: dict[str, Sequence[int]] = {f"class {value}": (value,) for value in known}
+    else:
+        task = SegmentationTask(labels, regions=regions, ignore_label=ignore_label)
+        structures, known = dict(zip(task.names, task.values, strict=True)), list(range(len(task.labels)))
+    evaluate_pairs(
+        pairs,
+        output_dir=str(output),
+        structures=structures,
+        known=known,
+        ignore_label=ignore_label,
+        tolerance_mm=tolerance_mm,
+        group=None if group is None else str(group),
+        resamples=resamples,
+        seed=seed,
+        num_workers=num_workers,
+        strict=truth(strict),
+        settings={"labels": labels, "groups": groups, "predictions_without_reference": unmatched},
+        missing=missing,
+    )
+
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    import fire
+
+    fire.Fire(evaluate)
