@@ -11,7 +11,7 @@ from .classified import (
     target_digest,
     volume_settings,
 )
-from .datalists import image_list, pretraining_lists
+from .datalists import every_image, image_list, pretraining_lists
 from .datasets import CropDataset, EpochSampler, crop_loader, micro_batch, prepare_pretraining_data
 from .fingerprint import preprocessing_settings
 from .labelled import labelled_lists, segmentation_task, split_cases
@@ -34,6 +34,7 @@ __all__ = [
     "class_weights",
     "classified_lists",
     "crop_loader",
+    "every_image",
     "fingerprints",
     "image_list",
     "labelled_lists",

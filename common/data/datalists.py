@@ -20,6 +20,7 @@ __all__ = [
     "Case",
     "case_name",
     "channel_cases",
+    "every_image",
     "existing_folder",
     "image_list",
     "images_of",
@@ -257,3 +258,27 @@ def image_list(dataset_dir: str = "", datalist: str | None = None, *, channels: 
     folder = existing_folder(dataset_dir)
     inner = next((folder / name for name in ("imagesTs", "images", "imagesTr") if (folder / name).is_dir()), folder)
     return channel_cases([path.absolute() for path in volumes_in(inner)], channels=channels)
+
+
+def every_image(dataset_dir: str = "", datalist: str | None = None, *, channels: int = 1) -> list[Case]:
+    """List all cases, whatever part of a split they are in: of a folder, or of all lists of a datalist, each once.
+
+    Args:
+        dataset_dir: folder of images; of one that holds ``images``, ``imagesTr`` or ``imagesTs``, these.
+        datalist: MONAI datalist JSON to use instead.
+        channels: of each case.
+
+    Raises:
+        DataError: if there are none.
+    """
+    if datalist:
+        found = [case for cases in read_datalist(datalist, dataset_dir, channels=True).values() for case in cases]
+        unique = {tuple(images_of(case)): case for case in found}
+        return [{key: value for key, value in case.items() if key != "label"} for case in unique.values()]
+    folder = existing_folder(dataset_dir)
+    inner = [folder / name for name in ("images", "imagesTr", "imagesTs") if (folder / name).is_dir()] or [folder]
+    return [
+        case
+        for images in inner
+        for case in channel_cases([path.absolute() for path in volumes_in(images)], channels=channels)
+    ]

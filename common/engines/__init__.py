@@ -1,21 +1,26 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""What MONAI's engines lack: views as batches, mirrored inference, evaluation of files, the check of settings."""
+"""What MONAI's engines lack: views as batches, mirrored inference, scores of files, features, the check of settings."""
 
 from .batches import SegmentationBatch, ViewsBatch, loss_of
 from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
 from .evaluation import evaluate_predictions
+from .features import FeatureFolder, VolumeEmbedder, extract_features, frozen_encoder
 from .inferers import MirroringInferer
 from .settings import check_settings, model_settings
 
 __all__ = [
     "ClassificationBatch",
+    "FeatureFolder",
     "MirroringInferer",
     "SegmentationBatch",
     "ViewsBatch",
+    "VolumeEmbedder",
     "check_new_file",
     "check_settings",
     "classifier_settings",
     "evaluate_predictions",
+    "extract_features",
+    "frozen_encoder",
     "loss_of",
     "model_settings",
     "read_classifier_settings",

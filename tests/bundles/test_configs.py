@@ -59,7 +59,7 @@ def test_the_matrix_is_complete() -> None:
 def test_what_follows_pre_training_is_the_same_for_all_methods(bundle: str) -> None:
     """Only the name differs from the MAE bundle of the same backbone, so testing that one tests all."""
     base = f"mae_{backbone_of(bundle)}"
-    names = ["train.yaml", "inference.yaml", "evaluate.yaml", "logging.conf"]
+    names = ["train.yaml", "inference.yaml", "evaluate.yaml", "features.yaml", "logging.conf"]
     names += ["train_classification.yaml", "inference_classification.yaml"]
     for name in names:
         own = (ROOT / "bundles" / bundle / "configs" / name).read_text()
@@ -129,7 +129,18 @@ def test_settings_have_the_same_names_everywhere(bundle: str) -> None:
         SAME_EVERYWHERE - {"iterations_per_epoch", "val_iterations", "patch_size"} | sizes | {"tuning", "pretrained"}
     )
     assert config(bundle, "inference_classification").keys() >= sizes | {"model", "table", "overwrite", "store_dir"}
-    for name in ("pretrain", "train", "inference", "evaluate", "train_classification", "inference_classification"):
+    in_features = {"stages", "pooling", "dense", "pretrained", "from_scratch", "overwrite", "channels", "normalization"}
+    assert config(bundle, "features").keys() >= sizes | in_features
+    names = [
+        "pretrain",
+        "train",
+        "inference",
+        "evaluate",
+        "features",
+        "train_classification",
+        "inference_classification",
+    ]
+    for name in names:
         assert config(bundle, name)["run"][0] == "@settings_check"
 
 
@@ -246,6 +257,22 @@ def test_a_classifier_has_the_pre_trained_encoder_and_the_published_recipe(
         same = config(bundle, "train")[name]
         expected = same | ({"patch_size": "@input_size", "centred": True} if name == "spatial" else {})
         assert own[name] == expected, "the chain of segmentation, over the whole volume"
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_features_come_from_the_encoder_that_is_fine_tuned(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shapes = {}
+    for name in ("train", "features"):
+        parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/{name}.yaml"))
+        with torch.device("meta"):
+            state = parser.get_parsed_content("network_def").state_dict()
+        shapes[name] = {key: value.shape for key, value in state.items() if key.startswith("encoder.")}
+        if name == "features":
+            assert len(state) == len(shapes[name]), "nothing but the encoder is built"
+    assert shapes["train"] == shapes["features"]
+    decided = set(config(bundle, "features")["feature_settings"])
+    assert decided >= SIZES[backbone_of(bundle)] | {"bundle", "spacing_mm", "reorient", "normalization", "patch_size"}
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
