@@ -3,12 +3,16 @@
 
 from .geometry import ResampleToSpacingd, SliceAxisFirstd
 from .preprocessing import CheckVolumed, check_affine, check_values, nonzero, volume_preprocessing
+from .restoring import KeepLargestComponentd, RestoreSegmentationd, SaveProbabilitiesd
 from .writing import AtomicNibabelWriter
 
 __all__ = [
     "AtomicNibabelWriter",
     "CheckVolumed",
+    "KeepLargestComponentd",
     "ResampleToSpacingd",
+    "RestoreSegmentationd",
+    "SaveProbabilitiesd",
     "SliceAxisFirstd",
     "check_affine",
     "check_values",

@@ -9,7 +9,7 @@ from .inspection import inspect
 from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
 from .receipt import Receipt
 from .sources import fetch
-from .transfer import fine_tuning_network, keep_previous, trained_network, transfer_weights
+from .transfer import fine_tuning_network, keep_previous, model_digests, trained_network, trained_settings, transfer_weights
 
 __all__ = [
     "Cell",
@@ -26,10 +26,12 @@ __all__ = [
     "inspect",
     "keep_previous",
     "load_imported",
+    "model_digests",
     "read_checkpoint",
     "read_reference",
     "sha256",
     "trained_network",
+    "trained_settings",
     "transfer_weights",
     "write_checkpoint",
     "write_imported_state",
