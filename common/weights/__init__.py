@@ -9,7 +9,14 @@ from .inspection import inspect
 from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
 from .receipt import Receipt
 from .sources import fetch
-from .transfer import fine_tuning_network, keep_previous, model_digests, trained_network, trained_settings, transfer_weights
+from .transfer import (
+    fine_tuning_network,
+    keep_previous,
+    model_digests,
+    trained_network,
+    trained_settings,
+    transfer_weights,
+)
 
 __all__ = [
     "Cell",

@@ -23,7 +23,15 @@ from .cells import describe
 from .files import check_values, read_checkpoint, read_metadata, replace_file, sha256, write_json
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
 
-__all__ = ["fine_tuning_network", "keep_previous", "model_digests", "origin_receipt", "trained_network", "trained_settings", "transfer_weights"]
+__all__ = [
+    "fine_tuning_network",
+    "keep_previous",
+    "model_digests",
+    "origin_receipt",
+    "trained_network",
+    "trained_settings",
+    "transfer_weights",
+]
 
 _TRANSFERS = ("encoder", "encoder+decoder")
 
@@ -300,7 +308,7 @@ def trained_network(network: nn.Module, path: str | Sequence[str], *, settings: 
 
     Args:
         network: to load into.
-        path: flat state dict of the same network; or several, a list or a pattern with ``*``, whose logits are averaged.
+        path: flat state dict of the same network; or several, a list or a pattern with ``*``, to average their logits.
         settings: labels, spacing and network settings of this run, compared with the JSON beside the file, if any.
 
     Returns:
