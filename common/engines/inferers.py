@@ -189,12 +189,13 @@ class GaussianSlidingWindow(Inferer):
                     "failed"
                 )
             yield start, done
-            if end - start < depth:  # move on, keeping what the next row adds to
-                logits = torch.cat([logits[:, end - start :], torch.zeros_like(logits[:, : end - start])], dim=1)
-                weights = torch.cat([weights[end - start :], torch.zeros_like(weights[: end - start])])
-            else:
-                logits.zero_()
-                weights.zero_()
+            step = end - start
+            for done_with in range(0, depth - step, step):  # move on, keeping what the next row adds to
+                to, of = slice(done_with, min(done_with + step, depth - step)), slice(done_with + step, None)
+                logits[:, to] = logits[:, of][:, : to.stop - to.start]
+                weights[to] = weights[of][: to.stop - to.start]
+            logits[:, depth - step :] = 0
+            weights[depth - step :] = 0
 
     def _mirrored(self, tiles: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the mean of the logits over all combinations of mirrored axes, float32."""
@@ -204,9 +205,9 @@ class GaussianSlidingWindow(Inferer):
         return total / len(self.flips)
 
     def _place(self, shape: Sequence[int], device: torch.device) -> torch.device:
-        """Return where ``shape`` float32 numbers, and one more copy of them, are kept."""
+        """Return where ``shape`` float32 numbers are kept."""
         if self.accumulate_on == "auto":
-            fits = device.type == "cpu" or 8 * math.prod(shape) <= comfortable_bytes(device)
+            fits = device.type == "cpu" or 4 * math.prod(shape) <= comfortable_bytes(device)
             return device if fits else torch.device("cpu")
         return device if self.accumulate_on == "device" else torch.device("cpu")
 
