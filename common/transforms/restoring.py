@@ -36,7 +36,7 @@ from .writing import write_channels
 if TYPE_CHECKING:
     from ..data.task import SegmentationTask
 
-__all__ = ["CASE", "KeepLargestComponentd", "RestoreSegmentationd", "SaveProbabilitiesd", "SOURCE"]
+__all__ = ["CASE", "SOURCE", "KeepLargestComponentd", "RestoreSegmentationd", "SaveProbabilitiesd"]
 
 CASE = "case"  # key of a case's name, under which its prediction is written
 SOURCE = "source_file"  # metadata of a prediction: the image whose geometry it has

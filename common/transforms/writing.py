@@ -13,7 +13,6 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
-import torch
 from monai.data import NibabelWriter
 from nibabel.openers import Opener
 from torch import Tensor
@@ -63,9 +62,10 @@ class AtomicNibabelWriter(NibabelWriter):
     """
 
     def set_metadata(self, meta_dict: Any, resample: bool = True, **options: Any) -> None:
-        """Remember whose geometry it is."""
+        """Remember whose geometry it is; MONAI would pass the voxels through its resampling, in float64."""
         self.source = (meta_dict or {}).get("source_file")
-        super().set_metadata(meta_dict, resample=resample, **options)
+        if self.source is None:
+            super().set_metadata(meta_dict, resample=resample, **options)
 
     def write(self, filename: str, verbose: bool = False, **kwargs: Any) -> None:
         """Write to ``filename``."""
@@ -74,8 +74,7 @@ class AtomicNibabelWriter(NibabelWriter):
                 super().write(temporary, verbose=verbose, **kwargs)
                 return
             voxels = np.asarray(self.data_obj)
-            if not isinstance(self.output_dtype, torch.dtype):  # which is the voxels' own
-                voxels = voxels.astype(self.output_dtype, copy=False)
+            voxels = voxels.astype(self.output_dtype or voxels.dtype, copy=False)
             source = nib.load(self.source)
             header = header_like(self.source, voxels.shape, voxels.dtype)
             nib.save(type(source)(voxels, source.affine, header), temporary)
