@@ -20,6 +20,7 @@ from .datalists import Case, images_of
 from .task import SegmentationTask
 
 __all__ = [
+    "attempt",
     "check_case",
     "check_channels",
     "check_grid",
@@ -27,7 +28,6 @@ __all__ = [
     "check_label",
     "check_label_values",
     "check_mask",
-    "attempt",
     "explain",
     "read_nifti",
     "settle",

@@ -261,7 +261,8 @@ def image_list(
     files = [path.absolute() for path in volumes_in(inner)]
     if output_dir is not None:
         written = Path(output_dir).expanduser().absolute()
-        files = [file for file in files if file.parent not in (written, written / PROBABILITIES)]
-        if not files:
+        before = [file for file in files if file.parent in (written, written / PROBABILITIES)]
+        files = [file for file in files if file not in before]
+        if not files or (before and written.resolve() == inner.resolve()):
             raise DataError(f"the images lie in output_dir {output_dir} itself; give another --output_dir")
     return channel_cases(files, channels=channels)

@@ -12,11 +12,10 @@ from typing import Any
 from monai.data import Dataset
 from tqdm import tqdm
 
-from ..errors import DataError, SettingsError
+from ..errors import DataError, SettingsError, causes
 from ..transforms.restoring import CASE
 from .checks import attempt, check_channels, explain, settle
 from .datalists import PROBABILITIES, Case, case_name, images_of
-from .store import _root_cause
 
 __all__ = ["PROBLEM", "PredictionDataset", "check_headers", "pending_cases", "prediction_file"]
 
@@ -70,8 +69,7 @@ def pending_cases(
         done = len(cases) - len(pending)
         _compare(folder / RECORD, settings or {})
         tqdm.write(
-            f"{done} of {len(cases)} predictions are in {output_dir} already and are kept; --overwrite true redoes "
-            "them"
+            f"{done} of {len(cases)} predictions are in {output_dir} already and are kept; --overwrite true redoes them"
         )
     return pending
 
@@ -86,8 +84,8 @@ def _compare(file: Path, settings: Mapping[str, Any]) -> None:
     changed = [f"{k} {recorded[k]!r} -> {now[k]!r}" for k in now if k in recorded and recorded[k] != now[k]]
     if changed:
         raise SettingsError(
-            f"the predictions in {file.parent} were made otherwise ({'; '.join(changed)}); give another --output_dir, or "
-            "redo them with --overwrite true"
+            f"the predictions in {file.parent} were made otherwise ({'; '.join(changed)}); "
+            "give another --output_dir, or redo them with --overwrite true"
         )
 
 
@@ -131,8 +129,12 @@ class PredictionDataset(Dataset):
         except SettingsError:
             raise
         except Exception as error:
-            cause = _root_cause(error)
+            *_, cause = causes(error)
             if isinstance(cause, SettingsError):
-                raise cause from error
-            return {CASE: name, "file": file, PROBLEM: str(explain(file, cause))}
+                raise
+            return {
+                CASE: name,
+                "file": file,
+                PROBLEM: str(explain(file, cause if isinstance(cause, Exception) else error)),
+            }
         return item | {CASE: name, "file": file}

@@ -1,6 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """What MONAI's engines lack: views as batches, sliding windows, predicting a folder case by case,
-pictures of predictions, evaluation of files, the check of settings."""
+pictures of predictions, evaluation of files, the check of settings.
+"""
 
 from .batches import ViewsBatch, loss_of
 from .drawing import draw_overlay, draw_prediction

@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from ..data.datalists import Case
 from ..data.prediction import PROBLEM, RECORD
-from ..data.store import _root_cause
-from ..errors import DataError, SettingsError, sentence
+from ..errors import DataError, SettingsError, causes, sentence
 from ..transforms.restoring import CASE
 from ..weights.files import write_json
 from .drawing import draw_prediction
@@ -99,7 +98,8 @@ class EachCase:
             raise DataError(told) from error
         record = {"case": name, "image": file, "problem": told}
         if sentence(error) is None:
-            record["details"] = "".join(traceback.format_exception(_root_cause(error), chain=False))
+            *_, first = causes(error)
+            record["details"] = "".join(traceback.format_exception(first, chain=False))
         self.failed.append(record)
         write_json(self.failed, self.folder / _FAILED)
 
@@ -135,21 +135,18 @@ def _told(name: str, error: Exception) -> str:
     known = sentence(error)
     if known is not None:
         return known if name in known else f"{name}: {known}"
-    error = _root_cause(error)
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
+    *_, first = causes(error)
+    lines = [line for line in str(first).splitlines() if line.strip()] or [""]
     text = lines[-1 if any("Traceback" in line for line in lines) else 0]  # MONAI's writers put theirs into the message
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(first, torch.OutOfMemoryError):
         return f"{name} does not fit into the GPU's memory; add --accumulate_on cpu, or predict it with --device cpu"
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+    if isinstance(first, MemoryError) or "can't allocate memory" in str(first):
         return f"{name} does not fit into the memory; lower --memory_limit_gb or use a machine that has more"
-    return f"{name} failed with {type(error).__name__}: {text[:300]}; failed.json holds the details"
+    return f"{name} failed with {type(first).__name__}: {text[:300]}; failed.json holds the details"
 
 
 def _disk_is_full(error: Exception) -> bool:
     """Return whether that is the cause, which would fail all other cases as well."""
-    chain: BaseException | None = error
-    while chain is not None:
-        if isinstance(chain, OSError) and chain.errno == errno.ENOSPC:
-            return True
-        chain = chain.__cause__ or chain.__context__
+    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes(error)):
+        return True
     return "No space left on device" in str(error)
