@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 import sys
 import traceback
+from collections.abc import Iterator
 from types import TracebackType
 
-__all__ = ["DataError", "SettingsError", "WeightsError", "end_in_a_sentence", "sentence"]
+__all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "sentence"]
 
 
 class DataError(ValueError):
@@ -21,6 +22,16 @@ class WeightsError(ValueError):
 
 class SettingsError(ValueError):
     """A setting that does not fit; the message names it, its value and the remedy."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an exception and what it was raised from, back to the first, each once."""
+    seen: set[int] = set()
+    chain: BaseException | None = error
+    while chain is not None and id(chain) not in seen:  # "raise error from error" makes a circle
+        seen.add(id(chain))
+        yield chain
+        chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
 
 
 def sentence(error: BaseException) -> str | None:
@@ -39,8 +50,7 @@ def sentence(error: BaseException) -> str | None:
         'a.nii is empty; leave it out'
     """
     package = __name__.split(".")[0]
-    chain: BaseException | None = error
-    while chain is not None:
+    for chain in causes(error):
         if isinstance(chain, (DataError, WeightsError, SettingsError)):
             return str(chain)
         if isinstance(chain, OSError) and chain.errno == errno.ENOSPC:
@@ -50,7 +60,6 @@ def sentence(error: BaseException) -> str | None:
             frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(chain.__traceback__)]
             if frames and frames[-1].split(".")[0] == package:
                 return str(chain)
-        chain = chain.__cause__ or chain.__context__
     return None
 
 

@@ -1,7 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Datalists, checks, the volume store and datasets."""
 
-from .checks import pending_cases, usable_cases
+from .checks import usable_cases
 from .classified import (
     ClassificationTask,
     class_weights,
@@ -16,6 +16,7 @@ from .datasets import CropDataset, EpochSampler, crop_loader, micro_batch, prepa
 from .fingerprint import preprocessing_settings
 from .labelled import labelled_lists, segmentation_task, split_cases
 from .patches import PatchDataset
+from .prediction import PredictionDataset, check_headers, pending_cases
 from .store import StoredVolume, StoreSettings, VolumeStore
 from .task import SegmentationTask
 from .volumes import CaseSampler, VolumeDataset
@@ -26,11 +27,13 @@ __all__ = [
     "CropDataset",
     "EpochSampler",
     "PatchDataset",
+    "PredictionDataset",
     "SegmentationTask",
     "StoreSettings",
     "StoredVolume",
     "VolumeDataset",
     "VolumeStore",
+    "check_headers",
     "class_weights",
     "classified_lists",
     "crop_loader",

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +16,11 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..transforms import check_affine, check_values
-from .datalists import Case, case_name, images_of
+from .datalists import Case, images_of
 from .task import SegmentationTask
 
 __all__ = [
+    "attempt",
     "check_case",
     "check_channels",
     "check_grid",
@@ -29,7 +29,6 @@ __all__ = [
     "check_label_values",
     "check_mask",
     "explain",
-    "pending_cases",
     "read_nifti",
     "settle",
     "usable_cases",
@@ -249,24 +248,3 @@ def usable_cases(
     good = [case for case, problem in zip(cases, problems, strict=True) if problem is None]
     settle([problem for problem in problems if problem is not None], len(good), strict=strict)
     return good
-
-
-def pending_cases(cases: Sequence[Case], *, output_dir: str, overwrite: bool = False) -> list[Case]:
-    """Return the cases whose prediction ``output_dir/<case>.nii.gz`` is not there yet; with ``overwrite``, all.
-
-    Raises:
-        DataError: if two cases would write the same file.
-    """
-    names = Counter(map(case_name, cases))
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        raise DataError(
-            f"several images are called {twice[0]}, and their predictions would replace each other; rename them"
-        )
-    pending = [case for case in cases if overwrite or not (Path(output_dir) / f"{case_name(case)}.nii.gz").exists()]
-    if len(pending) < len(cases):
-        done = len(cases) - len(pending)
-        tqdm.write(
-            f"{done} of {len(cases)} predictions are in {output_dir} already and are kept; --overwrite true redoes them"
-        )
-    return pending

@@ -17,6 +17,7 @@ __all__ = [
     "LABEL",
     "LABELLED",
     "MASKS",
+    "PROBABILITIES",
     "Case",
     "case_name",
     "channel_cases",
@@ -35,6 +36,7 @@ ANONYMISED = "anonymization_mask"  # 1 where a volume was altered by defacing or
 MASKS = (ANONYMISED, "anatomy_mask")
 LABEL = "label"
 _SUFFIXES = (".nii", ".nii.gz")
+PROBABILITIES = "probabilities"  # folder beside predictions
 LABELLED = (("images", "labels"), ("imagesTr", "labelsTr"))
 
 
@@ -240,13 +242,16 @@ def channel_cases(files: Sequence[Path], *, channels: int | None = 1) -> list[Ca
     return [{"image": str(file)} for file in files]
 
 
-def image_list(dataset_dir: str = "", datalist: str | None = None, *, channels: int = 1) -> list[Case]:
+def image_list(
+    dataset_dir: str = "", datalist: str | None = None, *, channels: int = 1, output_dir: str | None = None
+) -> list[Case]:
     """List the cases to predict: all of a folder, or the ``test`` (else ``validation``) entries of a datalist.
 
     Args:
         dataset_dir: folder of images; of one that holds ``imagesTs`` or ``images``, these.
         datalist: MONAI datalist JSON to use instead.
         channels: of each case.
+        output_dir: folder of predictions, which are no images even if it lies in ``dataset_dir``.
 
     Raises:
         DataError: if there are none.
@@ -257,7 +262,14 @@ def image_list(dataset_dir: str = "", datalist: str | None = None, *, channels: 
         return [{key: value for key, value in case.items() if key != "label"} for case in cases]
     folder = existing_folder(dataset_dir)
     inner = next((folder / name for name in ("imagesTs", "images", "imagesTr") if (folder / name).is_dir()), folder)
-    return channel_cases([path.absolute() for path in volumes_in(inner)], channels=channels)
+    files = [path.absolute() for path in volumes_in(inner)]
+    if output_dir is not None:
+        written = Path(output_dir).expanduser().absolute()
+        before = [file for file in files if file.parent in (written, written / PROBABILITIES)]
+        files = [file for file in files if file not in before]
+        if not files or (before and written.resolve() == inner.resolve()):
+            raise DataError(f"the images lie in output_dir {output_dir} itself; give another --output_dir")
+    return channel_cases(files, channels=channels)
 
 
 def every_image(dataset_dir: str = "", datalist: str | None = None, *, channels: int = 1) -> list[Case]:

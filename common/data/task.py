@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -108,3 +108,23 @@ class SegmentationTask:
         for index, value in enumerate(self.painted):
             out[logits[:, index : index + 1] > 0] = value
         return out
+
+    def decode_outputs(self, outputs: Iterable[Tensor]) -> Tensor:
+        """Turn logits into the label map that :meth:`decode` gives, one output at a time.
+
+        Args:
+            outputs: each ``(1, ...)``, in the order of the network's.
+        """
+        dtype = torch.uint8 if len(self.labels) <= 256 else torch.int16
+        labels: Tensor | None = None
+        best: Tensor | None = None
+        for index, output in enumerate(outputs):
+            if labels is None or best is None:
+                labels, best = torch.zeros_like(output, dtype=dtype), output.clone()
+            if self.regions is not None:
+                labels[output > 0] = self.painted[index]
+            elif index:
+                labels[output > best] = index  # of equal ones the first, as argmax
+                torch.maximum(best, output, out=best)
+        assert labels is not None, "a task has outputs"
+        return labels

@@ -1,23 +1,30 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""What MONAI's engines lack: views as batches, mirrored inference, scores of files, features, the check of settings."""
+"""What MONAI's engines lack: views as batches, sliding windows, predicting a folder case by case,
+pictures of predictions, evaluation of files, the check of settings.
+"""
 
 from .batches import SegmentationBatch, ViewsBatch, loss_of
 from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
+from .drawing import draw_overlay, draw_prediction
 from .evaluation import evaluate_predictions
 from .features import FeatureFolder, VolumeEmbedder, extract_features, frozen_encoder
-from .inferers import MirroringInferer
+from .inferers import GaussianSlidingWindow
+from .prediction import EachCase
 from .settings import check_settings, model_settings
 
 __all__ = [
     "ClassificationBatch",
+    "EachCase",
     "FeatureFolder",
-    "MirroringInferer",
+    "GaussianSlidingWindow",
     "SegmentationBatch",
     "ViewsBatch",
     "VolumeEmbedder",
     "check_new_file",
     "check_settings",
     "classifier_settings",
+    "draw_overlay",
+    "draw_prediction",
     "evaluate_predictions",
     "extract_features",
     "frozen_encoder",

@@ -70,10 +70,10 @@ def check_settings() -> None:
     """Compare the overrides of the running ``monai.bundle run`` with the top-level names of its config files.
 
     MONAI adds an unknown name to the config without a word, so ``--lrr 0.1`` would train with the old rate; and it
-    hands on ``--strict false`` as a text, which is true. This is the first entry of every config's ``run``: it finds
-    the call on the stack, refuses unknown names, and turns such texts into the truth values that they mean. On the
-    command line it also makes errors that a user can mend end in a sentence. Python code that builds a
-    ``ConfigWorkflow`` itself is not affected.
+    hands on ``--strict false`` as a text, which is true, and ``--spacing_mm None`` not at all. This is the first entry
+    of every config's ``run``: it finds the call on the stack, refuses unknown names, and gives such settings the values
+    that they mean. On the command line it also makes errors that a user can mend end in a sentence. Python code that
+    builds a ``ConfigWorkflow`` itself is not affected.
 
     Raises:
         SettingsError: naming the unknown settings and the nearest known ones.
@@ -100,6 +100,7 @@ def check_settings() -> None:
         raise SettingsError(told)
     parser = frame.f_locals["workflow"].parser
     texts = {name: _TEXTS[value] for name, value in given.items() if isinstance(value, str) and value in _TEXTS}
+    texts |= {name: None for name, value in given.items() if value is None and name not in _OWN}  # MONAI drops those
     if texts:
         parser.update(texts)
         parser.parse(reset=True)

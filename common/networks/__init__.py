@@ -5,12 +5,14 @@ from .blocks.recompute import in_chunks
 from .blocks.sparse import masked_instance_norm
 from .blocks.transformer import Transformer
 from .classifier import ClassificationNet
+from .ensemble import Ensemble
 from .heads import ProjectionHead, pool_features
 from .nets.primus import Primus, primus_b, primus_l, primus_m, primus_s
 from .nets.resenc_unet import ResEncUNet, mask_at, resenc_l
 
 __all__ = [
     "ClassificationNet",
+    "Ensemble",
     "Primus",
     "ProjectionHead",
     "ResEncUNet",

@@ -19,7 +19,7 @@ from scipy.ndimage import map_coordinates
 from skimage.transform import resize
 from torch import Tensor
 
-__all__ = ["ResampleToSpacingd", "ResizeTod", "SliceAxisFirstd", "resampled_shape", "slice_axis"]
+__all__ = ["ResampleToSpacingd", "ResizeTod", "SliceAxisFirstd", "resample_linear", "resampled_shape", "slice_axis"]
 
 _ANISOTROPY = 3.0  # coarser than this against the finest axis, and slices are resampled one by one
 
@@ -67,7 +67,7 @@ def _nearest(old: int, new: int) -> np.ndarray:
     return map_coordinates(np.arange(old), centres[None], order=0, mode="nearest")
 
 
-def _resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
+def resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
     """Resample ``(C, D, H, W)`` trilinearly; with ``axis``, by nearest neighbour along it."""
     between = list(shape)
     if axis is not None:
@@ -83,7 +83,7 @@ def _resample_label(volume: Tensor, shape: Sequence[int], axis: int | None) -> T
     """Resample an integer map label by label: linear weight of at least one half wins, the last label on a tie."""
     out = torch.zeros((volume.shape[0], *shape), dtype=volume.dtype, device=volume.device)
     for label in torch.unique(volume):
-        out[_resample_linear((volume == label).float(), shape, axis) >= 0.5] = label
+        out[resample_linear((volume == label).float(), shape, axis) >= 0.5] = label
     return out
 
 
@@ -184,7 +184,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
             size = list(info[TraceKeys.ORIG_SIZE])
             axis = int(info[TraceKeys.EXTRA_INFO]["slice_axis"])
             if list(image.shape[1:]) != size:
-                values = _resample_linear(image.as_tensor(), size, None if axis < 0 else axis)
+                values = resample_linear(image.as_tensor(), size, None if axis < 0 else axis)
                 image = MetaTensor(values).copy_meta_from(image)
             image.affine = torch.as_tensor(info[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
             out[key] = image

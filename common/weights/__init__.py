@@ -9,7 +9,14 @@ from .inspection import inspect
 from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
 from .receipt import Receipt
 from .sources import fetch
-from .transfer import fine_tuning_network, keep_previous, trained_network, transfer_weights
+from .transfer import (
+    fine_tuning_network,
+    keep_previous,
+    model_digests,
+    trained_network,
+    trained_settings,
+    transfer_weights,
+)
 from .tuning import memory_note, merged_state_dict, prepare_tuning
 
 __all__ = [
@@ -29,11 +36,13 @@ __all__ = [
     "load_imported",
     "memory_note",
     "merged_state_dict",
+    "model_digests",
     "prepare_tuning",
     "read_checkpoint",
     "read_reference",
     "sha256",
     "trained_network",
+    "trained_settings",
     "transfer_weights",
     "write_checkpoint",
     "write_imported_state",

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import glob
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,21 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import SettingsError, WeightsError
+from ..networks.ensemble import Ensemble
 from .cells import describe
 from .files import check_values, read_checkpoint, read_metadata, replace_file, sha256, write_json
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
 from .tuning import prepare_tuning
 
-__all__ = ["fine_tuning_network", "keep_previous", "origin_receipt", "trained_network", "transfer_weights"]
+__all__ = [
+    "fine_tuning_network",
+    "keep_previous",
+    "model_digests",
+    "origin_receipt",
+    "trained_network",
+    "trained_settings",
+    "transfer_weights",
+]
 
 _TRANSFERS = ("encoder", "encoder+decoder")
 
@@ -239,21 +250,94 @@ def fine_tuning_network(
 def _differences(about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return what a JSON beside weights says of these settings where it says otherwise."""
     recorded = about.get("settings", {})
-    return {name: (recorded[name], ours) for name, ours in settings.items() if recorded.get(name, ours) != ours}
+    return {
+        name: (recorded[name], ours)
+        for name, ours in settings.items()
+        if name in recorded and _plain(recorded[name]) != _plain(ours)
+    }
 
 
-def trained_network(network: nn.Module, path: str, *, settings: Mapping[str, Any]) -> nn.Module:
+def _plain(value: Any) -> Any:
+    """Return a setting in a form in which equal meanings are equal: 1 mm is 1 x 1 x 1 mm, regions have an order."""
+    value = json.loads(json.dumps(value))
+    if isinstance(value, dict):
+        return list(value.items())
+    if isinstance(value, list) and value and all(one == value[0] for one in value):
+        return value[0]
+    return value
+
+
+def _models(path: str | Sequence[str]) -> list[Path]:
+    """Return the files that a path, a list of them, or a pattern with ``*`` names."""
+    files: list[Path] = []
+    for one in [path] if isinstance(path, (str, Path)) else list(path):
+        found = sorted(glob.glob(str(Path(one).expanduser()))) if "*" in str(one) else [str(one)]
+        files += [Path(file).expanduser() for file in found]
+    if not files:
+        raise WeightsError(f"model names no file ({path!r}); give one, a list of them, or a pattern with *")
+    return files
+
+
+def _read_sidecar(model: Path) -> dict[str, Any]:
+    """Return what the JSON beside a trained model says, empty without one."""
+    sidecar = model.with_suffix(".json")
+    if not sidecar.is_file():
+        return {}
+    try:
+        about = json.loads(sidecar.read_text("utf-8"))
+        if isinstance(about, dict) and isinstance(about.get("settings", {}), dict):
+            return about
+    except ValueError:
+        pass
+    raise WeightsError(f"{sidecar} is not what training writes beside a model; restore it or move it away")
+
+
+def trained_settings(path: str | Sequence[str]) -> dict[str, Any]:
+    """Return what a model was trained with, by the JSON beside it; of several, the first one's.
+
+    Empty where there is none, so that a config falls back to the published defaults.
+
+    Args:
+        path: model file, a list of them, or a pattern with ``*``.
+
+    Raises:
+        WeightsError: if the JSON is not one that training wrote.
+    """
+    try:
+        first = _models(path)[0]
+    except WeightsError:
+        return {}  # loading it will say so
+    return dict(_read_sidecar(first).get("settings", {}))
+
+
+def model_digests(path: str | Sequence[str]) -> list[str]:
+    """Return the first digits of the SHA-256 of each model file, by which predictions remember what made them."""
+    return [sha256(file)[:16] for file in _models(path) if file.is_file()]
+
+
+def trained_network(network: nn.Module, path: str | Sequence[str], *, settings: Mapping[str, Any]) -> nn.Module:
     """Return ``network`` with the weights of a fine-tuned model, every tensor of it.
 
     Args:
         network: to load into.
-        path: flat state dict of the same network.
+        path: flat state dict of the same network; or several, a list or a pattern with ``*``, to average their logits.
         settings: labels, spacing and network settings of this run, compared with the JSON beside the file, if any.
 
+    Returns:
+        the network, or an :class:`~common.networks.Ensemble` of copies of it.
+
     Raises:
-        WeightsError: if the file is missing, damaged, of another network, or was trained with other settings.
+        WeightsError: if a file is missing, damaged, of another network, or was trained with other settings.
     """
-    if not Path(path).is_file():
+    files = _models(path)
+    if len(files) == 1:
+        return _load_trained(network, files[0], settings)
+    tqdm.write(f"averaging the logits of {len(files)} models: {', '.join(map(str, files))}")
+    return Ensemble([_load_trained(copy.deepcopy(network), file, settings) for file in files])
+
+
+def _load_trained(network: nn.Module, path: Path, settings: Mapping[str, Any]) -> nn.Module:
+    if not path.is_file():
         raise WeightsError(f"there is no trained model {path}; fine-tune with this bundle's train config first")
     weights = read_checkpoint(path)
     target = network.state_dict()
@@ -264,10 +348,9 @@ def trained_network(network: nn.Module, path: str, *, settings: Mapping[str, Any
         for key in target
         if key in weights and weights[key].shape != target[key].shape
     ]
-    sidecar = Path(path).with_suffix(".json")
-    about = json.loads(sidecar.read_text("utf-8")) if sidecar.is_file() else {}
     wrong = [
-        f"--{name} was {theirs}, here {ours}" for name, (theirs, ours) in _differences(about, settings).items()
+        f"--{name} was {theirs}, here {ours}"
+        for name, (theirs, ours) in _differences(_read_sidecar(path), settings).items()
     ] + wrong
     if wrong:
         raise WeightsError(

@@ -217,5 +217,8 @@ def test_predictions_are_kept_and_must_have_names_of_their_own(tmp_path: Path) -
     (tmp_path / "x.nii.gz").touch()
     assert pending_cases(cases, output_dir=str(tmp_path)) == cases[1:]
     assert pending_cases(cases, output_dir=str(tmp_path), overwrite=True) == cases
+    assert pending_cases(cases, output_dir=str(tmp_path), probabilities=True) == cases
+    with pytest.raises(DataError, match="would replace it"):
+        pending_cases(cases, output_dir="/a")
     with pytest.raises(DataError, match="called x"):
         pending_cases([*cases, {"image": "/b/x.nii.gz"}], output_dir=str(tmp_path))

@@ -5,9 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from monai.inferers import SlidingWindowInferer
 
-from common.engines import MirroringInferer
 from common.engines.settings import unknown_settings
 from common.errors import SettingsError
 from common.handlers import GradientClip, SetLearningRate
@@ -44,22 +42,6 @@ def test_gradients_are_clipped_when_the_optimizer_steps(iteration: int, steps: i
     engine = SimpleNamespace(state=state, accumulation_steps=steps, amp=False, scaler=None)
     GradientClip(torch.optim.SGD([weight]), 1.0)(engine)
     assert float(weight.grad.norm()) == pytest.approx(1.0 if clipped else 20.0, rel=1e-5)
-
-
-def test_mirroring_averages_all_eight_copies() -> None:
-    """A network that adds a ramp along each axis: mirrored copies average to the ramp's mean."""
-    ramp = torch.arange(8.0)[:, None, None] + 10 * torch.arange(8.0)[:, None] + 100 * torch.arange(8.0)
-    image = torch.rand(1, 1, 8, 8, 8)
-    out = MirroringInferer(8, mirror_axes=(0, 1, 2))(image, lambda x: x + ramp)
-    assert torch.allclose(out, image + ramp.mean(), atol=1e-3)
-
-
-def test_windows_equal_monais() -> None:
-    network = torch.nn.Conv3d(1, 2, 3, padding=1)
-    image = torch.rand(1, 1, 21, 16, 19)
-    ours = MirroringInferer(16)(image, network)
-    monai = SlidingWindowInferer((16, 16, 16), overlap=0.5, mode="gaussian", sigma_scale=0.125)(image, network)
-    assert torch.equal(ours, monai)
 
 
 def test_unknown_settings_name_the_nearest() -> None:

@@ -1,0 +1,129 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Pictures of label maps on their images: three orthogonal slices with the outline of every class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+import nibabel as nib
+import numpy as np
+
+from ..weights.files import replace_file
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
+
+__all__ = ["draw_overlay", "draw_prediction"]
+
+_PLANES = ("axial", "coronal", "sagittal")
+_COLOURS = (
+    *("#e69f00", "#56b4e9", "#d55e00", "#cc79a7", "#009e73", "#f0e442", "#0072b2"),  # told apart by everyone
+    *("#ff7f7f", "#7fff7f", "#bf7fff", "#7fffff", "#ffbf7f", "#c0c0c0"),
+)
+_MOST_NAMES = 24  # in the legend
+
+
+def draw_overlay(
+    image: np.ndarray,
+    maps: Mapping[str, np.ndarray],
+    path: str | Path,
+    *,
+    labels: Sequence[str],
+    spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
+    title: str = "",
+) -> None:
+    """Draw an image and, in a row for each, the outlines of label maps on it.
+
+    The slices are those through the middle of what is marked most: along each axis, where the maps together mark the
+    largest area; without any mark, the middle of the volume.
+
+    Args:
+        image: ``(D, H, W)``, axes (S, A, R), drawn from its 0.5th to its 99.5th percentile.
+        maps: integer maps of the same shape, by the name of their row, such as ``prediction`` and ``reference``.
+        path: PNG to write.
+        labels: names of the values 0, 1, 2, ...
+        spacing_mm: of the voxels, so that slices keep their proportions.
+        title: above the picture.
+    """
+    marked = np.zeros(image.shape, bool)
+    for marks in maps.values():
+        marked |= marks > 0
+    cuts = [_busiest(marked, axis) for axis in range(3)]
+    low, high = np.percentile(image, [0.5, 99.5])
+    extents = [side * mm for side, mm in zip(image.shape, spacing_mm, strict=True)]
+    widths = [extents[2], extents[2], extents[1]]
+    heights = [extents[1], extents[0], extents[0]]
+    scale = 10.5 / sum(widths)  # inches per millimetre
+    row = min(max(max(heights) * scale, 1.5), 6.0)
+    figure, axes = plt.subplots(
+        *(len(maps), 3),
+        figsize=(11, len(maps) * (row + 0.3) + 0.9),
+        squeeze=False,
+        layout="constrained",
+        gridspec_kw={"width_ratios": widths},
+    )
+    shown: set[int] = set()
+    for panels, (name, marks) in zip(axes, maps.items(), strict=True):
+        for axis, panel in enumerate(panels):
+            gray, values = (np.take(volume, cuts[axis], axis=axis) for volume in (image, marks))
+            height, width = (mm for a, mm in enumerate(spacing_mm) if a != axis)
+            panel.imshow(gray, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), aspect=height / width, origin="lower")
+            for value in np.unique(values[values > 0]).tolist():
+                shown.add(int(value))
+                inside = np.pad((values == value).astype(float), 1)  # closes outlines at the border
+                rows, columns = (np.arange(-1, n + 1) for n in values.shape)
+                panel.contour(columns, rows, inside, levels=[0.5], colors=[_colour(value)], linewidths=1.1)
+            panel.set_xlim(-0.5, values.shape[1] - 0.5)
+            panel.set_ylim(-0.5, values.shape[0] - 0.5)
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.set_title(f"{_PLANES[axis]} {cuts[axis] + 1}/{image.shape[axis]}", fontsize=9)
+        panels[0].set_ylabel(name, fontsize=10)
+    handles = [
+        Line2D([], [], color=_colour(value), label=labels[value] if value < len(labels) else f"value {value}")
+        for value in sorted(shown)[:_MOST_NAMES]
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9)
+    figure.suptitle(title if handles else f"{title}: nothing is marked".removeprefix(": "), fontsize=10)
+    replace_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
+    plt.close(figure)
+
+
+def draw_prediction(
+    image: str, prediction: str | Path, path: str | Path, *, labels: Sequence[str], title: str = ""
+) -> None:
+    """Draw a predicted file on its image file, both as they lie on the disk, in canonical axes.
+
+    Args:
+        image: NIfTI; of several channels the first is shown.
+        prediction: label map on its grid.
+        path: PNG to write.
+        labels: names of the values 0, 1, 2, ...
+        title: above the picture.
+    """
+    volume, marks = (nib.as_closest_canonical(nib.load(file)) for file in (image, prediction))
+    voxels = np.asarray(volume.dataobj, dtype=np.float32)
+    voxels = voxels[..., 0] if voxels.ndim == 4 else voxels
+    draw_overlay(
+        voxels.T,
+        {"prediction": np.asarray(marks.dataobj).astype(np.int32).T},
+        path,
+        labels=labels,
+        spacing_mm=[float(mm) for mm in reversed(volume.header.get_zooms()[:3])],
+        title=title,
+    )
+
+
+def _busiest(marked: np.ndarray, axis: int) -> int:
+    """Return the slice along ``axis`` with the most marked voxels, of equal ones the one in the middle."""
+    counts = marked.sum(axis=tuple(a for a in range(3) if a != axis))
+    best = np.flatnonzero(counts == counts.max())
+    return int(best[len(best) // 2])
+
+
+def _colour(value: float) -> str:
+    return _COLOURS[(int(value) - 1) % len(_COLOURS)]

@@ -1,0 +1,152 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Predicting a folder of cases: one that fails is reported with what to do, and the rest is done."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from tqdm import tqdm
+
+from ..data.datalists import Case
+from ..data.prediction import PROBLEM, RECORD
+from ..errors import DataError, SettingsError, causes, sentence
+from ..transforms.restoring import CASE
+from ..weights.files import write_json
+from .drawing import draw_prediction
+
+__all__ = ["EachCase"]
+
+_FAILED = "failed.json"
+
+
+class EachCase:
+    """What MONAI's evaluator does with a batch of one case, going on after a failure.
+
+    It is both the evaluator's ``iteration_update`` and one of its handlers. A failed case is listed in
+    ``output_dir/failed.json`` with what was wrong; the last line of a run counts. Of the first cases a picture of the
+    written prediction on its image goes to ``output_dir/pictures``.
+
+    Args:
+        cases: all that were asked for.
+        pending: those of this run.
+        output_dir: where predictions go.
+        labels: names of the label values.
+        pictures: how many pictures to draw; 0 draws none.
+        strict: stop at the first failure.
+        settings: of this run, recorded beside the predictions.
+    """
+
+    def __init__(
+        self,
+        cases: Sequence[Case],
+        pending: Sequence[Case],
+        *,
+        output_dir: str,
+        labels: Sequence[str],
+        pictures: int | bool = 20,
+        strict: bool = False,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        if not isinstance(pictures, int) or pictures < 0:
+            raise SettingsError(f"pictures is {pictures!r}; it must be a number of cases from 0")
+        self.asked, self.kept, self.folder = len(cases), len(cases) - len(pending), Path(output_dir)
+        self.labels, self.strict, self.settings = labels, strict, dict(settings or {})
+        self.pictures = 20 if pictures is True else int(pictures)
+        self.predicted, self.drawn = 0, 0
+        self.failed: list[dict[str, str]] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator."""
+        engine.add_event_handler(Events.STARTED, self._start)
+
+    def __call__(self, engine: Engine, batch: dict[str, Any]) -> Any:
+        """Predict one case and write it; the arguments are those of an ignite process function."""
+        name, file = batch[CASE][0], batch["file"][0]
+        if PROBLEM in batch:
+            self._fail(name, file, DataError(batch[PROBLEM][0]))
+            return {}
+        try:
+            output = engine._iteration(engine, batch)  # type: ignore[attr-defined]
+        except SettingsError:
+            raise
+        except Exception as error:
+            self._fail(name, file, error)
+            engine.state.output = engine.state.batch = None  # what is left of it may be what filled the memory
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            return {}
+        self.predicted += 1
+        if self.drawn < self.pictures:
+            self._draw(name, file)
+        return output
+
+    def _start(self, engine: Engine) -> None:
+        write_json(self.settings, self.folder / RECORD)
+        (self.folder / _FAILED).unlink(missing_ok=True)  # of an earlier run, whose failed cases are tried again
+
+    def _fail(self, name: str, file: str, error: Exception) -> None:
+        if _disk_is_full(error):
+            raise OSError(errno.ENOSPC, "No space left on device", str(self.folder)) from error
+        told = _told(name, error)
+        if self.strict:
+            raise DataError(told) from error
+        record = {"case": name, "image": file, "problem": told}
+        if sentence(error) is None:
+            *_, first = causes(error)
+            record["details"] = "".join(traceback.format_exception(first, chain=False))
+        self.failed.append(record)
+        write_json(self.failed, self.folder / _FAILED)
+
+    def _draw(self, name: str, file: str) -> None:
+        self.drawn += 1
+        picture = self.folder / "pictures" / f"{name}.png"
+        try:
+            draw_prediction(file, self.folder / f"{name}.nii.gz", picture, labels=self.labels, title=name)
+        except Exception as error:  # the prediction itself is there
+            tqdm.write(f"note: no picture of {name} ({error})")
+
+    def report(self) -> None:
+        """Say what was predicted and what failed; for the end of a run.
+
+        Raises:
+            DataError: if cases failed and none was predicted.
+        """
+        line = f"{self.predicted + self.kept} of {self.asked} cases predicted"
+        if self.kept:
+            line += f" ({self.kept} of them before)"
+        if not self.failed:
+            tqdm.write(f"{line}; they are in {self.folder}")
+            return
+        listed = "\n".join(f"  - {failure['problem']}" for failure in self.failed)
+        line += f", {len(self.failed)} failed; see {self.folder / _FAILED}"
+        if not self.predicted:
+            raise DataError(f"nothing could be predicted:\n{listed}\n{line}")
+        tqdm.write(f"Failed:\n{listed}\n{line}")
+
+
+def _told(name: str, error: Exception) -> str:
+    """Return a sentence about what went wrong with a case and what to do."""
+    known = sentence(error)
+    if known is not None:
+        return known if name in known else f"{name}: {known}"
+    *_, first = causes(error)
+    lines = [line for line in str(first).splitlines() if line.strip()] or [""]
+    text = lines[-1 if any("Traceback" in line for line in lines) else 0]  # MONAI's writers put theirs into the message
+    if isinstance(first, torch.OutOfMemoryError):
+        return f"{name} does not fit into the GPU's memory; add --accumulate_on cpu, or predict it with --device cpu"
+    if isinstance(first, MemoryError) or "can't allocate memory" in str(first):
+        return f"{name} does not fit into the memory; lower --memory_limit_gb or use a machine that has more"
+    return f"{name} failed with {type(first).__name__}: {text[:300]}; failed.json holds the details"
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Return whether that is the cause, which would fail all other cases as well."""
+    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes(error)):
+        return True
+    return "No space left on device" in str(error)
