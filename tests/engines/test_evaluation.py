@@ -149,7 +149,7 @@ def test_groups_of_a_datalist(folders: Path, monkeypatch: pytest.MonkeyPatch) ->
         for i in range(6)
     ]
     lists = {"training": cases[:4], "validation": cases[4:]}
-    monkeypatch.setattr("common.engines.evaluation.labelled_lists", lambda *_: lists)
+    monkeypatch.setattr("common.engines.evaluation.labelled_lists", lambda *_, **__: lists)
     evaluate(folders, group="centre")
     assert [group["cases"] for group in content(folders)["summary"]["groups"].values()] == [3, 3]
     evaluate(folders, group="centre", split="validation")
