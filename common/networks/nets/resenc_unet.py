@@ -235,5 +235,5 @@ class ResEncUNet(nn.Module):
 
 
 def resenc_l(in_channels: int = 1, out_channels: int = 1, **kwargs: Any) -> ResEncUNet:
-    """Build the ResEnc-L size: 90,296,576 parameters in the encoder, 102,348,225 in all with one output channel."""
+    """Build the ResEnc-L size: 90,296,576 parameters in the encoder, 102,348,193 in all with one output channel."""
     return ResEncUNet(in_channels, out_channels, **kwargs)
