@@ -12,7 +12,7 @@ from .classified import (
     volume_settings,
 )
 from .datalists import every_image, image_list, pretraining_lists
-from .datasets import CropDataset, EpochSampler, crop_loader, micro_batch, prepare_pretraining_data
+from .datasets import CropDataset, EpochSampler, crop_loader, prepare_pretraining_data
 from .fingerprint import preprocessing_settings
 from .labelled import labelled_lists, segmentation_task, split_cases
 from .patches import PatchDataset
@@ -41,7 +41,6 @@ __all__ = [
     "fingerprints",
     "image_list",
     "labelled_lists",
-    "micro_batch",
     "pending_cases",
     "prediction_cases",
     "prepare_pretraining_data",

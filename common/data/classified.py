@@ -14,7 +14,6 @@ The columns may also be entries of a MONAI datalist.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import hashlib
 import json
@@ -32,6 +31,7 @@ from ..errors import DataError, SettingsError
 from .checks import settle
 from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, images_of, read_datalist, volumes_in
 from .labelled import split_cases
+from .tables import read_table
 
 __all__ = [
     "TARGET",
@@ -132,7 +132,7 @@ def classified_cases(
         lists = {"training": _folder_cases(existing_folder(dataset_dir), channels), "validation": [], "test": []}
     if not table:
         return lists
-    rows = _read_table(table)
+    rows = read_table(table)
     known: dict[str, list[Case]] = {}
     for case in (case for part in lists.values() for case in part):
         for name in {case["case"], case_name(case), Path(case["case"]).name}:
@@ -399,47 +399,6 @@ def _folder_cases(folder: Path, channels: int) -> list[Case]:
             own = {"case": inner.as_posix(), "name": inner.as_posix().replace("/", "_")}
             cases.append(case | own)
     return cases
-
-
-def _read_table(table: str) -> list[tuple[int, dict[str, str]]]:
-    """Return the rows of a CSV with the lines they are on."""
-    try:
-        text = Path(table).expanduser().read_text("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"the table {table} cannot be read: {error.strerror}; correct --table") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"the table {table} is not text in UTF-8 ({error.reason}); save it as CSV in UTF-8") from error
-    first = text.split("\n", 1)[0]
-    delimiter = max((",", ";", "\t"), key=first.count)
-    rows: list[tuple[int, dict[str, str]]] = []
-    try:
-        reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, strict=True)
-        header = [name.strip() for name in next(reader, [])]
-        twice = [name for name, count in Counter(header).items() if count > 1]
-        if "case" not in header:
-            raise DataError(
-                f"{table} has no column case; its first line must name the columns, and reads {first.strip()[:80]!r}"
-            )
-        if twice:
-            raise DataError(f"{table} has two columns called {twice[0]!r}; rename one")
-        for values in reader:
-            values = [value.strip() for value in values]
-            if not any(values):
-                continue
-            if len(values) > len(header):
-                raise DataError(
-                    f"{table}, line {reader.line_num}: {len(values)} values for {len(header)} columns; put texts that "
-                    f"hold a {delimiter!r} in quotes"
-                )
-            row = dict(zip(header, values + [""] * (len(header) - len(values)), strict=True))
-            if not row["case"]:
-                raise DataError(f"{table}, line {reader.line_num}: the column case is empty; name the image")
-            rows.append((reader.line_num, row))
-    except csv.Error as error:
-        raise DataError(f"the table {table} is no CSV: {error}; save it again") from error
-    if not rows:
-        raise DataError(f"{table} has no rows below its first line; add one for each case")
-    return rows
 
 
 def _check_columns(cases: Sequence[Case], columns: Sequence[str], source: str) -> None:

@@ -17,7 +17,7 @@ from ..weights.files import write_json
 from .datalists import ANONYMISED, pretraining_lists
 from .store import StoredVolume, StoreSettings, VolumeStore, one_thread
 
-__all__ = ["CropDataset", "EpochSampler", "crop_loader", "micro_batch", "prepare_pretraining_data"]
+__all__ = ["CropDataset", "EpochSampler", "crop_loader", "prepare_pretraining_data"]
 
 
 class CropDataset(Dataset[dict[str, Any]]):
@@ -133,19 +133,6 @@ def crop_loader(dataset: CropDataset, *, sampler: EpochSampler, num_workers: int
         worker_init_fn=one_thread,
         persistent_workers=num_workers > 0,
     )
-
-
-def micro_batch(batch_size: int, accumulation_steps: int) -> int:
-    """Return the samples of one of the ``accumulation_steps`` parts of a batch.
-
-    Raises:
-        SettingsError: if the batch does not split evenly.
-    """
-    if batch_size % accumulation_steps:
-        raise SettingsError(
-            f"batch_size {batch_size} does not split over {accumulation_steps} accumulation step(s); make it a multiple"
-        )
-    return batch_size // accumulation_steps
 
 
 def prepare_pretraining_data(

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import random
 import warnings
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
 from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, read_datalist, volumes_in
+from .tables import read_table
 from .task import SegmentationTask
 
 __all__ = ["add_columns", "labelled_lists", "segmentation_task", "split_cases"]
@@ -133,14 +133,7 @@ def add_columns(cases: Sequence[Case], file: str | None) -> None:
     """
     if not file:
         return
-    try:
-        with open(Path(file).expanduser(), newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"the table {file} cannot be read: {error}") from error
-    if not rows or "case" not in rows[0]:
-        raise DataError(f"{file} needs a first line with the column case, the names of the images without ending")
-    table = {row["case"]: row for row in rows}
+    table = {row["case"].removesuffix(".gz").removesuffix(".nii"): row for _, row in read_table(file)}
     known = [case for case in cases if case_name(case) in table]
     if cases and not known:
         raise DataError(f"{file} names none of the cases, such as {case_name(cases[0])}; write names without .nii.gz")

@@ -5,7 +5,6 @@ pictures of predictions, evaluation of files, the check of settings.
 
 from .batches import SegmentationBatch, ViewsBatch, loss_of
 from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
-from .drawing import draw_overlay, draw_prediction
 from .evaluation import evaluate_predictions
 from .features import FeatureFolder, VolumeEmbedder, extract_features, frozen_encoder
 from .inferers import GaussianSlidingWindow
@@ -23,8 +22,6 @@ __all__ = [
     "check_new_file",
     "check_settings",
     "classifier_settings",
-    "draw_overlay",
-    "draw_prediction",
     "evaluate_predictions",
     "extract_features",
     "frozen_encoder",

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from tqdm import tqdm
 from ..data.checks import read_nifti, settle
 from ..data.datalists import case_name
 from ..data.labelled import labelled_lists
+from ..data.tables import read_table
 from ..data.task import SegmentationTask
 from ..errors import DataError, SettingsError
 from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
@@ -60,23 +60,13 @@ def read_groups(path: str | Path, column: str) -> dict[str, str]:
     Raises:
         DataError: if the file or a column is missing, or a case is in two groups.
     """
-    path = Path(path).expanduser()
-    try:
-        text = path.read_text("utf-8-sig")  # spreadsheets put a mark before the first letter
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"the table of groups {path} cannot be read ({error}); save it as CSV in UTF-8") from error
-    lines = text.splitlines()
-    head = lines[0] if lines else ""
-    rows = list(csv.DictReader(lines, delimiter=max(",;\t", key=head.count)))
-    columns = list(rows[0]) if rows else [head]
-    for name in ("case", column):
-        if name not in columns:
-            raise DataError(f"{path} has no column {name!r}; its columns are {', '.join(map(str, columns))}")
+    rows = read_table(path)
+    if column not in rows[0][1]:
+        raise DataError(f"{path} has no column {column!r}; its columns are {', '.join(rows[0][1])}")
     groups: dict[str, str] = {}
-    for row in rows:
-        name, group = (row["case"] or "").strip(), (row[column] or "").strip()
-        name = name.removesuffix(".gz").removesuffix(".nii")
-        if not name or not group:
+    for _, row in rows:
+        name, group = row["case"].removesuffix(".gz").removesuffix(".nii"), row[column]
+        if not group:
             continue
         if groups.setdefault(name, group) != group:
             raise DataError(f"{path} puts the case {name} into {groups[name]!r} and {group!r}; keep one row of it")

@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from ..data.datalists import Case
 from ..data.prediction import PROBLEM, RECORD
+from ..drawing import draw_prediction
 from ..errors import DataError, SettingsError, causes, sentence
 from ..transforms.restoring import CASE
 from ..weights.files import write_json
-from .drawing import draw_prediction
 
 __all__ = ["EachCase"]
 

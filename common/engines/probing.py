@@ -17,7 +17,6 @@ training part has less of.
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -36,6 +35,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from ..data.datalists import stem
+from ..data.tables import read_table
 from ..errors import DataError, SettingsError
 from ..metrics.statistics import bootstrap_interval, known_mean
 
@@ -101,19 +101,14 @@ def read_target(
     """
     if task not in (None, CLASSIFICATION, REGRESSION):
         raise SettingsError(f"task is {task!r}; it must be {CLASSIFICATION} or {REGRESSION}")
-    try:
-        with open(Path(table).expanduser(), newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            rows = list(reader)
-            columns = list(reader.fieldnames or [])
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"the table {table} cannot be read: {error}") from error
+    rows = [row for _, row in read_table(table)]
+    columns = list(rows[0])
     for column in ("case", target, *([group] if group else [])):
         if column not in columns:
             raise DataError(f"{table} has no column {column!r}; it has {', '.join(map(repr, columns)) or 'none'}")
     named: dict[str, dict[str, str]] = {}
     for row in rows:
-        name = stem((row["case"] or "").strip())
+        name = stem(row["case"])
         if name in named and any(row[key] != named[name][key] for key in (target, group) if key):
             raise DataError(f"{table} says two things of the case {name}; keep one line for each case")
         named[name] = row

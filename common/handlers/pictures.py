@@ -16,11 +16,11 @@ from ignite.engine import Engine, Events
 from torch import Tensor
 
 from ..data.task import SegmentationTask
+from ..drawing import draw_overlay
 from ..weights.files import replace_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-from matplotlib.patches import Patch
 
 __all__ = [
     "Curves",
@@ -120,33 +120,12 @@ class SegmentationPicture:
 
     def __call__(self, views: dict[str, Any], pred: Tensor, path: Path) -> None:
         """Draw ``image`` and ``label`` of the views and the logits ``(B, outputs, D, H, W)``."""
-        image = views["image"][-1, 0].float().cpu().numpy()
         maps = {
             "label": views["label"][-1, 0].cpu().numpy(),
             "prediction": self.task.decode(pred[-1:].float())[0, 0].cpu().numpy(),
         }
-        middle = [round(float(np.median(places))) for places in np.nonzero(maps["label"])] or [0]
-        centre = middle if maps["label"].any() else [side // 2 for side in image.shape]
-        low, high = np.percentile(image, [0.5, 99.5])
-        colours = [(*plt.get_cmap("tab10")(index % 10)[:3], 0.55) for index in range(max(len(self.task.labels) - 1, 1))]
-        figure, axes = plt.subplots(3, 3, figsize=(7.6, 7.8), layout="constrained")
-        for row, plane in enumerate(_PLANES):
-            for axis, (title, marks) in zip(axes[row], {"image": None, **maps}.items(), strict=True):
-                axis.imshow(np.take(image, centre[row], axis=row)[::-1], cmap="gray", vmin=low, vmax=high)
-                if marks is not None:
-                    plane_marks = np.take(marks, centre[row], axis=row)[::-1]
-                    layer = np.zeros((*plane_marks.shape, 4))
-                    for value, colour in enumerate(colours, start=1):
-                        layer[plane_marks == value] = colour
-                    axis.imshow(layer, interpolation="nearest")
-                axis.set_xticks([])
-                axis.set_yticks([])
-                if row == 0:
-                    axis.set_title(title, fontsize=10)
-            axes[row, 0].set_ylabel(plane)
-        handles = [Patch(color=colour, label=name) for colour, name in zip(colours, self.task.labels[1:], strict=False)]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5), fontsize=8)
-        _save(figure, path)
+        image = views["image"][-1, 0].float().cpu().numpy()
+        draw_overlay(image, maps, path, labels=self.task.labels, title=f"a validation patch, {path.stem}")
 
 
 def draw_reconstruction(views: dict[str, Any], pred: dict[str, Tensor], path: Path) -> None:

@@ -9,8 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.engines import draw_overlay, draw_prediction
-from common.engines.drawing import _COLOURS, _busiest
+from common.drawing import _COLOURS, _busiest, draw_overlay, draw_prediction
 
 
 def shows(path: Path, value: int) -> int:

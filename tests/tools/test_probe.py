@@ -207,8 +207,8 @@ def test_bad_tables_end_in_sentences(tmp_path: Path) -> None:
 
     good = [{"case": case, "t": index % 2, "g": index} for index, case in enumerate(cases)]
     for rows, settings, words in (
-        ("", {}, "no column 'case'; it has none"),
-        ("name,t\na,1\n", {}, "no column 'case'"),
+        ("", {}, "no column case"),
+        ("name,t\na,1\n", {}, "no column case"),
         ("case,x\na,1\n", {}, "no column 't'; it has 'case', 'x'"),
         (good, {"group": "patient"}, "no column 'patient'"),
         ([{"case": "x", "t": 1}], {}, "names none of the 6 cases"),

@@ -10,7 +10,7 @@ import matplotlib
 import nibabel as nib
 import numpy as np
 
-from ..weights.files import replace_file
+from .weights.files import replace_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
