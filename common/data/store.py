@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, causes
 from ..transforms import volume_preprocessing
 from .checks import check_channels, check_grid, check_mask, explain, settle
 from .datalists import LABEL, MASKS, Case, case_name, images_of
@@ -406,9 +406,8 @@ def _write_array(array: np.ndarray, path: Path) -> None:
 
 def _root_cause(error: BaseException) -> Exception:
     """Return the first exception of a chain, below what MONAI wraps around it."""
-    while error.__cause__ is not None or (error.__context__ is not None and not error.__suppress_context__):
-        error = error.__cause__ or error.__context__  # type: ignore[assignment]
-    return error if isinstance(error, Exception) else RuntimeError(str(error))
+    *_, first = causes(error)
+    return first if isinstance(first, Exception) else RuntimeError(str(first))
 
 
 def one_thread(_worker: int = 0) -> None:

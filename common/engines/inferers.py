@@ -3,7 +3,7 @@
 
 =========  ==========================================================================
 goes in    volume ``(B, C, D, H, W)`` on the device; any size
-between    tiles ``(n, C, *roi_size)``; one row of tiles ``(classes, roi_size[0], H, W)``
+between    tiles ``(n, C, *roi_size)``; sums ``(classes, D or roi_size[0], H, W)``
 comes out  logits ``(B, classes, D, H, W)``, float32
 =========  ==========================================================================
 
@@ -15,7 +15,7 @@ thousandth of the largest.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, combinations, product
 
 import numpy as np
@@ -68,15 +68,16 @@ class GaussianSlidingWindow(Inferer):
     """Predict a volume tile by tile, tiles weighted by a Gaussian; optionally averaged over mirrored copies.
 
     Tiles go through the volume row by row along its first axis. Once a row is done, the slices that no later tile
-    touches are divided by their weights and put away, so the device holds the sums of one row only.
+    touches are divided by their weights. Where the logits of the whole volume do not fit on the device, these slices
+    are put away on the CPU, or in a file, and the device holds the sums of one row only.
 
     Args:
         roi_size: sides of a tile in voxels, one or three. A smaller volume is padded with zeros on both sides.
         overlap: share of a tile that the next one covers at least, from 0 to below 1.
         mirror_axes: spatial axes to mirror, e.g. (0, 1, 2) for the mean of the logits of eight copies.
         sw_batch_size: tiles that go through the network at once.
-        accumulate_on: where sums and result are kept: ``device``, ``cpu``, or ``auto``, the device as long as they take
-            less than half of its free memory.
+        accumulate_on: where sums and result are kept: ``device``, ``cpu``, or ``auto``, the device as long as what is
+            kept takes less than half of its free memory.
         memory_limit_gb: most memory of the CPU for a result, by default half of what is free; a larger one is kept in
             a file.
         scratch_dir: folder of that file.
@@ -135,67 +136,49 @@ class GaussianSlidingWindow(Inferer):
         """Map one sample ``(C, D, H, W)`` to ``(classes, D, H, W)``."""
         size = list(volume.shape[1:])
         missing = [max(tile - side, 0) for side, tile in zip(size, self.roi_size, strict=True)]
-        before = [m // 2 for m in missing]
+        inner = [slice(m // 2, m // 2 + n) for m, n in zip(missing, size, strict=True)]
         if any(missing):  # the odd voxel goes to the upper side
-            sides = [(b, m - b) for b, m in zip(before, missing, strict=True)]
-            volume = F.pad(volume, [n for pair in reversed(sides) for n in pair])
+            volume = F.pad(volume, [n for m in reversed(missing) for n in (m // 2, m - m // 2)])
         starts = [tile_starts(n, tile, self.overlap) for n, tile in zip(volume.shape[1:], self.roi_size, strict=True)]
-        inner = (slice(None), slice(before[1], before[1] + size[1]), slice(before[2], before[2] + size[2]))
-        result: Tensor | None = None
+        depth, height, width = self.roi_size
+        sums = result = weights = torch.empty(0)
+        gaussian, whole = self.weights, False
         total = math.prod(map(len, starts))
-        with tqdm(total=total, desc="tiles", unit="tile", leave=False, disable=total < _MANY_TILES) as bar:
-            for first, done in self._rows(volume, starts, network, bar):  # (classes, n, H, W), padded
-                result = self._result((done.shape[0], *size), done.device) if result is None else result
-                low, high = max(first, before[0]), min(first + done.shape[1], before[0] + size[0])
-                if low < high:
-                    part = done[:, low - first : high - first][(slice(None), *inner)]
-                    result[:, low - before[0] : high - before[0]] = part
-        assert result is not None
-        return result
-
-    def _rows(
-        self, volume: Tensor, starts: list[list[int]], network: Callable[[Tensor], Tensor], bar: tqdm
-    ) -> Iterator[tuple[int, Tensor]]:
-        """Yield, one after the other, the first slice of a finished part and its logits ``(classes, n, H, W)``."""
-        depth = self.roi_size[0]
-        logits: Tensor | None = None  # sums over the slices from the current row of tiles on
-        weights = torch.zeros(())
-        gaussian = self.weights
-        ends = [*starts[0][1:], starts[0][-1] + depth]
-        for start, end in zip(starts[0], ends, strict=True):
+        bar = tqdm(total=total, desc="tiles", unit="tile", leave=False, disable=total < _MANY_TILES)
+        for start, end in zip(starts[0], [*starts[0][1:], starts[0][-1] + depth], strict=True):
             places = list(product(starts[1], starts[2]))
             for index in range(0, len(places), self.sw_batch_size):
                 corners = places[index : index + self.sw_batch_size]
-                tiles = [
-                    volume[:, start : start + depth, y : y + self.roi_size[1], x : x + self.roi_size[2]]
-                    for y, x in corners
-                ]
+                tiles = [volume[:, start : start + depth, y : y + height, x : x + width] for y, x in corners]
                 outputs = self._mirrored(torch.stack(tiles), network)
-                if logits is None:
-                    shape = (outputs.shape[1], depth, *volume.shape[2:])
-                    logits = torch.zeros(shape, device=self._place(shape, outputs.device))
-                    weights = torch.zeros(shape[1:], device=logits.device)
-                    gaussian = gaussian.to(logits.device)
+                if not len(sums):
+                    classes = outputs.shape[1]
+                    whole, place = self._plan((classes, *volume.shape[1:]), outputs.device)
+                    slices = volume.shape[1] if whole else depth
+                    sums = torch.zeros((classes, slices, *volume.shape[2:]), device=place)
+                    weights, gaussian = torch.zeros(sums.shape[1:], device=place), gaussian.to(place)
+                    result = sums if whole else self._room((classes, *size))
+                first = start if whole else 0  # of the sums, the slice where this row begins
                 for (y, x), output in zip(corners, outputs, strict=True):
-                    at = (slice(None), slice(y, y + self.roi_size[1]), slice(x, x + self.roi_size[2]))
-                    logits[(slice(None), *at)] += output.to(logits.device) * gaussian
+                    at = (slice(first, first + depth), slice(y, y + height), slice(x, x + width))
+                    sums[(slice(None), *at)] += output.to(sums.device) * gaussian
                     weights[at] += gaussian
                 bar.update(len(corners))
-            assert logits is not None
-            done = logits[:, : end - start].div_(weights[: end - start])
-            if not torch.isfinite(done).all():
+            done = sums[:, first : first + end - start].div_(weights[first : first + end - start])
+            if not all(torch.isfinite(torch.stack(torch.aminmax(logits))).all() for logits in done):  # no copies
                 raise DataError(
                     "the network's output is not finite; add --amp false, or look whether the model's training had "
                     "failed"
                 )
-            yield start, done
-            step = end - start
-            for done_with in range(0, depth - step, step):  # move on, keeping what the next row adds to
-                to, of = slice(done_with, min(done_with + step, depth - step)), slice(done_with + step, None)
-                logits[:, to] = logits[:, of][:, : to.stop - to.start]
-                weights[to] = weights[of][: to.stop - to.start]
-            logits[:, depth - step :] = 0
-            weights[depth - step :] = 0
+            if not whole:
+                low, high = max(start, inner[0].start), min(end, inner[0].stop)
+                result[:, low - inner[0].start : high - inner[0].start] = done[
+                    :, low - start : high - start, inner[1], inner[2]
+                ]
+                _move_on(sums, 1, end - start)
+                _move_on(weights, 0, end - start)
+        bar.close()
+        return result[(slice(None), *inner)] if whole else result
 
     def _mirrored(self, tiles: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Return the mean of the logits over all combinations of mirrored axes, float32."""
@@ -204,15 +187,27 @@ class GaussianSlidingWindow(Inferer):
             total = total + network(tiles.flip(dims)).float().flip(dims)
         return total / len(self.flips)
 
-    def _place(self, shape: Sequence[int], device: torch.device) -> torch.device:
-        """Return where ``shape`` float32 numbers are kept."""
-        if self.accumulate_on == "auto":
-            fits = device.type == "cpu" or 4 * math.prod(shape) <= comfortable_bytes(device)
-            return device if fits else torch.device("cpu")
-        return device if self.accumulate_on == "device" else torch.device("cpu")
+    def _plan(self, shape: Sequence[int], device: torch.device) -> tuple[bool, torch.device]:
+        """Return whether the sums of a whole volume ``(classes, D, H, W)`` are kept, or of one row, and where."""
+        cpu = torch.device("cpu")
+        needed = 4 * math.prod(shape)
+        row = needed * self.roi_size[0] // shape[1]
+        if device.type != "cpu" and self.accumulate_on != "cpu":
+            room_there = comfortable_bytes(device)
+            if self.accumulate_on == "device" or needed <= room_there:
+                return True, device
+            if row <= room_there:
+                return False, device
+        return needed <= comfortable_bytes(limit_gb=self.memory_limit_gb), cpu
 
-    def _result(self, shape: Sequence[int], device: torch.device) -> Tensor:
-        """Return room for the whole volume's logits."""
-        if device.type != "cpu" and self._place(shape, device).type != "cpu":
-            return torch.empty(tuple(shape), device=device)
+    def _room(self, shape: Sequence[int]) -> Tensor:
         return room(shape, folder=self.scratch_dir, limit_gb=self.memory_limit_gb)
+
+
+def _move_on(sums: Tensor, dim: int, step: int) -> None:
+    """Drop the first ``step`` slices along ``dim`` in place; zeros follow at the end."""
+    slices = sums.shape[dim]
+    for start in range(0, slices - step, step):  # in pieces that do not overlap what they replace
+        count = min(step, slices - step - start)
+        sums.narrow(dim, start, count).copy_(sums.narrow(dim, start + step, count))
+    sums.narrow(dim, slices - step, step).zero_()

@@ -116,6 +116,10 @@ def test_what_does_not_fit_into_memory_goes_to_a_file(tmp_path, monkeypatch: pyt
     inferer = GaussianSlidingWindow(TILE, memory_limit_gb=1e-6, scratch_dir=str(tmp_path / "scratch"))
     found = inferer(image, places)
     assert torch.equal(found, expected)
+    small = GaussianSlidingWindow(TILE, memory_limit_gb=1e-6, scratch_dir=str(tmp_path / "scratch"))
+    assert torch.equal(
+        small(image[..., :3, :4, :5], places), GaussianSlidingWindow(TILE)(image[..., :3, :4, :5], places)
+    )
     assert list((tmp_path / "scratch").iterdir()) == [], "the file has no name while it is used"
     monkeypatch.setattr(common.memory.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(DataError, match="free some space"):
