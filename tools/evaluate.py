@@ -79,8 +79,8 @@ def evaluate(
     sys.path.insert(0, str(ROOT))
     from tqdm import tqdm
 
+    from common.data import segmentation_task
     from common.data.datalists import stem
-    from common.data.task import SegmentationTask
     from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
     from common.errors import DataError, SettingsError, end_in_a_sentence
 
@@ -123,7 +123,7 @@ def evaluate(
         known = found_values(pairs, ignore_label=ignore_label, num_workers=num_workers)
         structures: dict[str, Sequence[int]] = {f"class {value}": (value,) for value in known}
     else:
-        task = SegmentationTask(labels, regions=regions, ignore_label=ignore_label)
+        task = segmentation_task(labels, regions=regions, ignore_label=ignore_label)
         structures, known = dict(zip(task.names, task.values, strict=True)), list(range(len(task.labels)))
     evaluate_pairs(
         pairs,

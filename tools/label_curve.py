@@ -99,7 +99,8 @@ class Curve:
 
         file = f"bundles/{self.bundle}/configs/{config}.yaml"
         known = yaml.safe_load((ROOT / file).read_text("utf-8"))
-        chosen = {name: value for name, value in settings.items() if name in known}
+        # MONAI drops an override that is None
+        chosen = {name: "$None" if value is None else value for name, value in settings.items() if name in known}
         with _quiet(log):
             run(config_file=file, bundle_root=f"bundles/{self.bundle}", logging_file=False, **chosen)
 

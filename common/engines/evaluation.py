@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from ..data.checks import read_nifti, settle
 from ..data.datalists import case_name
-from ..data.labelled import labelled_lists
+from ..data.labelled import labelled_lists, segmentation_task
 from ..data.tables import read_table
-from ..data.task import SegmentationTask
 from ..errors import DataError, SettingsError
 from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
 from ..metrics.reports import UNKNOWN
@@ -320,7 +319,7 @@ def evaluate_predictions(
         DataError: if there is nothing to score.
         SettingsError: if a setting does not fit.
     """
-    task = SegmentationTask(labels, regions=regions, ignore_label=ignore_label)
+    task = segmentation_task(labels, regions=regions, ignore_label=ignore_label)
     lists = labelled_lists(dataset_dir, datalist, channels=None)
     if split not in (*lists, "all"):
         raise SettingsError(f"split is {split!r}; it must be training, validation or all")

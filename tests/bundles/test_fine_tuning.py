@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -236,8 +237,7 @@ def test_the_best_model_is_that_of_the_moving_average(
 
 @pytest.mark.parametrize("bundle", WHOLE_CHAIN)
 @pytest.mark.parametrize("kind", ["one case", "absent class", "two channels", "thick slices", "small", "regions"])
-def test_data_of_every_kind_trains(kind: str, bundle: str, labelled: Path, tmp_path: Path) -> None:
-    """Inference on them is tested beside the inferer."""
+def test_data_of_every_kind_trains_and_is_predicted(kind: str, bundle: str, labelled: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 1, "warmup_epochs": 0, "decoder_epochs": 0, "from_scratch": True}
     images, labels = labelled / "images", labelled / "labels"
     if kind == "one case":
@@ -257,8 +257,6 @@ def test_data_of_every_kind_trains(kind: str, bundle: str, labelled: Path, tmp_p
             image, mask = blobs(index, (40, 42, 18))
             for folder, values in ((images, image), (labels, mask)):
                 path = write_volume(folder / f"case_{index}.nii.gz", values)
-                import nibabel as nib
-
                 nib.save(nib.Nifti1Image(values, np.diag([1.0, 1.0, 6.0, 1.0])), path)
     elif kind == "small":
         settings["patch_size"] = [48, 48, 48]
@@ -275,6 +273,23 @@ def test_data_of_every_kind_trains(kind: str, bundle: str, labelled: Path, tmp_p
     assert all(torch.isfinite(value).all() for value in model.values())
     if kind == "absent class":
         assert record["val_dice"] == pytest.approx(np.nanmean([record["val_dice_ball"], record["val_dice_never"]]))
+    root = f"bundles/{bundle}"
+    places = {"ckpt_dir": str(tmp_path / "run" / "models"), "output_dir": str(tmp_path / "predictions")}
+    run_bundle(
+        config_file=f"{root}/configs/inference.yaml",
+        bundle_root=root,
+        logging_file=None,
+        dataset_dir=str(images),
+        num_workers=0,
+        strict=True,
+        pictures=1,
+        **places,
+    )
+    for path in sorted(images.iterdir()):
+        source, predicted = nib.load(path), nib.load(tmp_path / "predictions" / path.name)
+        assert predicted.shape == source.shape[:3]
+        np.testing.assert_array_equal(predicted.affine, source.affine)
+        assert set(np.unique(predicted.dataobj)) <= set(range(len(settings.get("labels", ["", "ball"]))))
 
 
 def test_pictures_and_curves_are_drawn(labelled: Path, tmp_path: Path) -> None:

@@ -156,6 +156,12 @@ def test_groups_of_a_datalist(folders: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [case["case"] for case in content(folders)["cases"]] == ["case_4", "case_5"]
 
 
+def test_classes_of_a_dataset_json(folders: Path) -> None:
+    file = folders / "dataset.json"
+    file.write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2}}))
+    assert evaluate(folders, labels=str(file)) == evaluate(folders)
+
+
 def test_regions_and_ignored_voxels(folders: Path) -> None:
     reference = cube(1)
     reference[4:6][reference[4:6] == 1] = 2
