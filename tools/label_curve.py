@@ -9,7 +9,7 @@ FOLDER holds labelled cases as train.yaml reads them. They are split into folds;
 training, not even without their labels. For every fold, number of cases and seed, the network is fine-tuned twice with
 the same cases, steps and seed: from the pre-trained encoder with the bundle's recipe, and from scratch with its recipe
 for that. Each of the two gets the learning rate that is best for it on held-out cases of the first fold's training
-part. The last model predicts the unseen fold. Differences are taken case by case.
+part (where the best of those tried is at an end, more are tried). The last model predicts the unseen fold. Differences are taken case by case.
 
 Without --pretrained, an encoder is pre-trained for each fold on the images of its training part. A name that is none
 of the arguments below is a setting of the bundle's configs (--epochs, --patch_size, --features_per_stage, ...); on a
@@ -45,7 +45,7 @@ _SMALL: dict[str, dict[str, Any]] = {
     "resenc_l": {"features_per_stage": [8, 16, 32, 64], "blocks_per_stage": [1, 1, 1, 1], "momentum": 0.9},
     "primus_m": {"embed_dim": 96, "depth": 4, "num_heads": 4, "token_size": 4},
 }
-_SMALL_RATES = {"resenc_l": {"pretrain": 0.1, "train": 0.05}, "primus_m": {"pretrain": 2e-3, "train": 1e-3}}
+_SMALL_RATES = {"resenc_l": {"pretrain": 0.1, "train": 0.3}, "primus_m": {"pretrain": 2e-3, "train": 2e-3}}
 _SMALL_RUN = {"patch_size": [32, 32, 32], "epochs": 10, "iterations_per_epoch": 25, "num_workers": 0}
 _SMALL_PRETRAINING = {"epochs": 10, "iterations_per_epoch": 50, "batch_size": 4, "block_size": 8}
 _SETTINGS = ("spacing_mm", "reorient", "patch_size", "num_workers", "channels", "device", "amp")
@@ -151,29 +151,43 @@ class Curve:
         )
 
     def tune(self, arm: str, factors: Sequence[float], count: int, base: float) -> float:
-        """Return the best of some learning rates on held-out cases of the first fold's training part."""
+        """Return the best of some learning rates on held-out cases of the first fold's training part.
+
+        Where the best is at an end of those tried, up to two more are tried beyond it.
+        """
         file = self.folder / "rates" / f"{arm.replace(' ', '_')}.json"
         found: dict[str, float] = json.loads(file.read_text("utf-8")) if file.exists() else {}
         cases = self.subset(0, len(self.folds[0]["training"]), seed=-1)
         held = cases[count : count + 20] or cases[:1]
-        for factor in factors:
-            rate = float(f"{base * factor:.6g}")
-            if str(rate) in found:
-                continue
-            folder = self.folder / "rates" / arm.replace(" ", "_") / f"{rate:g}"
-            datalist = self.datalist(folder / "datalist.json", training=cases[:count], validation=held)
-            try:
-                self.fine_tune(
-                    folder, 0, arm, datalist=datalist, lr=rate, seed=0, val_iterations=20, val_interval=10**6
-                )
-                score = json.loads((folder / "history.json").read_text("utf-8"))[-1].get("val_dice", float("nan"))
-            except Exception as error:
-                _note(folder / "log.txt", error)
-                score = 0.0  # it came apart
-            found[str(rate)] = score
-            file.write_text(json.dumps(found, indent=1), "utf-8")
-            shutil.rmtree(folder / "models", ignore_errors=True)
-        return float(max(found, key=lambda rate: found[rate] if found[rate] == found[rate] else -1.0))
+        wanted = sorted({float(f"{base * factor:.6g}") for factor in factors})
+        most = len(wanted) + (2 if len(wanted) > 1 else 0)
+        while wanted:
+            for rate in wanted:
+                if str(rate) not in found:
+                    found[str(rate)] = self._score(arm, rate, cases[:count], held)
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_text(json.dumps(found, indent=1), "utf-8")
+            tried = sorted(map(float, found))
+            best = max(tried, key=lambda rate: found[str(rate)])
+            wanted = []
+            if len(tried) < most and best == tried[-1]:
+                wanted = [float(f"{best * best / tried[-2]:.6g}")]
+            elif len(tried) < most and best == tried[0]:
+                wanted = [float(f"{best * best / tried[1]:.6g}")]
+        return best
+
+    def _score(self, arm: str, rate: float, cases: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> float:
+        """Return the Dice on held-out cases at one learning rate, 0 if it came apart."""
+        folder = self.folder / "rates" / arm.replace(" ", "_") / f"{rate:g}"
+        datalist = self.datalist(folder / "datalist.json", training=cases, validation=held)
+        try:
+            self.fine_tune(folder, 0, arm, datalist=datalist, lr=rate, seed=0, val_iterations=20, val_interval=10**6)
+            score = float(json.loads((folder / "history.json").read_text("utf-8"))[-1].get("val_dice", 0.0))
+        except Exception as error:
+            _note(folder / "log.txt", error)
+            score = 0.0
+        shutil.rmtree(folder / "models", ignore_errors=True)
+        return score if score == score else 0.0
 
     def measure(self, run: Run) -> None:
         """Fine-tune, predict the unseen fold and score it; leaves result.json."""

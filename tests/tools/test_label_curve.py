@@ -110,6 +110,34 @@ def test_fewer_cases_are_among_more(tmp_path: Path) -> None:
     assert curve.subset(0, 5, 0) != curve.subset(0, 5, 1)
 
 
+@pytest.mark.parametrize(
+    ("peak", "tried"),
+    [
+        (0.1, [0.03, 0.1, 0.3]),
+        (0.9, [0.03, 0.1, 0.3, 0.9, 2.7]),
+        (50.0, [0.03, 0.1, 0.3, 0.9, 2.7]),
+        (0.009, [0.0027, 0.009, 0.03, 0.1, 0.3]),
+    ],
+)
+def test_rates_are_looked_for_beyond_the_end(
+    peak: float, tried: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is tried once, also by a curve that was cut; at most two beyond those asked for."""
+    calls: list[float] = []
+
+    def score(self: Curve, arm: str, rate: float, cases: list, held: list) -> float:
+        calls.append(rate)
+        return -abs(np.log(rate / peak))
+
+    monkeypatch.setattr(Curve, "_score", score)
+    fold = {"training": [{"image": f"{i}.nii"} for i in range(9)], "validation": []}
+    for _ in range(2):
+        curve = Curve("x", tmp_path, folds=[fold], labels=[], settings={}, pretraining={}, pretrained=None)
+        best = curve.tune("pre-trained", [0.3, 1, 3], 2, 0.1)
+    assert sorted(calls) == pytest.approx(tried)
+    assert best == pytest.approx(min(tried, key=lambda rate: abs(np.log(rate / peak))))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m"])
 def test_a_whole_tiny_curve(bundle: str, labelled: Path, tmp_path: Path) -> None:
