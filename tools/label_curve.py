@@ -9,7 +9,8 @@ FOLDER holds labelled cases as train.yaml reads them. They are split into folds;
 training, not even without their labels. For every fold, number of cases and seed, the network is fine-tuned twice with
 the same cases, steps and seed: from the pre-trained encoder with the bundle's recipe, and from scratch with its recipe
 for that. Each of the two gets the learning rate that is best for it on held-out cases of the first fold's training
-part (where the best of those tried is at an end, more are tried). The last model predicts the unseen fold. Differences are taken case by case.
+part; where the best of those tried is at an end, more are tried. The last model predicts the unseen fold. Differences
+are taken case by case.
 
 Without --pretrained, an encoder is pre-trained for each fold on the images of its training part. A name that is none
 of the arguments below is a setting of the bundle's configs (--epochs, --patch_size, --features_per_stage, ...); on a
