@@ -115,14 +115,15 @@ class Curve:
         """Return the pre-trained encoder for a fold, pre-training it if none was given."""
         if self.pretrained:
             return self.pretrained
+        from common.data.datalists import images_of
+
         folder = self.folder / f"fold_{fold}" / "pre-training"
         if not (folder / "finished").exists():
-            images = [{"image": case["image"]} for case in self.folds[fold]["training"]]
-            settings = {**self.settings, **self.pretraining, "lr": self.pretraining["lr"]}
+            images = [{"image": file} for case in self.folds[fold]["training"] for file in images_of(case)]
             self.run(
                 "pretrain",
                 folder / "log.txt",
-                **{**settings, "channels": 1},
+                **{**self.settings, **self.pretraining},
                 datalist=self.datalist(folder / "datalist.json", training=images),
                 store_dir=str(self.folder / "store"),
                 output_dir=str(folder),
