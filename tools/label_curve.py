@@ -179,15 +179,16 @@ class Curve:
         return best
 
     def _score(self, arm: str, rate: float, cases: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> float:
-        """Return the Dice on held-out cases at one learning rate, 0 if it came apart."""
+        """Return the Dice on held-out cases at one learning rate, 0 if the loss was not finite."""
         folder = self.folder / "rates" / arm.replace(" ", "_") / f"{rate:g}"
         datalist = self.datalist(folder / "datalist.json", training=cases, validation=held)
         try:
             self.fine_tune(folder, 0, arm, datalist=datalist, lr=rate, seed=0, val_iterations=20, val_interval=10**6)
             score = float(json.loads((folder / "history.json").read_text("utf-8"))[-1].get("val_dice", 0.0))
         except Exception as error:
-            _note(folder / "log.txt", error)
-            score = 0.0
+            if "not finite" not in _note(folder / "log.txt", error):
+                raise
+            score = 0.0  # it came apart
         shutil.rmtree(folder / "models", ignore_errors=True)
         return score if score == score else 0.0
 
@@ -358,6 +359,8 @@ def label_curve(
     pretraining |= {
         name.removeprefix("pretrain_"): settings.pop(name) for name in [*settings] if name[:9] == "pretrain_"
     }
+    if "epochs" in pretraining:
+        pretraining.setdefault("warmup_epochs", int(pretraining["epochs"]) // 10)
     base = settings.pop("lr", None)
     asked = {
         "bundle": bundle,
@@ -426,7 +429,11 @@ def label_curve(
         for arm in ARMS:
             start = base if base is not None else _published_rate(bundle, arm)
             bar.set_postfix_str(f"rates, {arm}")
-            curve.rates[arm] = curve.tune(arm, factors, counts[len(counts) // 2], start)
+            try:
+                curve.rates[arm] = curve.tune(arm, factors, counts[len(counts) // 2], start)
+            except Exception as error:
+                why = _note(folder / "log.txt", error)
+                raise SystemExit(f"Stopped: {why}; the log is {folder / 'log.txt'}") from error
             bar.update(len(factors))
         for run in plan:
             bar.set_postfix_str(f"{run.cases} cases, {run.arm}")
