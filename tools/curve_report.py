@@ -6,17 +6,16 @@ from __future__ import annotations
 import csv
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from environment import ROOT
 
 __all__ = ["curve_table", "write_curve"]
 
 Entry = tuple[int, int, int, str, str]  # fold, cases, seed, arm, folder
+_RESAMPLES = 2000
 _COLOURS = {"pre-trained": "#0077bb", "from scratch": "#cc6677"}
 
 
@@ -25,9 +24,10 @@ def curve_table(
 ) -> list[dict[str, Any]]:
     """Summarise runs: for every number of cases both means and the paired difference, with 95 % intervals.
 
-    The Dice of an unseen case is averaged over classes and seeds first; intervals are of bootstrap resamples of these
-    cases (of groups, where cases belong together), so that seeds do not pass for independent evidence. Only pairs of
-    which both runs exist are used.
+    The Dice of an unseen case is averaged over classes first. Intervals are of a bootstrap that draws both the unseen
+    cases (groups, where cases belong together) and the runs of each fold again, so that they hold what depends on the
+    draw of training cases and on the seed too; with few seeds that part is rough. Only pairs of which both runs exist
+    are used.
 
     Args:
         results: what each run was, and the Dice of its unseen cases by case and class.
@@ -36,41 +36,56 @@ def curve_table(
     Returns:
         a row for each number of cases.
     """
-    sys.path.insert(0, str(ROOT))
-    from common.metrics import bootstrap_interval
-
     runs = {(entry[1], entry[0], entry[2], entry[3]): scores for entry, scores in results}
     rows = []
     for count in sorted({entry[1] for entry, _ in results}):
-        pairs: dict[str, list[tuple[float, float]]] = {}
-        by_seed: dict[int, list[tuple[float, float]]] = {}
-        complete = 0
-        for c, fold, seed, arm in runs:
-            one, other = runs.get((c, fold, seed, "pre-trained")), runs.get((c, fold, seed, "from scratch"))
-            if c != count or arm != "pre-trained" or one is None or other is None:
-                continue
-            complete += 1
-            for case in one.keys() & other.keys():
-                pair = (float(np.mean([*one[case].values()])), float(np.mean([*other[case].values()])))
-                pairs.setdefault(case, []).append(pair)
-                by_seed.setdefault(seed, []).append(pair)
-        if not pairs:
+        pairs = {
+            (fold, seed): (one, runs[c, fold, seed, "from scratch"])
+            for (c, fold, seed, arm), one in runs.items()
+            if c == count and arm == "pre-trained" and (c, fold, seed, "from scratch") in runs
+        }
+        cases = sorted(
+            {(fold, case) for (fold, _), (one, other) in pairs.items() for case in one.keys() & other.keys()}
+        )
+        seeds = sorted({seed for _, seed in pairs})
+        if not cases:
             continue
-        cases = sorted(pairs)
-        values = np.array([np.mean(pairs[case], axis=0) for case in cases])  # (cases, 2)
-        values = np.column_stack([values, values[:, 0] - values[:, 1]])
-        belongs = [groups[case] for case in cases] if groups else None
-        interval = bootstrap_interval(lambda x: x.mean(0), values, groups=belongs)
-        means = np.array([np.mean(seed_pairs, axis=0) for seed_pairs in by_seed.values()])
-        spread = means.std(0, ddof=1) if len(means) > 1 else np.full(2, np.nan)
-        row: dict[str, Any] = {"cases": count, "pairs_of_runs": complete, "unseen": len(cases)}
+        values = np.full((len(cases), len(seeds), 3), np.nan)
+        for place, (fold, case) in enumerate(cases):
+            for column, seed in enumerate(seeds):
+                if (fold, seed) in pairs and all(case in scores for scores in pairs[fold, seed]):
+                    one, other = (float(np.mean([*scores[case].values()])) for scores in pairs[fold, seed])
+                    values[place, column] = one, other, one - other
+        folds = np.array([fold for fold, _ in cases])
+        units = [groups[case] if groups else case for _, case in cases]
+        interval = _interval(values, folds, units)
+        means = np.nanmean(values, axis=0)  # (seeds, 3)
+        spread = means.std(0, ddof=1) if len(seeds) > 1 else np.full(3, np.nan)
+        row: dict[str, Any] = {"cases": count, "pairs_of_runs": len(pairs), "unseen": len(cases)}
         for index, name in enumerate(("pretrained", "scratch", "difference")):
             low, high = (np.nan, np.nan) if interval is None else interval[:, index]
-            row |= {name: values[:, index].mean(), f"{name}_low": low, f"{name}_high": high}
+            row |= {name: np.nanmean(values[:, :, index]), f"{name}_low": low, f"{name}_high": high}
             if index < 2:
                 row[f"{name}_seed_sd"] = spread[index]
         rows.append({key: value if isinstance(value, int) else round(float(value), 5) for key, value in row.items()})
     return rows
+
+
+def _interval(values: np.ndarray, folds: np.ndarray, units: Sequence[str]) -> np.ndarray | None:
+    """Return the bounds ``(2, 3)`` of the means of ``values (cases, seeds, 3)``, None with a single unit."""
+    _, unit = np.unique(np.asarray(units), return_inverse=True)
+    members = [np.flatnonzero(unit == index) for index in range(unit.max() + 1)]
+    if len(members) < 2:
+        return None
+    rng = np.random.default_rng(12345)
+    _, fold = np.unique(folds, return_inverse=True)
+    seeds = values.shape[1]
+    found = []
+    for _ in range(_RESAMPLES):
+        rows = np.concatenate([members[index] for index in rng.integers(0, len(members), len(members))])
+        runs = rng.integers(0, seeds, (fold.max() + 1, seeds))
+        found.append(np.nanmean(np.take_along_axis(values[rows], runs[fold[rows]][:, :, None], axis=1), axis=(0, 1)))
+    return np.nanpercentile(np.stack(found), [2.5, 97.5], axis=0)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -188,7 +203,9 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path, *, bundle: str) -> None
         axis.minorticks_off()
         axis.set_xlabel("labelled cases for fine-tuning")
         axis.grid(alpha=0.3)
-    figure.text(0.995, 0.005, "bands and bars: 95 % of bootstrap resamples of the unseen cases", ha="right", fontsize=7)
+    figure.text(
+        0.995, 0.005, "bands and bars: 95 % of bootstrap resamples of unseen cases and of runs", ha="right", fontsize=7
+    )
     part = path.with_name(f".{path.name}.part")
     figure.savefig(part, dpi=130, format="png")
     os.replace(part, path)

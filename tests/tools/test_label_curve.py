@@ -19,7 +19,7 @@ from curve_report import curve_table, write_curve
 from label_curve import Curve, _counts
 
 
-def results(gain: float, *, cases: int = 40, seeds: int = 2, noise: float = 0.02) -> list:
+def results(gain: float, *, cases: int = 40, seeds: int = 2, noise: float = 0.02, luck: float = 0.0) -> list:
     """Two classes, two folds; scores vary from case to case far more than between the two ways to start."""
     rng = np.random.default_rng(0)
     level = rng.uniform(0.3, 0.9, cases)
@@ -28,7 +28,8 @@ def results(gain: float, *, cases: int = 40, seeds: int = 2, noise: float = 0.02
         for fold in range(2):
             names = [index for index in range(cases) if index % 2 == fold]
             for seed in range(seeds):
-                for arm, extra in (("pre-trained", gain), ("from scratch", 0.0)):
+                for arm, start in (("pre-trained", gain), ("from scratch", 0.0)):
+                    extra = start + luck * rng.standard_normal()
                     scores = {
                         f"case_{i}": {"a": level[i] + extra + noise * rng.standard_normal(), "b": level[i] + extra}
                         for i in names
@@ -50,6 +51,14 @@ def test_differences_are_paired_by_case(gain: float) -> None:
         assert narrow < 0.2 * wide, "pairing takes out what makes cases differ"
         assert (row["difference_low"] > 0) == (gain > 0)
         assert (row["difference_high"] < 0) == (gain < 0)
+
+
+def test_what_depends_on_the_run_widens_the_interval() -> None:
+    """All cases of a run share its luck, so that many cases do not make a difference sure."""
+    steady, lucky = (curve_table(results(0.0, seeds=4, luck=luck))[0] for luck in (0.0, 0.05))
+    widths = [row["difference_high"] - row["difference_low"] for row in (steady, lucky)]
+    assert widths[1] > 4 * widths[0]
+    assert lucky["difference_low"] < 0 < lucky["difference_high"]
 
 
 def test_a_run_without_its_partner_does_not_count() -> None:
