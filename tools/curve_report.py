@@ -203,9 +203,7 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path, *, bundle: str) -> None
         axis.minorticks_off()
         axis.set_xlabel("labelled cases for fine-tuning")
         axis.grid(alpha=0.3)
-    figure.text(
-        0.995, 0.005, "bands and bars: 95 % of bootstrap resamples of unseen cases and of runs", ha="right", fontsize=7
-    )
+    figure.supxlabel("bands and bars: 95 % of bootstrap resamples of unseen cases and of runs", fontsize=7)
     part = path.with_name(f".{path.name}.part")
     figure.savefig(part, dpi=130, format="png")
     os.replace(part, path)
