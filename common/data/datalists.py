@@ -185,7 +185,9 @@ def pretraining_lists(
         DataError: if folder or list is missing, empty or unreadable.
     """
     if datalist:
-        lists = read_datalist(datalist, dataset_dir, keys=("image", *MASKS))
+        keys = ("image", *MASKS)  # a label that an entry has too is nothing to pre-train on
+        read = read_datalist(datalist, dataset_dir, keys=keys)
+        lists = {name: [{k: case[k] for k in keys if k in case} for case in cases] for name, cases in read.items()}
         if lists["training"] and lists["validation"]:
             return {name: lists[name] for name in ("training", "validation")}
         cases = lists["training"] or lists["validation"] or lists["test"]

@@ -192,6 +192,15 @@ def test_validation_shares(tmp_path: Path, count: int, held_out: int) -> None:
     assert lists == pretraining_lists(datalist=str(tmp_path / "list.json"))
 
 
+def test_pre_training_takes_nothing_but_images_of_a_list_with_labels(labelled: Path, tmp_path: Path) -> None:
+    entries = [{"image": f"images/case_{i}.nii.gz", "label": f"labels/case_{i}.nii.gz", "age": 5} for i in range(5)]
+    (labelled / "list.json").write_text(json.dumps({"training": entries[:4], "validation": entries[4:]}))
+    lists = pretraining_lists(datalist=str(labelled / "list.json"))
+    assert all(case.keys() == {"image"} for part in lists.values() for case in part)
+    volume = VolumeStore(tmp_path / "store", StoreSettings()).prepare_one(lists["training"][0])
+    assert volume.masks == ()
+
+
 def test_labels_are_not_trained_on_and_a_lists_own_folder_comes_first(
     labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
