@@ -91,6 +91,8 @@ def _interval(values: np.ndarray, folds: np.ndarray, units: Sequence[str]) -> np
 def _verdict(row: Mapping[str, Any]) -> str:
     if np.isnan(row["difference_low"]):
         return "one unseen case tells nothing"
+    if np.isnan(row["scratch_seed_sd"]):
+        return "one seed, so no verdict"
     if row["difference_low"] > 0:
         return "pre-trained is better"
     return "from scratch is better" if row["difference_high"] < 0 else "no difference shown"

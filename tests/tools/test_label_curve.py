@@ -15,7 +15,7 @@ import pytest
 from ..conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
-from curve_report import curve_table, write_curve
+from curve_report import _verdict, curve_table, write_curve
 from label_curve import Curve, _counts
 
 
@@ -97,6 +97,12 @@ def test_the_record_says_what_was_used(tmp_path: Path, capsys: pytest.CaptureFix
         assert [row["cases"] for row in csv.DictReader(stream)] == ["2", "8"]
     assert (tmp_path / "curve.png").stat().st_size > 20_000
     assert "| labelled cases |" in capsys.readouterr().out
+
+
+def test_one_seed_gives_no_verdict() -> None:
+    """What another seed would have changed is not known then."""
+    one, two = (curve_table(results(0.3, seeds=seeds))[0] for seeds in (1, 2))
+    assert [_verdict(row) for row in (one, two)] == ["one seed, so no verdict", "pre-trained is better"]
 
 
 def test_numbers_of_cases() -> None:
