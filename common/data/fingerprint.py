@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
 from ..transforms import SliceAxisFirstd, nonzero
-from ..weights.files import read_metadata, write_json
+from ..weights.files import write_json
+from ..weights.transfer import origin_receipt
 from .checks import check_channels, check_grid, explain
 from .datalists import LABEL, Case, images_of
 
@@ -189,11 +190,7 @@ def preprocessing_settings(
 
 
 def _pretraining_spacing(pretrained: str) -> Any:
-    about: dict[str, Any] = read_metadata(pretrained) if Path(pretrained).is_file() else {}
-    sidecar = Path(pretrained).with_suffix(".json")
-    if not about and sidecar.is_file():
-        about = json.loads(sidecar.read_text("utf-8"))
-    spacing = about.get("spacing_mm", about.get("settings", {}).get("spacing_mm"))
+    spacing = origin_receipt(pretrained).spacing_mm if Path(pretrained).is_file() else None
     if spacing is None:
         raise SettingsError(
             f"nothing beside {pretrained} says at what spacing it was made; give --spacing_mm in millimetres"

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ..errors import DataError
 from ..views import SpatialCrop, reading_stream
 from .checks import check_label_values, settle
-from .datalists import LABEL, Case, case_name
+from .datalists import LABEL, Case, case_name, images_of
 from .store import StoredVolume, StoreSettings, VolumeStore
 from .task import SegmentationTask
 
@@ -108,10 +108,9 @@ def _usable(
     by_source = {volume.source: volume for volume in volumes}
     good, problems, empty = [], [], []
     for case in cases:
-        image = case["image"] if isinstance(case["image"], str) else case["image"][0]
-        if image not in by_source:
+        volume = by_source.get(images_of(case)[0])
+        if volume is None:
             continue
-        volume = by_source[image]
         try:
             check_label_values(case[LABEL], volume.values, task)
         except DataError as error:
