@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
 from ..memory import comfortable_bytes, room
+from ..networks.untrained import refuse_untrained
 
 __all__ = ["GaussianSlidingWindow", "gaussian_weights", "tile_starts"]
 
@@ -127,7 +128,9 @@ class GaussianSlidingWindow(Inferer):
 
         Raises:
             DataError: if the network's output is not finite.
+            WeightsError: if the network has not been trained to segment.
         """
+        refuse_untrained(network)
         volume = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         samples = [self._predict(sample, network) for sample in volume]
         return samples[0][None] if len(samples) == 1 else torch.stack(samples)

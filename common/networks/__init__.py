@@ -9,8 +9,10 @@ from .ensemble import Ensemble
 from .heads import ProjectionHead, pool_features
 from .nets.primus import Primus, primus_b, primus_l, primus_m, primus_s
 from .nets.resenc_unet import ResEncUNet, mask_at, resenc_l
+from .untrained import UNTRAINED, mark_untrained, refuse_untrained, watch_untrained
 
 __all__ = [
+    "UNTRAINED",
     "ClassificationNet",
     "Ensemble",
     "Primus",
@@ -18,6 +20,7 @@ __all__ = [
     "ResEncUNet",
     "Transformer",
     "in_chunks",
+    "mark_untrained",
     "mask_at",
     "masked_instance_norm",
     "pool_features",
@@ -25,5 +28,7 @@ __all__ = [
     "primus_l",
     "primus_m",
     "primus_s",
+    "refuse_untrained",
     "resenc_l",
+    "watch_untrained",
 ]

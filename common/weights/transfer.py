@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ..errors import SettingsError, WeightsError
 from ..networks.ensemble import Ensemble
+from ..networks.untrained import UNTRAINED, refuse_untrained
 from .cells import describe
 from .files import check_values, read_checkpoint, read_metadata, replace_file, sha256, write_json
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
@@ -342,7 +343,7 @@ def _load_trained(network: nn.Module, path: Path, settings: Mapping[str, Any]) -
     weights = read_checkpoint(path)
     target = network.state_dict()
     wrong = [f"{key} is missing" for key in target if key not in weights]
-    wrong += [f"{key} is not known here" for key in weights if key not in target]
+    wrong += [f"{key} is not known here" for key in weights if key not in {*target, UNTRAINED}]
     wrong += [
         f"{key} is {list(weights[key].shape)} in the file, {list(target[key].shape)} here"
         for key in target
@@ -357,20 +358,29 @@ def _load_trained(network: nn.Module, path: Path, settings: Mapping[str, Any]) -
             f"{path} was trained otherwise ({'; '.join(wrong[:3])}); use the settings it was trained with"
         )
     network.load_state_dict(weights)
+    refuse_untrained(network, str(path))
     return network
+
+
+def _is_untrained(path: Path) -> bool:
+    try:
+        return UNTRAINED in read_checkpoint(path, mmap=True)
+    except WeightsError:
+        return False
 
 
 def keep_previous(path: str, *, move: bool = False) -> None:
     """Before training writes a file, keep the one that is there as ``<name>_previous.pt``, ``..._previous_2.pt``, ...
 
-    An earlier one is never replaced: it may be the good one, if this training was started again after a kill.
+    An earlier one is never replaced: it may be the good one, if this training was started again after a kill. What came
+    with a bundle and was not trained yet is not kept.
 
     Args:
         path: of a checkpoint; the JSON beside it is kept too.
         move: leave nothing under the old name, instead of a copy.
     """
     model = Path(path)
-    if not model.is_file():
+    if not model.is_file() or _is_untrained(model):
         return
     number = 1
     while (

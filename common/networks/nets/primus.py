@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.transformer import Transformer
+from ..untrained import watch_untrained
 from .resenc_unet import initialize_he
 
 __all__ = ["Primus", "primus_b", "primus_l", "primus_m", "primus_s"]
@@ -158,6 +159,7 @@ class Primus(nn.Module):
         with_decoder: bool = True,
     ) -> None:
         super().__init__()
+        watch_untrained(self)
         size = [input_size] * 3 if isinstance(input_size, int) else list(input_size)
         if patch_size < 2 or patch_size & (patch_size - 1):
             raise ValueError(f"patch_size {patch_size} is not a power of two")

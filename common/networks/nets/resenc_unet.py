@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from ..blocks.convolution import ConvBlock, ResidualBlock, Stage
 from ..blocks.recompute import run
+from ..untrained import watch_untrained
 
 __all__ = ["ResEncUNet", "initialize_he", "mask_at", "resenc_l"]
 
@@ -170,6 +171,7 @@ class ResEncUNet(nn.Module):
         with_decoder: bool = True,
     ) -> None:
         super().__init__()
+        watch_untrained(self)
         if len(features_per_stage) != len(blocks_per_stage) or len(features_per_stage) < 2:
             raise ValueError(
                 f"features_per_stage {list(features_per_stage)} and blocks_per_stage {list(blocks_per_stage)} "

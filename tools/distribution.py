@@ -1,0 +1,410 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""A bundle as it is distributed: real files, every config one complete JSON, the shared code as package ``scripts``.
+
+MONAI Label, the Model Zoo and ``monai.bundle.load`` read one JSON file at a time, and ``scripts`` is the only package
+that MONAI Label unloads between two bundles.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT
+
+__all__ = ["Derived", "bundle_names", "check_name", "known_settings", "write_bundle", "write_zip"]
+
+BUNDLES = ROOT / "bundles"
+ENCODER, MODEL = "models/pretrained_encoder.pt", "models/model.pt"
+# files of common/configs that are added to a config on the command line, and what they are called in a bundle
+OVERLAYS = {
+    "multi_gpu.yaml": "multi_gpu_pretrain.json",
+    "multi_gpu_train.yaml": "multi_gpu_train.json",
+    "fsdp.yaml": "fsdp_pretrain.json",
+}
+# of these settings, the segmentation workflows alone get the value of a derived task
+_OF_SEGMENTATION = {"spacing_mm": ("train", "inference"), "patch_size": ("train", "inference")}
+_FILE_DATE = (
+    2022,
+    5,
+    30,
+    0,
+    0,
+    0,
+)  # of every entry of a zip, as the Model Zoo does, so that equal files give equal zips
+_STORED = {".pt", ".png", ".ts", ".safetensors"}  # compressing these again takes long and gains nothing
+
+
+@dataclass(frozen=True)
+class Derived:
+    """What a bundle made for a task of the user's has of its own.
+
+    Attributes:
+        name: of the new bundle.
+        labels: class names, background first.
+        channels: names of the images of a case.
+    """
+
+    name: str
+    labels: Sequence[str]
+    channels: Sequence[str] = field(default_factory=lambda: ["image"])
+
+
+def bundle_names(which: str = "all") -> list[str]:
+    """Return the bundles of the collection that ``which`` names: one, several with commas between, or ``all``.
+
+    Raises:
+        SystemExit: if one is unknown.
+    """
+    known = sorted(path.parent.parent.name for path in BUNDLES.glob("*/configs/metadata.json"))
+    asked = known if which == "all" else which.split(",")
+    for name in asked:
+        if name not in known:
+            raise SystemExit(f"Stopped: there is no bundle {name!r}; choose all, or one of {', '.join(known)}")
+    return asked
+
+
+def check_name(name: str) -> None:
+    """Refuse a bundle name that MONAI or MONAI Label would not take as it is.
+
+    Raises:
+        SystemExit: saying why.
+    """
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
+        raise SystemExit(
+            f"Stopped: {name!r} cannot be the name of a bundle; use letters, digits, _ and -, a letter first"
+        )
+    if re.search(r"._v", name):
+        raise SystemExit(
+            f"Stopped: MONAI takes what follows _v in a bundle's name for a version, and would call {name!r} "
+            f"{re.split('_v', name)[0]!r}; choose a name without _v, such as {name.replace('_v', '-v')!r}"
+        )
+    if name.lower() in ("scripts", "common", "monai"):
+        raise SystemExit(f"Stopped: {name!r} is the name of a Python package that bundles use; choose another")
+
+
+def _expanded(value: Any) -> Any:
+    """Return a config with the ``%file::section`` entries replaced by what they name."""
+    from monai.bundle import ConfigParser
+
+    if isinstance(value, dict):
+        return {key: _expanded(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_expanded(one) for one in value]
+    if isinstance(value, str) and value.startswith("%"):
+        file, _, section = value[1:].partition("::")
+        return _expanded(ConfigParser.load_config_file(str(ROOT / file))[section])
+    return value
+
+
+def _renamed(value: Any) -> Any:
+    """Return a config in which the shared package has the name ``scripts``."""
+    if isinstance(value, dict):
+        return {key: _renamed(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_renamed(one) for one in value]
+    return re.sub(r"\bcommon(?=\.[a-z])", "scripts", value) if isinstance(value, str) else value
+
+
+def _with_settings(config: dict[str, Any], name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config with other defaults; what it reads from a trained model's JSON keeps doing so."""
+    changed = dict(config)
+    for key, value in settings.items():
+        if key not in config or name not in _OF_SEGMENTATION.get(key, (name,)):
+            continue
+        from_model = re.match(r"\$@trained\.get\('(\w+)'", str(config[key]))
+        changed[key] = f"$@trained.get({from_model[1]!r}, {value!r})" if from_model else value
+    return changed
+
+
+def _configs(bundle: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the complete configs of a bundle by the names of their JSON files."""
+    from monai.bundle import ConfigParser
+
+    configs = {}
+    for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
+        config = _expanded(ConfigParser.load_config_file(str(file)))
+        configs[f"{file.stem}.json"] = _renamed(_with_settings(config, file.stem, settings))
+    for source, name in OVERLAYS.items():
+        if (overlay := ROOT / "common" / "configs" / source).is_file():
+            configs[name] = _renamed(ConfigParser.load_config_file(str(overlay)))
+    return configs
+
+
+def known_settings(bundle: str) -> dict[str, Any]:
+    """Return every top-level name of a bundle's configs with its default."""
+    return {name: value for config in _configs(bundle, {}).values() for name, value in config.items()}
+
+
+def _metadata(bundle: str, settings: Mapping[str, Any], derived: Derived | None) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text("utf-8"))
+    image = metadata["network_data_format"]["inputs"]["image"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    if patch := settings.get("patch_size"):
+        image["spatial_shape"] = pred["spatial_shape"] = [patch] * 3 if isinstance(patch, int) else list(patch)
+    if derived is None:
+        return metadata
+    image |= {"num_channels": len(derived.channels), "channel_def": {str(i): n for i, n in enumerate(derived.channels)}}
+    pred |= {"num_channels": len(derived.labels), "channel_def": {str(i): n for i, n in enumerate(derived.labels)}}
+    classes = ", ".join(derived.labels[1:])
+    return metadata | {
+        "version": "0.1.0",
+        "changelog": {"0.1.0": f"derived from {bundle} {metadata['version']}"},
+        "name": derived.name,
+        "task": f"Segmentation of {classes}",
+        "description": f"Segmentation of {classes}, to be fine-tuned from the encoder of {bundle}. "
+        + metadata["description"],
+        "data_source": "The user's own",
+        "image_classes": f"{len(derived.channels)} channel(s): {', '.join(derived.channels)}",
+        "label_classes": "integer label map: " + ", ".join(f"{i} {name}" for i, name in enumerate(derived.labels)),
+    }
+
+
+def _page(bundle: str, derived: Derived | None) -> str:
+    """Return the bundle's page with the commands and links that hold in its distributed form."""
+    text = (BUNDLES / bundle / "docs" / "README.md").read_text("utf-8")
+    text = re.sub(r"From the repository root \([^)]*\):", "From inside this folder:", text)
+    text = re.sub(rf"--bundle_root bundles/{bundle} ?", "", text)
+    text = re.sub(rf"(?:bundles/{bundle}/)?configs/(\w+)\.yaml", r"configs/\1.json", text)
+    for source, name in OVERLAYS.items():
+        text = text.replace(f"common/configs/{source}", f"configs/{name}").replace(
+            f"common/configs/{Path(source).stem}.json", f"configs/{name}"
+        )
+    text = re.sub(r"\[([^\]]*)\]\(\.\./\.\./\.\./([^)]*)\)", r"\1 (`\2` of the collection)", text)
+    title, rest = text.split("\n", 1)
+    note = (
+        "This is the bundle as it is distributed: it needs the packages that `configs/metadata.json` lists and nothing "
+        "else; commands are run from inside this folder. The code of all methods is in `scripts`, every setting with a "
+        "line on what it does in [settings](settings.md). `tools/...` and pages said to be *of the collection* belong "
+        "to the OpenMind bundle collection, from which it was exported.\n"
+    )
+    if derived is None:
+        return f"{title}\n\n{note}{rest}"
+    task = (
+        f"# {derived.name}: {', '.join(derived.labels[1:])}\n\nA segmentation to be fine-tuned from the encoder of "
+        f"`{bundle}` ({title.split(': ', 1)[-1]}).\n\n{note}\n"
+        "| value in a label map | class |\n|---|---|\n"
+        + "".join(f"| {value} | {name} |\n" for value, name in enumerate(derived.labels))
+        + f"\nImages of a case: {', '.join(derived.channels)}. `labels` and `channels` are set so in `configs`; what "
+        "follows is the page of the bundle that it was made from.\n"
+    )
+    return task + rest
+
+
+def _settings_page(bundle: str) -> str:
+    """Return a table of the settings of each workflow, from the lines and comments of its YAML."""
+    parts = ["# Settings\n\nEach is given on the command line as `--name value`.\n"]
+    for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
+        rows = []
+        for line in file.read_text("utf-8").split("\n# workflow")[0].splitlines():
+            if found := re.match(r"(\w+): *(\S.*?)(?:\s+# (.*))?$", line):
+                name, value, comment = found.groups()
+                if not value.startswith("%"):
+                    cells = [name, f"`{value}`".replace("|", "\\|"), (comment or "").replace("|", "\\|")]
+                    rows.append(f"| {' | '.join(cells)} |".replace("  ", " "))
+        parts.append(
+            f"\n## configs/{file.stem}.json\n\n| setting | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+        )
+    return re.sub(r"configs/(\w+)\.yaml", r"configs/\1.json", "".join(parts))
+
+
+def _card(page: str, licence: str | None) -> str:
+    """Return the page as a model card of the Hugging Face Hub: what it indexes first, pictures by their place."""
+    import yaml
+
+    about: dict[str, Any] = {
+        "library_name": "monai",
+        "license": "apache-2.0",
+        "pipeline_tag": "image-segmentation",
+        "tags": ["monai", "medical", "mri", "3d", "self-supervised", "segmentation"],
+    }
+    if licence and "CC-BY-4.0" in licence:
+        about["license"] = "cc-by-4.0"
+        about["tags"].append("openmind")
+    text = re.sub(r"(\]\()(?!https?:|#)([^)]+)", r"\1docs/\2", page)
+    return f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\n{text}"
+
+
+def _weights(bundle: str, target: Path, encoder: Path, settings: Mapping[str, Any], from_scratch: bool) -> str | None:
+    """Write the encoder, fitted to the network of the segmentation, and a model to start from; return its licence."""
+    import torch
+    from monai.bundle import ConfigParser
+
+    from common.networks import mark_untrained
+    from common.weights import read_checkpoint, sha256, transfer_weights, write_checkpoint, write_json
+
+    config = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "train.yaml"))
+    config = {name: value for name, value in config.items() if not str(value).startswith("%")}
+    parser = ConfigParser(_with_settings(config, "train", settings))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # equal exports are equal to the bit
+        network = parser.get_parsed_content("network_def")
+    if from_scratch:
+        write_checkpoint(mark_untrained(network.state_dict()), target / MODEL)
+        return None
+    receipt = transfer_weights(network, encoder)
+    weights, found = network.state_dict(), read_checkpoint(encoder)
+    decoder = {key: value for key, value in found.items() if key.startswith("decoder.")}
+    fits = all(key in weights and weights[key].shape == value.shape for key, value in decoder.items())
+    kept = {key: value for key, value in weights.items() if key.startswith("encoder.")} | (decoder if fits else {})
+    write_checkpoint(kept, target / ENCODER)
+    write_json(
+        receipt.provenance
+        | {
+            "sha256": sha256(target / ENCODER),
+            "derived_from": {"file": encoder.name, "sha256": receipt.sha256},
+            "licence": receipt.licence,
+            "citation": receipt.citation,
+            "adapted": receipt.adapted,
+        },
+        (target / ENCODER).with_suffix(".json"),
+    )
+    write_checkpoint(mark_untrained(weights), target / MODEL)
+    return receipt.licence
+
+
+def _copy_trained(model: Path, target: Path) -> None:
+    """Take over a fine-tuned model and what inference must know of it."""
+    for source, place in ((model, target / MODEL), (model.with_suffix(".json"), (target / MODEL).with_suffix(".json"))):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, place)
+
+
+def _large_files(folder: Path, address: str) -> list[dict[str, str]]:
+    """Return the entries of large_files.yml for the weights in a folder, which are fetched from under ``address``."""
+    from common.weights import sha256
+
+    return [
+        {
+            "path": file.relative_to(folder).as_posix(),
+            "url": f"{address.rstrip('/')}/{file.name}",
+            "hash_val": sha256(file),
+            "hash_type": "sha256",
+        }
+        for file in sorted((folder / "models").glob("*.pt"))
+    ]
+
+
+def write_bundle(
+    bundle: str,
+    target: Path,
+    *,
+    settings: Mapping[str, Any],
+    encoder: Path | None = None,
+    model: Path | None = None,
+    from_scratch: bool = False,
+    weights_url: str | None = None,
+    derived: Derived | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write the distributed form of a bundle, whole or not at all.
+
+    Args:
+        bundle: of the collection.
+        target: folder to write, named like the bundle.
+        settings: top-level names of its configs with other defaults.
+        encoder: pre-trained encoder to carry; ``models/model.pt`` becomes this encoder with a decoder that is marked as
+            untrained.
+        model: fine-tuned model to carry as ``models/model.pt`` instead, with its JSON beside it.
+        from_scratch: carry a random network, marked as untrained, and train from it.
+        weights_url: leave the weights out and say in large_files.yml that they are found under this address; they are
+            written beside the folder, to be put there.
+        derived: task of the user's that the bundle is made for.
+        overwrite: replace a folder that is there.
+
+    Returns:
+        the folder.
+
+    Raises:
+        SystemExit: if the folder is there and may not be replaced.
+    """
+    import yaml
+
+    sys.path.insert(0, str(ROOT))
+    from common.weights import write_json
+
+    if target.exists() and not overwrite:
+        raise SystemExit(
+            f"Stopped: {target} exists, and what was trained in it would be lost; give another --output, or replace it "
+            "with --overwrite true"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source = BUNDLES / bundle
+    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
+        folder = Path(scratch) / target.name
+        shutil.copytree(
+            ROOT / "common", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__", "configs", "*.pyc")
+        )
+        for name, config in _configs(bundle, dict(settings) | ({"from_scratch": True} if from_scratch else {})).items():
+            write_json(config, folder / "configs" / name)
+        metadata = _metadata(bundle, settings, derived)
+        write_json(metadata, folder / "configs" / "metadata.json")
+        shutil.copyfile(source / "configs" / "logging.conf", folder / "configs" / "logging.conf")
+        shutil.copyfile(source / "LICENSE", folder / "LICENSE")
+        licence = None
+        if encoder is not None or from_scratch:
+            licence = _weights(bundle, folder, encoder or Path(), settings, from_scratch)
+        if model is not None:
+            _copy_trained(model, folder)
+        page = _page(bundle, derived)
+        (folder / "docs").mkdir()
+        (folder / "docs" / "README.md").write_text(page, "utf-8")
+        (folder / "docs" / "settings.md").write_text(_settings_page(bundle), "utf-8")
+        (folder / "README.md").write_text(_card(page, licence), "utf-8")
+        for picture in (source / "docs").glob("*.png"):
+            if f"]({picture.name})" in page:
+                shutil.copyfile(picture, folder / "docs" / picture.name)
+        if licence:
+            text = (
+                f"The pre-trained encoder in models/ is licensed so: {licence}.\nThe code is under the LICENSE file.\n"
+            )
+            (folder / "docs" / "data_license.txt").write_text(text, "utf-8")
+        if weights_url:
+            entries = _large_files(folder, weights_url)
+            (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": entries}, sort_keys=False), "utf-8")
+            beside = target.parent / f"{target.name}_weights"
+            beside.mkdir(exist_ok=True)
+            for file in (folder / "models").glob("*.pt"):
+                os.replace(file, beside / file.name)
+        for path in sorted(folder.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        if target.exists():
+            target.replace(Path(scratch) / "old")
+        folder.replace(target)
+    return target
+
+
+def write_zip(folder: Path, *, version: str) -> tuple[Path, str]:
+    """Pack a bundle as ``<name>_v<version>.zip`` beside it, with one folder at the top; equal files give equal bytes.
+
+    Returns:
+        the zip and its SHA-1, which the Model Zoo's list holds.
+    """
+    from common.weights.files import replace_file
+
+    path = folder.parent / f"{folder.name}_v{version}.zip"
+
+    def write(temporary: str) -> None:
+        with zipfile.ZipFile(temporary, "w") as archive:
+            for file in sorted(
+                path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+            ):
+                entry = zipfile.ZipInfo(f"{folder.name}/{file.relative_to(folder).as_posix()}", _FILE_DATE)
+                entry.external_attr = 0o644 << 16
+                entry.compress_type = zipfile.ZIP_STORED if file.suffix in _STORED else zipfile.ZIP_DEFLATED
+                with file.open("rb") as source, archive.open(entry, "w", force_zip64=True) as sink:
+                    shutil.copyfileobj(source, sink, 2**20)
+
+    replace_file(path, write)
+    with path.open("rb") as stream:
+        return path, hashlib.file_digest(stream, "sha1").hexdigest()

@@ -1,0 +1,125 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Write bundles in the form that MONAI Label, the Model Zoo and Hugging Face take, as folders and as zips.
+
+  python tools/export_bundle.py mae_resenc_l --output dist
+  python tools/export_bundle.py all --output dist --weights false
+  python tools/export_bundle.py mae_resenc_l --model trained/model.pt      # with a model that was fine-tuned
+  python tools/export_bundle.py mae_resenc_l --push owner/mae_resenc_l     # and upload it to Hugging Face
+
+It writes dist/<bundle>, which runs on its own, dist/<bundle>_v<version>.zip, and the zip's entry in
+dist/model_info.json. Weights come from models/pretrained_encoder.pt of the bundle, where pre-training or
+tools/import_checkpoint.py put them. models/model.pt is then this encoder with a decoder that is marked as untrained:
+inference says to fine-tune first. Equal inputs give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from bundle_cells import truth
+from environment import ROOT, RUNTIME, ensure
+
+__all__ = ["export_bundle"]
+
+
+def export_bundle(
+    bundles: str,
+    output: str = "dist",
+    weights: str | bool = "auto",
+    pretrained: str | None = None,
+    model: str | None = None,
+    weights_url: str | None = None,
+    source_url: str = "",
+    push: str | None = None,
+    private: bool = True,
+    overwrite: bool = False,
+    **settings: Any,
+) -> None:
+    """Export bundles.
+
+    Args:
+        bundles: one, several with commas between, or all.
+        output: folder to write into.
+        weights: true insists on a pre-trained encoder, false leaves weights out, auto takes them where there are any.
+        pretrained: encoder to carry instead of the bundle's own; of one bundle.
+        model: fine-tuned model to carry as models/model.pt, with its JSON beside it; of one bundle.
+        weights_url: address under which the weights will be found: they are written into <bundle>_weights instead,
+            and large_files.yml of the bundle says where to fetch them, with their digests.
+        source_url: address under which the zips will be found, for model_info.json.
+        push: repository owner/name of the Hugging Face Hub to upload to; of one bundle.
+        private: make that repository private.
+        overwrite: replace folders that are there.
+        settings: other defaults of its configs (--features_per_stage, --patch_size, ...).
+    """
+    sys.path.insert(0, str(ROOT))
+    from distribution import bundle_names, known_settings, write_bundle, write_zip
+
+    from common.engines.settings import unknown_settings
+    from common.errors import end_in_a_sentence
+    from common.weights import read_checkpoint, write_json
+
+    end_in_a_sentence()
+    names, folder = bundle_names(bundles if isinstance(bundles, str) else ",".join(bundles)), Path(output)
+    for option in ("pretrained", "model", "push"):
+        if len(names) > 1 and locals()[option] is not None:
+            raise SystemExit(f"Stopped: --{option} is for one bundle, and here are {len(names)}")
+    fixed = {"labels", "channels", "regions"} & settings.keys()
+    if fixed:
+        raise SystemExit(f"Stopped: {', '.join(sorted(fixed))} make another task; use tools/new_task.py")
+    wanted = str(weights).lower()
+    if wanted not in ("auto", "true", "false"):
+        raise SystemExit(f"Stopped: --weights is {weights!r}; it must be auto, true or false")
+    info = folder / "model_info.json"
+    for name in names:
+        told = unknown_settings(settings, known_settings(name))
+        if told:
+            raise SystemExit(f"Stopped: {told}")
+        encoder = Path(pretrained) if pretrained else ROOT / "bundles" / name / "models" / "pretrained_encoder.pt"
+        if wanted != "false" and not encoder.is_file() and (wanted == "true" or pretrained):
+            raise SystemExit(
+                f"Stopped: there is no encoder {encoder}; pre-train, run python tools/import_checkpoint.py {name}, or "
+                "export without weights (--weights false)"
+            )
+        carried = encoder if wanted != "false" and encoder.is_file() else None
+        if model is not None:
+            _check_model(Path(model), known_settings(name), read_checkpoint)
+        target = write_bundle(
+            name,
+            folder / name,
+            settings=settings,
+            encoder=carried,
+            model=Path(model) if model else None,
+            weights_url=weights_url,
+            overwrite=truth(overwrite),
+        )
+        version = json.loads((target / "configs" / "metadata.json").read_text("utf-8"))["version"]
+        packed, digest = write_zip(target, version=version)
+        entries = json.loads(info.read_text("utf-8")) if info.is_file() else {}
+        address = f"{source_url.rstrip('/')}/{packed.name}" if source_url else ""
+        write_json(dict(sorted((entries | {packed.stem: {"checksum": digest, "source": address}}).items())), info)
+        held = "a fine-tuned model" if model else "a pre-trained encoder" if carried else "no weights"
+        print(f"{target}: {held}; {packed.name}, {packed.stat().st_size / 1e6:.1f} MB, sha1 {digest}", flush=True)
+
+
+def _check_model(model: Path, known: dict[str, Any], read: Any) -> None:
+    """Refuse a model that was trained for other labels than the bundle's, or without the JSON beside it."""
+    read(model)
+    sidecar = model.with_suffix(".json")
+    if not sidecar.is_file():
+        raise SystemExit(f"Stopped: {sidecar} is missing; training writes it beside the model, and inference needs it")
+    labels = json.loads(sidecar.read_text("utf-8")).get("settings", {}).get("labels")
+    if labels != ["background", "foreground"]:
+        raise SystemExit(
+            f"Stopped: {model} was trained for {labels}; make a bundle for these labels with tools/new_task.py, which "
+            "takes --model too"
+        )
+
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    import fire
+
+    fire.Fire(export_bundle)
