@@ -122,6 +122,8 @@ def _with_settings(config: dict[str, Any], name: str, settings: Mapping[str, Any
     for key, value in settings.items():
         if key not in config or name not in _OF_SEGMENTATION.get(key, (name,)):
             continue
+        if key == "spacing_mm" and name == "inference" and isinstance(value, str):
+            continue  # a rule that training turns into numbers and writes beside the model
         from_model = re.match(r"\$@trained\.get\('(\w+)'", str(config[key]))
         changed[key] = f"$@trained.get({from_model[1]!r}, {value!r})" if from_model else value
     return changed
@@ -201,17 +203,18 @@ def _page(bundle: str, derived: Derived | None) -> str:
     return task + rest
 
 
-def _settings_page(bundle: str) -> str:
-    """Return a table of the settings of each workflow, from the lines and comments of its YAML."""
+def _settings_page(bundle: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a table of the settings of each workflow: the defaults of its JSON, the comments of its YAML."""
     parts = ["# Settings\n\nEach is given on the command line as `--name value`.\n"]
     for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
         rows = []
         for line in file.read_text("utf-8").split("\n# workflow")[0].splitlines():
-            if found := re.match(r"(\w+): *(\S.*?)(?:\s+# (.*))?$", line):
-                name, value, comment = found.groups()
-                if not value.startswith("%"):
-                    cells = [name, f"`{value}`".replace("|", "\\|"), (comment or "").replace("|", "\\|")]
-                    rows.append(f"| {' | '.join(cells)} |".replace("  ", " "))
+            found = re.match(r"(\w+): *\S.*?(?:\s+# (.*))?$", line)
+            if found and found[1] != "network":
+                value = configs[f"{file.stem}.json"][found[1]]
+                shown = value if isinstance(value, str) and value else json.dumps(value)
+                cells = [found[1], f"`{shown}`", found[2] or ""]
+                rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         parts.append(
             f"\n## configs/{file.stem}.json\n\n| setting | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
         )
@@ -345,7 +348,8 @@ def write_bundle(
         shutil.copytree(
             ROOT / "common", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__", "configs", "*.pyc")
         )
-        for name, config in _configs(bundle, dict(settings) | ({"from_scratch": True} if from_scratch else {})).items():
+        configs = _configs(bundle, dict(settings) | ({"from_scratch": True} if from_scratch else {}))
+        for name, config in configs.items():
             write_json(config, folder / "configs" / name)
         metadata = _metadata(bundle, settings, derived)
         write_json(metadata, folder / "configs" / "metadata.json")
@@ -359,7 +363,7 @@ def write_bundle(
         page = _page(bundle, derived)
         (folder / "docs").mkdir()
         (folder / "docs" / "README.md").write_text(page, "utf-8")
-        (folder / "docs" / "settings.md").write_text(_settings_page(bundle), "utf-8")
+        (folder / "docs" / "settings.md").write_text(_settings_page(bundle, configs), "utf-8")
         (folder / "README.md").write_text(_card(page, licence), "utf-8")
         for picture in (source / "docs").glob("*.png"):
             if f"]({picture.name})" in page:

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -66,7 +68,30 @@ def unknown_settings(given: Iterable[str], known: Iterable[str]) -> str | None:
     return f"unknown setting {', '.join(wrong)}; this config has: {', '.join(known)}"
 
 
-def check_settings() -> None:
+def _code(folder: Path) -> str:
+    """Return a digest of the Python files below a folder."""
+    digest = hashlib.sha256()
+    for file in sorted(folder.rglob("*.py")):
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _check_code(bundle_root: str | Path) -> None:
+    """Refuse to run a bundle with the code of another one, where the two differ.
+
+    Distributed bundles call their code by one name, and Python loads a name once in a process: from the working
+    directory if it is there, else from the bundle that ran first.
+    """
+    loaded = Path(__file__).resolve().parents[1]
+    own = (Path(bundle_root) / __name__.split(".")[0]).resolve()
+    if own.is_dir() and own != loaded and _code(own) != _code(loaded):
+        raise SettingsError(
+            f"this process has loaded the code of {loaded.parent}, and that of {own.parent} is another version; run "
+            "each bundle in a process of its own and from inside its own folder"
+        )
+
+
+def check_settings(bundle_root: str = ".") -> None:
     """Compare the overrides of the running ``monai.bundle run`` with the top-level names of its config files.
 
     MONAI adds an unknown name to the config without a word, so ``--lrr 0.1`` would train with the old rate; and it
@@ -75,9 +100,15 @@ def check_settings() -> None:
     that they mean. On the command line it also makes errors that a user can mend end in a sentence. Python code that
     builds a ``ConfigWorkflow`` itself is not affected.
 
+    It also refuses to run a bundle with the code of another one.
+
+    Args:
+        bundle_root: of the bundle that runs.
+
     Raises:
-        SettingsError: naming the unknown settings and the nearest known ones.
+        SettingsError: naming the unknown settings and the nearest known ones, or the folder of the other code.
     """
+    _check_code(bundle_root)
     main = getattr(sys.modules["__main__"], "__spec__", None)
     if main is None or main.name != "monai.bundle.__main__":
         return
