@@ -17,7 +17,8 @@ from common.weights import write_checkpoint
 
 from ..conftest import ROOT, blobs, write_volume
 
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tools" / "monai_label_app")]
+sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "tools" / "monai_label_app"))
 from core_set import ScanEmbeddings, farthest_first
 from new_task import new_task
 

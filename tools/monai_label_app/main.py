@@ -86,3 +86,7 @@ class MyApp(_monaibundle().MyApp, MONAILabelApp):  # type: ignore[misc]
         if self.epistemic_models:
             strategies["epistemic"] = Epistemic()
         return strategies
+
+    def scoring(self, request: dict[str, Any], datastore: Datastore | None = None) -> Any:
+        """Score one scan after the other: of two at once, each unloads the code that the other is importing."""
+        return super().scoring({"max_workers": 1} | request, datastore)
