@@ -1,5 +1,9 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Errors that a user can mend, and how a workflow on the command line ends with one."""
+"""Errors that a user can mend, and how a workflow on the command line or a labelling server ends with one.
+
+MONAI Label answers any error with "Internal Server Error", but one of its web framework's own class with what it says.
+Loaded into such a server, the errors here are of that class too, so that a viewer shows their sentence.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,30 @@ from types import TracebackType
 __all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "sentence"]
 
 
-class DataError(ValueError):
+class _MendableError(ValueError):
+    """What a user can mend."""
+
+
+if "monailabel" in sys.modules:  # a server has loaded itself before it loads a bundle
+    from starlette.exceptions import HTTPException
+
+    class _MendableError(HTTPException, ValueError):  # type: ignore[no-redef]
+        def __init__(self, message: str = "") -> None:
+            super().__init__(422, message)
+
+        def __str__(self) -> str:
+            return str(self.detail)
+
+
+class DataError(_MendableError):
     """A volume, label or folder that cannot be used; the message names the file and the remedy."""
 
 
-class WeightsError(ValueError):
+class WeightsError(_MendableError):
     """A checkpoint that cannot be used; the message names the file and the remedy."""
 
 
-class SettingsError(ValueError):
+class SettingsError(_MendableError):
     """A setting that does not fit; the message names it, its value and the remedy."""
 
 

@@ -4,10 +4,10 @@ failed.
 
   python tools/check.py           # what CI runs
   python tools/check.py --fast    # without the tests that run whole bundles
-  python tools/check.py --all     # with the slow tests too
+  python tools/check.py --all     # with the slow tests too, and those of a MONAI Label server
   python tools/check.py --fix     # let ruff mend what it can first
 
-It makes its own environment (.venv) unless the running one has the exact pins.
+It makes its own environment (.venv) unless the running one has the exact pins; --all makes .venv-label as well.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
 
     Args:
         fast: leave out the tests that run whole bundles.
-        all: run the slow tests too.
+        all: run the slow tests and those of a MONAI Label server too.
         fix: let ruff mend format and lint first.
     """
     import os
@@ -97,7 +97,7 @@ def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
     if fix:
         subprocess.run([*python, "ruff", "format", "--quiet", "."])
         subprocess.run([*python, "ruff", "check", "--quiet", "--fix", "."])
-    tests = [] if all else ["-m", "not slow"]
+    tests = ["-m", "not label" if all else "not slow and not label"]
     tests += ["--ignore", "tests/bundles/test_runs.py", "--ignore", "tests/ecosystem"] if fast else []
     steps: dict[str, list[str]] = {
         "format": [*python, "ruff", "format", "--check", "."],
@@ -105,6 +105,8 @@ def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
         "types": [*python, "mypy"],
         "tests": [*python, "pytest", "-q", *tests],
     }
+    if all:
+        steps["label"] = [*python, "pytest", "-q", "-m", "label", "tests/ecosystem"]
     results: list[tuple[str, bool, float]] = []
     for name, command in {"configs": [], **steps}.items():
         print(f"== {name}", flush=True)

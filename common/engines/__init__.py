@@ -1,14 +1,15 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """What MONAI's engines lack: views as batches, sliding windows, predicting a folder case by case,
-pictures of predictions, evaluation of files, the check of settings.
+pictures of predictions, evaluation of files, what a labelling server needs, the check of settings.
 """
 
 from .batches import SegmentationBatch, ViewsBatch, loss_of
 from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
 from .evaluation import evaluate_predictions
-from .features import FeatureFolder, VolumeEmbedder, extract_features, frozen_encoder
+from .features import FeatureFolder, VolumeEmbedder, embed_files, extract_features, frozen_encoder
 from .inferers import GaussianSlidingWindow
 from .prediction import EachCase
+from .serving import ModelPreprocessing
 from .settings import check_settings, model_settings
 
 __all__ = [
@@ -16,12 +17,14 @@ __all__ = [
     "EachCase",
     "FeatureFolder",
     "GaussianSlidingWindow",
+    "ModelPreprocessing",
     "SegmentationBatch",
     "ViewsBatch",
     "VolumeEmbedder",
     "check_new_file",
     "check_settings",
     "classifier_settings",
+    "embed_files",
     "evaluate_predictions",
     "extract_features",
     "frozen_encoder",

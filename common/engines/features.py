@@ -47,6 +47,7 @@ __all__ = [
     "Embedding",
     "FeatureFolder",
     "VolumeEmbedder",
+    "embed_files",
     "extract_features",
     "frozen_encoder",
     "read_features",
@@ -645,6 +646,26 @@ def extract_features(
         f"{len(embedder.columns)} numbers in {folder.folder / TABLE}\n{CAVEAT}\n{FROZEN_CAVEAT}"
     )
     return skipped
+
+
+def embed_files(
+    files: Sequence[str], *, embedder: VolumeEmbedder, preprocessing: Callable[[Any], Any], channels: int = 1
+) -> Iterator[np.ndarray | DataError]:
+    """Yield for each file its embedding ``(E,)``, or what is wrong with it; nothing is written.
+
+    Args:
+        files: of one volume each.
+        embedder: computes the embeddings.
+        preprocessing: maps ``{"image": file}`` to ``{"image": (C, D, H, W)}``.
+        channels: of a volume.
+    """
+    for item in _loaded([{"image": file} for file in files], preprocessing, channels, 0):
+        try:
+            if item.problem is not None:
+                raise item.problem
+            yield embedder(item.image).vector
+        except DataError as error:
+            yield error
 
 
 def _loaded(

@@ -26,6 +26,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from tqdm import tqdm
 
+from ..data.task import SegmentationTask
 from ..errors import DataError, SettingsError
 from ..memory import comfortable_bytes, room
 from ..networks.untrained import refuse_untrained
@@ -72,6 +73,9 @@ class GaussianSlidingWindow(Inferer):
     touches are divided by their weights. Where the logits of the whole volume do not fit on the device, these slices
     are put away on the CPU, or in a file, and the device holds the sums of one row only.
 
+    A network in training mode is one that is sampled, with dropout, to see how sure it is (MONAI Label's scoring does
+    so): then the result is probabilities, since the entropy of logits or of label values means nothing.
+
     Args:
         roi_size: sides of a tile in voxels, one or three. A smaller volume is padded with zeros on both sides.
         overlap: share of a tile that the next one covers at least, from 0 to below 1.
@@ -82,6 +86,7 @@ class GaussianSlidingWindow(Inferer):
         memory_limit_gb: most memory of the CPU for a result, by default half of what is free; a larger one is kept in
             a file.
         scratch_dir: folder of that file.
+        task: what the outputs are, for probabilities of a sampled network; without it they stay logits.
 
     Raises:
         SettingsError: if a setting is out of its range.
@@ -103,6 +108,7 @@ class GaussianSlidingWindow(Inferer):
         accumulate_on: str = "auto",
         memory_limit_gb: float | None = None,
         scratch_dir: str | None = None,
+        task: SegmentationTask | None = None,
     ) -> None:
         super().__init__()
         sides = [roi_size] * 3 if isinstance(roi_size, int) else [int(side) for side in roi_size]
@@ -120,7 +126,7 @@ class GaussianSlidingWindow(Inferer):
         axes = sorted(set(mirror_axes))
         self.flips = [[a + 2 for a in some] for some in chain(*(combinations(axes, n) for n in range(len(axes) + 1)))]
         self.accumulate_on, self.memory_limit_gb, self.scratch_dir = accumulate_on, memory_limit_gb, scratch_dir
-        self.weights = gaussian_weights(sides)
+        self.weights, self.task = gaussian_weights(sides), task
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, network: Callable[..., Tensor]) -> Tensor:  # type: ignore[override]
@@ -133,7 +139,10 @@ class GaussianSlidingWindow(Inferer):
         refuse_untrained(network)
         volume = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
         samples = [self._predict(sample, network) for sample in volume]
-        return samples[0][None] if len(samples) == 1 else torch.stack(samples)
+        logits = samples[0][None] if len(samples) == 1 else torch.stack(samples)
+        if self.task is None or not getattr(network, "training", False):
+            return logits
+        return logits.softmax(1) if self.task.regions is None else logits.sigmoid()
 
     def _predict(self, volume: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Map one sample ``(C, D, H, W)`` to ``(classes, D, H, W)``."""

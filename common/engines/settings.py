@@ -29,6 +29,9 @@ _OWN = {
     *DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"],
 }
 
+# modules that run a bundle for a user: MONAI's command line, and MONAI Label, whose viewers show the last lines
+_ENTRIES = ("monai.bundle.__main__", "monailabel.interfaces.utils.app")
+
 # what YAML reads as these values, the command line gives as text
 _TEXTS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None}
 
@@ -97,7 +100,7 @@ def check_settings(bundle_root: str = ".") -> None:
     MONAI adds an unknown name to the config without a word, so ``--lrr 0.1`` would train with the old rate; and it
     hands on ``--strict false`` as a text, which is true, and ``--spacing_mm None`` not at all. This is the first entry
     of every config's ``run``: it finds the call on the stack, refuses unknown names, and gives such settings the values
-    that they mean. On the command line it also makes errors that a user can mend end in a sentence. Python code that
+    that they mean. It also makes errors that a user can mend end in a sentence. Python code that
     builds a ``ConfigWorkflow`` itself is not affected.
 
     It also refuses to run a bundle with the code of another one.
@@ -110,7 +113,7 @@ def check_settings(bundle_root: str = ".") -> None:
     """
     _check_code(bundle_root)
     main = getattr(sys.modules["__main__"], "__spec__", None)
-    if main is None or main.name != "monai.bundle.__main__":
+    if main is None or main.name not in _ENTRIES:
         return
     end_in_a_sentence()
     frame: FrameType | None = inspect.currentframe()

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, MapTransform, allow_missing_keys_mode
+from monai.transforms import Compose, Invertd, MapTransform, allow_missing_keys_mode
 from monai.transforms.utils import get_largest_connected_component_mask
 from monai.utils import TraceKeys
 from torch import Tensor
@@ -53,7 +53,8 @@ class _Restoration:
 
     def __init__(self, image: MetaTensor, preprocessing: Compose) -> None:
         steps = list(preprocessing.transforms)
-        if not isinstance(image, MetaTensor) or not isinstance(steps[-1], ResampleToSpacingd):
+        last_step = type(steps[-1]).__name__  # MONAI Label imports this module anew between preprocessing and this
+        if not isinstance(image, MetaTensor) or last_step != ResampleToSpacingd.__name__:
             raise TypeError("predictions are restored from a MetaTensor whose last transform is ResampleToSpacingd")
         self.image, self.before = image, Compose(steps[:-1])
         *self.trace, last = image.applied_operations
@@ -212,6 +213,11 @@ class KeepLargestComponentd(MapTransform):
                     labels[inside & ~get_largest_connected_component_mask(inside[0])[None]] = 0
             out[key] = labels
         return out
+
+
+# Tools that want the network's own outputs leave out what is an Invertd, such as MONAI Label's scoring by uncertainty.
+for _restoring in (RestoreSegmentationd, KeepLargestComponentd):
+    Invertd.register(_restoring)
 
 
 def _plain(logits: Tensor) -> Tensor:

@@ -191,6 +191,19 @@ def test_defaults_are_the_published_recipe(bundle: str) -> None:
     assert [train[key] for key in ("epochs", "iterations_per_epoch", "batch_size")] == [150, 250, 2]
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_the_schedule_is_as_long_as_the_training_that_a_tool_asks_for(
+    bundle: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    parser = ConfigParser(config(bundle, "train"))
+    parser.resolve_macro_and_relative_ids()
+    parser["train#trainer#max_epochs"] = 20  # what MONAI Label sets, and nothing else
+    schedule = parser.get_parsed_content("learning_rate")
+    assert (schedule.epochs, schedule.warmup_epochs) == (20, 2)
+    assert schedule.decoder_epochs == (2 if bundle.endswith("resenc_l") else 0)
+
+
 def test_of_two_readings_the_header_names_both() -> None:
     for bundle, other in (("volumefusion_resenc_l", "--lr 0.01"), ("spark3d_resenc_l", "--hidden_ratio 0.75")):
         header = (ROOT / "bundles" / bundle / "configs" / "pretrain.yaml").read_text().split("imports:")[0]
