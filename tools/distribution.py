@@ -273,14 +273,22 @@ def _settings_page(bundle: str, configs: Mapping[str, Mapping[str, Any]]) -> str
     return re.sub(r"configs/(\w+)\.yaml", r"configs/\1.json", "".join(parts))
 
 
+def _published(receipt: Receipt | None) -> bool:
+    """Return whether these are published OpenMind weights; of a file of unknown origin that is not certain."""
+    return receipt is not None and receipt.licence.startswith("CC-BY-4.0")
+
+
 def _licence(receipt: Receipt | None, *, trained: bool) -> tuple[str, str]:
     """Return the licence of what a bundle holds as the Hub names it, and that of its weights in words, if any."""
-    published = receipt.licence if receipt is not None and "CC-BY-4.0" in receipt.licence else ""
-    if trained or (receipt is not None and not published):
-        return "other", "that of whoever trained them, not stated here" + (
-            f"; of the pre-trained encoder {published}" if published else ""
-        )
-    return ("cc-by-4.0", published) if published else ("apache-2.0", "")
+    unstated = "that of whoever trained them, not stated here"
+    of_encoder = receipt.licence.rstrip(".") if receipt is not None else ""
+    if of_encoder.startswith(("yours", "unknown")):
+        of_encoder = unstated
+    if trained:
+        return "other", unstated + (f"; of the pre-trained encoder {of_encoder}" if of_encoder else "")
+    if not of_encoder:
+        return "apache-2.0", ""
+    return ("cc-by-4.0" if _published(receipt) else "other"), of_encoder
 
 
 def _card(page: str, bundle: str, licence: str, receipt: Receipt | None) -> str:
@@ -294,7 +302,7 @@ def _card(page: str, bundle: str, licence: str, receipt: Receipt | None) -> str:
     about["pipeline_tag"] = "image-segmentation"
     about["tags"] = ["monai", "medical", "mri", "3d", "self-supervised", "segmentation"]
     about["tags"] += [method.replace("_", "-"), f"{backbone}-{size}"]
-    if receipt is not None and "CC-BY-4.0" in receipt.licence:
+    if receipt is not None and _published(receipt):
         about["datasets"] = ["AnonRes/OpenMind"]
         if origin := re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", str(receipt.provenance.get("source"))):
             about["base_model"] = origin[1]
@@ -327,9 +335,12 @@ def _weights(
     fits = all(key in weights and weights[key].shape == value.shape for key, value in decoder.items())
     kept = {key: value for key, value in weights.items() if key.startswith("encoder.")} | (decoder if fits else {})
     write_checkpoint(kept, target / ENCODER)
+    source = str(receipt.provenance.get("source", encoder))
+    address = re.search(r"https?://[^\s)]+", source)
     write_json(
         receipt.provenance
         | {
+            "source": address[0] if address else Path(source).name,  # a path would tell of the machine
             "sha256": sha256(target / ENCODER),
             "derived_from": {"file": encoder.name, "sha256": receipt.sha256},
             "licence": receipt.licence,
@@ -438,7 +449,14 @@ def write_bundle(
             if f"]({picture.name})" in page:
                 shutil.copyfile(picture, folder / "docs" / picture.name)
         if of_weights:
-            text = f"Licence of the weights in models/: {of_weights}.\nThe code is under the LICENSE file.\n"
+            text = f"Licence of the weights in models/: {of_weights}.\n"
+            if _published(receipt):
+                text += (
+                    "The encoder was translated from the checkpoint that its authors published; "
+                    "models/pretrained_encoder.json says from which file, and what was changed.\n"
+                    "https://creativecommons.org/licenses/by/4.0/\n"
+                )
+            text += "The code is under the LICENSE file.\n"
             (folder / "docs" / "data_license.txt").write_text(text, "utf-8")
         if weights_url:
             entries = _large_files(folder, weights_url)

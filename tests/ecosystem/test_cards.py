@@ -108,24 +108,28 @@ def model(folder: Path) -> Path:
     return file
 
 
-PUBLISHED = {
-    "licence": "CC-BY-4.0, Wald et al.",
-    "source": "/models/checkpoint_final.pth (for https://huggingface.co/AnonRes/ResEncL-OpenMind-MAE/resolve/main/c.pth)",
-}
+ADDRESS = "https://huggingface.co/AnonRes/ResEncL-OpenMind-MAE/resolve/main/checkpoint_final.pth"
+PUBLISHED = {"licence": "CC-BY-4.0, Wald et al.", "source": f"/home/me/checkpoint_final.pth (for {ADDRESS})"}
+UNKNOWN = {"licence": "that of its source (published OpenMind weights: CC-BY-4.0)", "source": "/home/me/final.pth"}
 OWN = {"licence": "yours: trained on your data"}
 
 
 @pytest.mark.parametrize(
-    ("about", "trained", "licence", "told"),
+    ("about", "trained", "licence", "told", "origin"),
     [
-        (PUBLISHED, False, "cc-by-4.0", "Licence of the weights: CC-BY-4.0, Wald et al."),
-        (OWN, False, "other", "Licence of the weights: that of whoever trained them, not stated here."),
-        (PUBLISHED, True, "other", "not stated here; of the pre-trained encoder CC-BY-4.0, Wald et al."),
-        (None, True, "other", "ready to predict"),
+        (PUBLISHED, False, "cc-by-4.0", "CC-BY-4.0, Wald et al", ADDRESS),
+        (UNKNOWN, False, "other", "that of its source (published OpenMind weights: CC-BY-4.0)", "final.pth"),
+        (OWN, False, "other", "that of whoever trained them, not stated here", "encoder.pt"),
+        (
+            *(PUBLISHED, True, "other"),
+            "that of whoever trained them, not stated here; of the pre-trained encoder CC-BY-4.0, Wald et al",
+            ADDRESS,
+        ),
+        (None, True, "other", "that of whoever trained them, not stated here", None),
     ],
 )
 def test_code_and_weights_have_licences_of_their_own(
-    about: dict[str, Any] | None, trained: bool, licence: str, told: str, tmp_path: Path
+    about: dict[str, Any] | None, trained: bool, licence: str, told: str, origin: str | None, tmp_path: Path
 ) -> None:
     """Nobody's weights are given away under the licence of the code."""
     folder = write_bundle(
@@ -141,12 +145,19 @@ def test_code_and_weights_have_licences_of_their_own(
     assert ("license_name" in found) == (licence == "other")
     assert found.get("datasets") == (["AnonRes/OpenMind"] if about is PUBLISHED else None)
     assert found.get("base_model") == ("AnonRes/ResEncL-OpenMind-MAE" if about is PUBLISHED else None)
-    assert told in card
+    assert f"Licence of the weights: {told}." in card
     assert "Licence of the code: Apache-2.0 (`LICENSE`)" in card
     assert "python -m monai.bundle download_large_files --bundle_path .\n" in card
     stated = (folder / "docs" / "data_license.txt").read_text()
-    assert ("CC-BY-4.0" in stated) == (about is PUBLISHED)
+    assert f"Licence of the weights in models/: {told}.\n" in stated
+    assert ("was translated from" in stated) == (about is PUBLISHED)
+    assert ".." not in stated + card.replace("...", "")
     assert ("fine-tune before you predict" in card) == (not trained)
+    if about:
+        receipt = (folder / "models" / "pretrained_encoder.json").read_text()
+        assert str(tmp_path) not in receipt + card
+        assert "/home/me" not in receipt
+        assert json.loads(receipt)["source"] == origin
 
 
 def test_the_page_of_a_task_takes_its_labels_as_they_are_set(tmp_path: Path) -> None:
