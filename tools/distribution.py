@@ -18,9 +18,13 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from bundle_cells import published_file
 from environment import ROOT
+
+if TYPE_CHECKING:
+    from common.weights import Receipt
 
 __all__ = ["Derived", "bundle_names", "check_name", "known_settings", "write_bundle", "write_zip"]
 
@@ -172,8 +176,14 @@ def _metadata(bundle: str, settings: Mapping[str, Any], derived: Derived | None)
     }
 
 
-def _page(bundle: str, derived: Derived | None) -> str:
-    """Return the bundle's page with the commands and links that hold in its distributed form."""
+def _page(bundle: str, derived: Derived | None, *, about: str) -> str:
+    """Return the bundle's page with the commands and links that hold in its distributed form.
+
+    Args:
+        bundle: of the collection.
+        derived: task that the bundle is made for.
+        about: what to say of its weights, their licence and its packages.
+    """
     text = (BUNDLES / bundle / "docs" / "README.md").read_text("utf-8")
     text = re.sub(r"From the repository root \([^)]*\):", "From inside this folder:", text)
     text = re.sub(rf"--bundle_root bundles/{bundle} ?", "", text)
@@ -183,24 +193,65 @@ def _page(bundle: str, derived: Derived | None) -> str:
             f"common/configs/{Path(source).stem}.json", f"configs/{name}"
         )
     text = re.sub(r"\[([^\]]*)\]\(\.\./\.\./\.\./([^)]*)\)", r"\1 (`\2` of the collection)", text)
-    title, rest = text.split("\n", 1)
+    text = re.sub(r"(`python tools/[^`]*`)", r"\1 (of the collection)", text)
+    text = text.replace("are in the README at the root", "are in [settings](settings.md)")
+    text = re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+    head, rest = text.split("### Authors\n", 1)
+    title, summary = head.split("\n", 1)
     note = (
-        "This is the bundle as it is distributed: it needs the packages that `configs/metadata.json` lists and nothing "
-        "else; commands are run from inside this folder. The code of all methods is in `scripts`, every setting with a "
-        "line on what it does in [settings](settings.md). `tools/...` and pages said to be *of the collection* belong "
-        "to the OpenMind bundle collection, from which it was exported.\n"
+        "This is the bundle as it is distributed. The code of all methods is in `scripts`, every setting with a line "
+        "on what it does in [settings](settings.md). What is said to be *of the collection* belongs to the OpenMind "
+        f"bundle collection, from which this was exported.\n\n{about}"
     )
     if derived is None:
-        return f"{title}\n\n{note}{rest}"
-    task = (
-        f"# {derived.name}: {', '.join(derived.labels[1:])}\n\nA segmentation to be fine-tuned from the encoder of "
-        f"`{bundle}` ({title.split(': ', 1)[-1]}).\n\n{note}\n"
+        return f"{head}{note}\n### Authors\n{rest}"
+    rest = re.sub(r" --labels \"\[[^\"]*\]\"", "", rest)
+    return (
+        f"# {derived.name}: {', '.join(derived.labels[1:])}\n\nA segmentation from the encoder of `{bundle}` "
+        f"({title.split(': ', 1)[-1]}).\n\n{note}\n"
         "| value in a label map | class |\n|---|---|\n"
         + "".join(f"| {value} | {name} |\n" for value, name in enumerate(derived.labels))
         + f"\nImages of a case: {', '.join(derived.channels)}. `labels` and `channels` are set so in `configs`; what "
-        "follows is the page of the bundle that it was made from.\n"
+        f"follows is the page of the bundle that it was made from.\n{summary}### Authors\n{rest}"
     )
-    return task + rest
+
+
+def _held(bundle: str, *, encoder: bool, trained: bool, random: bool) -> str:
+    """Return which weights a bundle carries and what can be done with them."""
+    if trained:
+        return "`models/model.pt` is fine-tuned, ready to predict."
+    if encoder:
+        return (
+            "`models/pretrained_encoder.pt` is the pre-trained encoder, `models/model.pt` the same with a decoder that "
+            "has learned nothing yet: fine-tune before you predict."
+        )
+    if random:
+        return "`models/model.pt` is a random network: train before you predict."
+    if published_file(bundle) is None:
+        return "None are in here: pre-train on your own scans."
+    return (
+        "None are in here: pre-train on your own scans, or import the published ones with "
+        f"`python tools/import_checkpoint.py {bundle}` (of the collection)."
+    )
+
+
+def _about(name: str, metadata: Mapping[str, Any], *, weights: str, licence: str, hosted: bool) -> str:
+    """Return what a page says of a bundle's weights, their licence, and how to get and install it."""
+    packages = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
+    packages |= {"numpy": metadata["numpy_version"]} | metadata["required_packages_version"]
+    pins = " ".join(f"{package}=={version}" for package, version in packages.items())
+    commands = [
+        f"pip install huggingface_hub {pins}",
+        f"python -m monai.bundle download --name {name} --source huggingface_hub --repo OWNER/NAME --bundle_dir .",
+        f"cd {name}",
+    ]
+    commands += ["python -m monai.bundle download_large_files --bundle_path ."] if hosted else []
+    of_weights = f" Licence of the weights: {licence}." if licence else ""
+    return (
+        f"**Weights.** {weights} Licence of the code: Apache-2.0 (`LICENSE`).{of_weights}\n\n**To get it** from the "
+        "Hugging Face Hub, with Python 3.11 or newer, OWNER/NAME being the repository there; further commands are run "
+        "from inside the folder:\n\n```\n" + "\n".join(commands) + "\n```\n"
+    )
 
 
 def _settings_page(bundle: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -213,7 +264,8 @@ def _settings_page(bundle: str, configs: Mapping[str, Mapping[str, Any]]) -> str
             if found and found[1] != "network":
                 value = configs[f"{file.stem}.json"][found[1]]
                 shown = value if isinstance(value, str) and value else json.dumps(value)
-                cells = [found[1], f"`{shown}`", found[2] or ""]
+                comment = re.sub(r"(tools/\w+\.py)", r"\1 of the collection", found[2] or "")
+                cells = [found[1], f"`{shown}`", comment]
                 rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         parts.append(
             f"\n## configs/{file.stem}.json\n\n| setting | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
@@ -221,25 +273,47 @@ def _settings_page(bundle: str, configs: Mapping[str, Mapping[str, Any]]) -> str
     return re.sub(r"configs/(\w+)\.yaml", r"configs/\1.json", "".join(parts))
 
 
-def _card(page: str, licence: str | None) -> str:
+def _published(receipt: Receipt | None) -> bool:
+    """Return whether these are published OpenMind weights; of a file of unknown origin that is not certain."""
+    return receipt is not None and receipt.licence.startswith("CC-BY-4.0")
+
+
+def _licence(receipt: Receipt | None, *, trained: bool) -> tuple[str, str]:
+    """Return the licence of what a bundle holds as the Hub names it, and that of its weights in words, if any."""
+    unstated = "that of whoever trained them, not stated here"
+    of_encoder = receipt.licence.rstrip(".") if receipt is not None else ""
+    if of_encoder.startswith(("yours", "unknown")):
+        of_encoder = unstated
+    if trained:
+        return "other", unstated + (f"; of the pre-trained encoder {of_encoder}" if of_encoder else "")
+    if not of_encoder:
+        return "apache-2.0", ""
+    return ("cc-by-4.0" if _published(receipt) else "other"), of_encoder
+
+
+def _card(page: str, bundle: str, licence: str, receipt: Receipt | None) -> str:
     """Return the page as a model card of the Hugging Face Hub: what it indexes first, pictures by their place."""
     import yaml
 
-    about: dict[str, Any] = {
-        "library_name": "monai",
-        "license": "apache-2.0",
-        "pipeline_tag": "image-segmentation",
-        "tags": ["monai", "medical", "mri", "3d", "self-supervised", "segmentation"],
-    }
-    if licence and "CC-BY-4.0" in licence:
-        about["license"] = "cc-by-4.0"
-        about["tags"].append("openmind")
+    method, backbone, size = bundle.rsplit("_", 2)
+    about: dict[str, Any] = {"language": "en", "library_name": "monai", "license": licence}
+    if licence == "other":
+        about |= {"license_name": "code-apache-2.0-weights-not-stated", "license_link": "LICENSE"}
+    about["pipeline_tag"] = "image-segmentation"
+    about["tags"] = ["monai", "medical", "mri", "3d", "self-supervised", "segmentation"]
+    about["tags"] += [method.replace("_", "-"), f"{backbone}-{size}"]
+    if receipt is not None and _published(receipt):
+        about["datasets"] = ["AnonRes/OpenMind"]
+        if origin := re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", str(receipt.provenance.get("source"))):
+            about["base_model"] = origin[1]
     text = re.sub(r"(\]\()(?!https?:|#)([^)]+)", r"\1docs/\2", page)
     return f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\n{text}"
 
 
-def _weights(bundle: str, target: Path, encoder: Path, settings: Mapping[str, Any], from_scratch: bool) -> str | None:
-    """Write the encoder, fitted to the network of the segmentation, and a model to start from; return its licence."""
+def _weights(
+    bundle: str, target: Path, encoder: Path, settings: Mapping[str, Any], from_scratch: bool
+) -> Receipt | None:
+    """Write the encoder, fitted to the network of the segmentation, and a model to start from; return its receipt."""
     import torch
     from monai.bundle import ConfigParser
 
@@ -261,9 +335,12 @@ def _weights(bundle: str, target: Path, encoder: Path, settings: Mapping[str, An
     fits = all(key in weights and weights[key].shape == value.shape for key, value in decoder.items())
     kept = {key: value for key, value in weights.items() if key.startswith("encoder.")} | (decoder if fits else {})
     write_checkpoint(kept, target / ENCODER)
+    source = str(receipt.provenance.get("source", encoder))
+    address = re.search(r"https?://[^\s)]+", source)
     write_json(
         receipt.provenance
         | {
+            "source": address[0] if address else Path(source).name,  # a path would tell of the machine
             "sha256": sha256(target / ENCODER),
             "derived_from": {"file": encoder.name, "sha256": receipt.sha256},
             "licence": receipt.licence,
@@ -273,7 +350,7 @@ def _weights(bundle: str, target: Path, encoder: Path, settings: Mapping[str, An
         (target / ENCODER).with_suffix(".json"),
     )
     write_checkpoint(mark_untrained(weights), target / MODEL)
-    return receipt.licence
+    return receipt
 
 
 def _copy_trained(model: Path, target: Path) -> None:
@@ -355,23 +432,31 @@ def write_bundle(
         write_json(metadata, folder / "configs" / "metadata.json")
         shutil.copyfile(source / "configs" / "logging.conf", folder / "configs" / "logging.conf")
         shutil.copyfile(source / "LICENSE", folder / "LICENSE")
-        licence = None
+        receipt = None
         if encoder is not None or from_scratch:
-            licence = _weights(bundle, folder, encoder or Path(), settings, from_scratch)
+            receipt = _weights(bundle, folder, encoder or Path(), settings, from_scratch)
         if model is not None:
             _copy_trained(model, folder)
-        page = _page(bundle, derived)
+        licence, of_weights = _licence(receipt, trained=model is not None)
+        held = _held(bundle, encoder=receipt is not None, trained=model is not None, random=from_scratch)
+        about = _about(target.name, metadata, weights=held, licence=of_weights, hosted=bool(weights_url))
+        page = _page(bundle, derived, about=about)
         (folder / "docs").mkdir()
         (folder / "docs" / "README.md").write_text(page, "utf-8")
         (folder / "docs" / "settings.md").write_text(_settings_page(bundle, configs), "utf-8")
-        (folder / "README.md").write_text(_card(page, licence), "utf-8")
+        (folder / "README.md").write_text(_card(page, bundle, licence, receipt), "utf-8")
         for picture in (source / "docs").glob("*.png"):
             if f"]({picture.name})" in page:
                 shutil.copyfile(picture, folder / "docs" / picture.name)
-        if licence:
-            text = (
-                f"The pre-trained encoder in models/ is licensed so: {licence}.\nThe code is under the LICENSE file.\n"
-            )
+        if of_weights:
+            text = f"Licence of the weights in models/: {of_weights}.\n"
+            if _published(receipt):
+                text += (
+                    "The encoder was translated from the checkpoint that its authors published; "
+                    "models/pretrained_encoder.json says from which file, and what was changed.\n"
+                    "https://creativecommons.org/licenses/by/4.0/\n"
+                )
+            text += "The code is under the LICENSE file.\n"
             (folder / "docs" / "data_license.txt").write_text(text, "utf-8")
         if weights_url:
             entries = _large_files(folder, weights_url)

@@ -4,7 +4,7 @@
   python tools/export_bundle.py mae_resenc_l --output dist
   python tools/export_bundle.py all --output dist --weights false
   python tools/export_bundle.py mae_resenc_l --model trained/model.pt      # with a model that was fine-tuned
-  python tools/export_bundle.py mae_resenc_l --push owner/mae_resenc_l     # and upload it to Hugging Face
+  python tools/export_bundle.py mae_resenc_l --push owner/mae_resenc_l     # and upload it to Hugging Face, privately
 
 It writes dist/<bundle>, which runs on its own, dist/<bundle>_v<version>.zip, and the zip's entry in
 dist/model_info.json. Weights come from models/pretrained_encoder.pt of the bundle, where pre-training or
@@ -49,13 +49,15 @@ def export_bundle(
         weights_url: address under which the weights will be found: they are written into <bundle>_weights instead,
             and large_files.yml of the bundle says where to fetch them, with their digests.
         source_url: address under which the zips will be found, for model_info.json.
-        push: repository owner/name of the Hugging Face Hub to upload to; of one bundle.
-        private: make that repository private.
-        overwrite: replace folders that are there.
+        push: repository owner/name of the Hugging Face Hub to upload to; of one bundle. The token is that of
+            'hf auth login' or HF_TOKEN.
+        private: whether that repository is private.
+        overwrite: replace folders that are there, and that version in the repository.
         settings: other defaults of its configs (--features_per_stage, --patch_size, ...).
     """
     sys.path.insert(0, str(ROOT))
-    from distribution import bundle_names, known_settings, write_bundle, write_zip
+    from distribution import BUNDLES, bundle_names, known_settings, write_bundle, write_zip
+    from hub_upload import check_repository, push_bundle
 
     from common.engines.settings import unknown_settings
     from common.errors import end_in_a_sentence
@@ -73,6 +75,7 @@ def export_bundle(
     if wanted not in ("auto", "true", "false"):
         raise SystemExit(f"Stopped: --weights is {weights!r}; it must be auto, true or false")
     info = folder / "model_info.json"
+    replace = truth(overwrite)
     for name in names:
         told = unknown_settings(settings, known_settings(name))
         if told:
@@ -84,8 +87,13 @@ def export_bundle(
                 "export without weights (--weights false)"
             )
         carried = encoder if wanted != "false" and encoder.is_file() else None
+        if weights_url and carried is None and model is None:
+            raise SystemExit(f"Stopped: there are no weights of {name} to be fetched from {weights_url}")
         if model is not None:
             _check_model(Path(model), known_settings(name), read_checkpoint)
+        version = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text("utf-8"))["version"]
+        place: dict[str, Any] = {"version": version, "private": truth(private)}
+        there = check_repository(push, overwrite=replace, **place) if push is not None else None
         target = write_bundle(
             name,
             folder / name,
@@ -93,15 +101,16 @@ def export_bundle(
             encoder=carried,
             model=Path(model) if model else None,
             weights_url=weights_url,
-            overwrite=truth(overwrite),
+            overwrite=replace,
         )
-        version = json.loads((target / "configs" / "metadata.json").read_text("utf-8"))["version"]
         packed, digest = write_zip(target, version=version)
         entries = json.loads(info.read_text("utf-8")) if info.is_file() else {}
         address = f"{source_url.rstrip('/')}/{packed.name}" if source_url else ""
         write_json(dict(sorted((entries | {packed.stem: {"checksum": digest, "source": address}}).items())), info)
         held = "a fine-tuned model" if model else "a pre-trained encoder" if carried else "no weights"
         print(f"{target}: {held}; {packed.name}, {packed.stat().st_size / 1e6:.1f} MB, sha1 {digest}", flush=True)
+        if push is not None:
+            push_bundle(target, push, there=there, **place)
 
 
 def _check_model(model: Path, known: dict[str, Any], read: Any) -> None:

@@ -1,0 +1,162 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""What docs/security.md says: which files are programs, which cannot be, and how to look without running."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import monai.bundle
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.data.store import StoredVolume
+from common.errors import WeightsError, causes
+
+from ..conftest import NETWORK, ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+from distribution import write_bundle
+from import_checkpoint import import_checkpoint
+
+BUNDLE = "mae_resenc_l"
+
+
+class Command:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def malicious(file: Path, mark: Path) -> Path:
+    """Write a checkpoint that makes ``mark`` when it is loaded without care, which is shown first."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"encoder.weight": Command(mark)}, file)
+    torch.load(file, weights_only=False)
+    assert mark.is_file()
+    mark.unlink()
+    return file
+
+
+def bundle_run(config: str, folder: Path, **settings: Any) -> None:
+    narrow = {
+        name.removeprefix("--"): json.loads(value) for name, value in zip(*[iter(NETWORK[BUNDLE])] * 2, strict=True)
+    }
+    narrow |= {"patch_size": [16, 16, 16], "num_workers": 0, "output_dir": str(folder / "out")} | settings
+    narrow |= {} if config in ("inference", "features") else {"store_dir": str(folder / "store"), "epochs": 1}
+    narrow |= {} if config == "features" else {"ckpt_dir": str(folder)}
+    root = f"bundles/{BUNDLE}"
+    monai.bundle.run(config_file=f"{root}/configs/{config}.yaml", bundle_root=root, logging_file=False, **narrow)
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("model.pt", "inference"),
+        ("pretrained_encoder.pt", "train"),
+        ("finetuning_state.pt", "train"),
+        ("pretraining_state.pt", "pretrain"),
+        ("pretrained_encoder.pt", "features"),
+    ],
+)
+def test_a_checkpoint_cannot_execute_anything(
+    name: str, config: str, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    file, mark = malicious(tmp_path / "models" / name, tmp_path / "executed"), tmp_path / "executed"
+    settings: dict[str, Any] = {"dataset_dir": str(labelled if config == "train" else labelled / "images")}
+    settings |= {"pretrained": str(file)} if name == "pretrained_encoder.pt" else {}
+    settings |= {"from_scratch": True} if name == "finetuning_state.pt" else {}
+    settings |= {"block_size": 8} if config == "pretrain" else {}
+    with pytest.raises((RuntimeError, WeightsError), match=r"Failed to \w+|Weights only") as failed:
+        bundle_run(config, tmp_path / "models", **settings)
+    told = [str(cause) for cause in causes(failed.value) if isinstance(cause, WeightsError)]
+    assert f"{file} (" in told[0]
+    assert "is not a complete checkpoint of tensors: Weights only load failed" in told[0]
+    assert not mark.exists()
+
+
+def test_nor_can_a_checkpoint_to_be_imported(tmp_path: Path) -> None:
+    file, mark = malicious(tmp_path / "checkpoint_final.pth", tmp_path / "executed"), tmp_path / "executed"
+    with pytest.raises(WeightsError, match="not a complete checkpoint of tensors"):
+        import_checkpoint(BUNDLE, source=str(file), output=str(tmp_path / "encoder.pt"))
+    assert not mark.exists()
+
+
+def test_nor_can_a_store_of_volumes(tmp_path: Path) -> None:
+    stored = blosc2.asarray(np.zeros((4, 4, 4)), urlpath=str(tmp_path / "a.b2nd"), mode="w")
+    (stored + 1).save(urlpath=str(tmp_path / "lazy.b2nd"), mode="w")
+    volume = StoredVolume(path=str(tmp_path / "lazy.b2nd"), shape=(4, 4, 4), source="a.nii.gz")
+    with pytest.raises(ValueError, match="deserialize"):
+        volume.read((0, 0, 0), (2, 2, 2))
+    np.save(tmp_path / "lazy.voxels.npy", np.array([Command(tmp_path / "executed")], dtype=object))
+    with pytest.raises(ValueError, match="Python objects"):
+        StoredVolume(path=str(tmp_path / "lazy.b2nd"), shape=(4, 4, 4), source="a.nii.gz", places={1: (0, 1)}).voxel(
+            [1], np.random.default_rng(0)
+        )
+    assert not (tmp_path / "executed").exists()
+
+
+def strange_bundle(folder: Path, network: dict[str, Any]) -> Path:
+    (folder / "configs").mkdir(parents=True)
+    (folder / "models").mkdir()
+    torch.save(nn.Linear(1, 1).state_dict(), folder / "models" / "model.pt")
+    (folder / "configs" / "metadata.json").write_text(json.dumps({"version": "0.1.0", "monai_version": "1.6.1"}))
+    (folder / "configs" / "inference.json").write_text(json.dumps({"network_def": network}))
+    return folder
+
+
+def test_looking_at_a_network_runs_what_the_config_says(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    folder = strange_bundle(tmp_path / "strange", {"_target_": "os.system", "command": f"touch {mark}"})
+    given = {"bundle_dir": str(tmp_path), "source": "monaihosting", "version": "0.1.0", "device": "cpu"}
+    monai.bundle.load(folder.name, model=nn.Linear(1, 1), **given)
+    assert not mark.exists(), "with a network of one's own no config is read"
+    with pytest.raises(AttributeError):  # an exit status is no network
+        monai.bundle.load(folder.name, workflow_type="inference", **given)
+    assert mark.exists()
+
+
+def test_a_logging_conf_may_name_no_function(tmp_path: Path) -> None:
+    folder, mark = strange_bundle(tmp_path / "strange", {"_target_": "torch.nn.Identity"}), tmp_path / "executed"
+    (folder / "configs" / "inference.json").write_text('{"run": []}')
+    (folder / "configs" / "logging.conf").write_text(
+        "[loggers]\nkeys=root\n[handlers]\nkeys=one\n[formatters]\nkeys=\n[logger_root]\nlevel=INFO\nhandlers=one\n"
+        f"[handler_one]\nclass=os.system\nargs=('touch {mark}',)\n"
+    )
+    with pytest.raises(ValueError, match="refusing to apply logging config"):
+        monai.bundle.run(config_file=str(folder / "configs" / "inference.json"))
+    assert not mark.exists()
+
+
+def listed(folder: Path) -> list[list[str]]:
+    """Run the listing of the page inside a bundle."""
+    page = (ROOT / "docs" / "security.md").read_text()
+    script = re.findall(r"^```\n(python - configs.*?)^```$", page, re.M | re.S)[0]
+    command = ["bash", "-c", script.replace("python", sys.executable, 1)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    return [line.split("\t") for line in done.stdout.splitlines()]
+
+
+def test_the_listing_shows_what_would_run(tmp_path: Path) -> None:
+    folder = strange_bundle(tmp_path / "strange", {})
+    (folder / "configs" / "inference.json").write_text(
+        '{"network_def": {"_targ\\u0065t_": "os.system", "command": ["a", "\\u0024__import__(\'os\')"]}}'
+    )
+    assert [what for _, what in listed(folder)] == ["os.system", "$__import__('os')"]
+    ours = write_bundle(BUNDLE, tmp_path / BUNDLE, settings={})
+    classes = {what for where, what in listed(ours) if where.endswith("::_target_")}
+    assert len(classes) > 50
+    assert {name.split(".")[0] for name in classes if "." in name} == {"scripts", "torch", "ignite"}
