@@ -81,7 +81,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = ConvBlock(in_channels, out_channels, stride=stride, dropout=dropout)
         self.conv2 = ConvBlock(out_channels, out_channels, activate=False)
-        self.pool = nn.AvgPool3d(stride) if stride != 1 else nn.Identity()
+        # sides are even; rounding up gives the formula of the strided convolution, without which ONNX has no free sizes
+        self.pool = nn.AvgPool3d(stride, ceil_mode=True) if stride != 1 else nn.Identity()
         self.shortcut: Optional[ConvBlock] = None
         if in_channels != out_channels:
             self.shortcut = ConvBlock(in_channels, out_channels, kernel_size=1, bias=False, activate=False)

@@ -216,7 +216,11 @@ class Transformer(nn.Module):
         """
         b, c, d, h, w = grid.shape
         position: Tensor = self.position_embedding
-        if position.shape[2:] != grid.shape[2:]:
+        exporting = False
+        if not torch.jit.is_scripting():
+            exporting = torch.compiler.is_exporting()
+        # a graph traced at the table's own size would keep that size, and interpolating to it changes nothing
+        if exporting or position.shape[2:] != grid.shape[2:]:
             position = F.interpolate(position, size=[d, h, w], mode="trilinear")
         x = (grid + position).flatten(2).transpose(1, 2)  # (B, N, C)
         rotary = rotary_table([d, h, w], self.head_dim, x.device)[:, None, None]  # (2, 1, 1, N, head_dim)
