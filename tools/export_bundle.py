@@ -59,11 +59,12 @@ def export_bundle(
     from distribution import BUNDLES, bundle_names, known_settings, write_bundle, write_zip
     from hub_upload import check_repository, push_bundle
 
-    from common.engines.settings import unknown_settings
+    from common.engines.settings import meant_values, unknown_settings
     from common.errors import end_in_a_sentence
     from common.weights import read_checkpoint, write_json
 
     end_in_a_sentence()
+    settings = meant_values(settings)
     names, folder = bundle_names(bundles if isinstance(bundles, str) else ",".join(bundles)), Path(output)
     for option in ("pretrained", "model", "push"):
         if len(names) > 1 and locals()[option] is not None:

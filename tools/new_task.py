@@ -54,10 +54,11 @@ def new_task(
     sys.path.insert(0, str(ROOT))
     from distribution import Derived, bundle_names, check_name, known_settings, write_bundle
 
-    from common.engines.settings import unknown_settings
+    from common.engines.settings import meant_values, unknown_settings
     from common.errors import end_in_a_sentence
 
     end_in_a_sentence()
+    settings = meant_values(settings)
     if len(bundle_names(bundle)) > 1:
         raise SystemExit(f"Stopped: a task is made from one bundle, not from {bundle}")
     target = Path(output).expanduser().absolute()

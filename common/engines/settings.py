@@ -20,7 +20,7 @@ from monai.utils import ensure_tuple
 from ..data.task import SegmentationTask
 from ..errors import SettingsError, end_in_a_sentence
 
-__all__ = ["check_settings", "model_settings", "unknown_settings"]
+__all__ = ["check_settings", "meant_values", "model_settings", "unknown_settings"]
 
 # arguments of monai.bundle.run itself, and the settings that --tracking reads
 _OWN = {
@@ -94,6 +94,18 @@ def _check_code(bundle_root: str | Path) -> None:
         )
 
 
+def meant_values(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings of a command line with the texts that YAML reads as true, false or null replaced by these.
+
+    Example:
+        >>> meant_values({"strict": "false", "datalist": "null", "labels": "no.json", "lr": 0.1})
+        {'strict': False, 'datalist': None, 'labels': 'no.json', 'lr': 0.1}
+    """
+    return {
+        name: _TEXTS[value] if isinstance(value, str) and value in _TEXTS else value for name, value in given.items()
+    }
+
+
 def check_settings(bundle_root: str = ".") -> None:
     """Compare the overrides of the running ``monai.bundle run`` with the top-level names of its config files.
 
@@ -133,7 +145,7 @@ def check_settings(bundle_root: str = ".") -> None:
     if told:
         raise SettingsError(told)
     parser = frame.f_locals["workflow"].parser
-    texts = {name: _TEXTS[value] for name, value in given.items() if isinstance(value, str) and value in _TEXTS}
+    texts = {name: value for name, value in meant_values(given).items() if value is not given[name]}
     texts |= {name: None for name, value in given.items() if value is None and name not in _OWN}  # MONAI drops those
     if texts:
         parser.update(texts)

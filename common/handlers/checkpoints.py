@@ -28,6 +28,7 @@ __all__ = ["FineTuningCheckpoint", "PretrainingCheckpoint", "check_resume"]
 
 _STATE, _ENCODER, _BEST = "pretraining_state.pt", "pretrained_encoder.pt", "pretrained_encoder_best.pt"
 _TUNED = ("finetuning_state.pt", "model.pt", "model_final.pt")
+ROUNDS = "rounds"
 _KEYS = {"optimizer", "epoch", "settings", "history", "best"}
 
 
@@ -77,8 +78,18 @@ def _read_state(file: Path, part: str) -> dict[str, Any]:
     return state
 
 
+def _scale(engine: Engine) -> dict[str, Any]:
+    scaler = getattr(engine, "scaler", None)
+    return scaler.state_dict() if scaler is not None else {}
+
+
 class _Resumable:
-    """What both checkpoints do: keep everything that a run needs to go on, and take it up again."""
+    """What both checkpoints do: keep everything that a run needs to go on, and take it up again.
+
+    A trainer that runs on, as in the rounds of a federation, holds its state itself: nothing is read from the file
+    then, and weights that were put into the network between the rounds stay. With ``resume="rounds"`` a client that was
+    stopped between rounds goes on as well: its state is taken up when the trainer is built, before those weights come.
+    """
 
     def __init__(
         self,
@@ -90,12 +101,46 @@ class _Resumable:
         settings: Mapping[str, Any],
         progress: Progress,
         volumes: Mapping[str, Sequence[StoredVolume]],
+        resume: bool | str,
     ) -> None:
         self.module, self.optimizer, self.progress = module, optimizer, progress
         self.file, self.part, self.settings = file, part, dict(settings)
         names = [Path(volume.path).name for part in volumes.values() for volume in part]
         self.data = hashlib.sha256("\n".join(names).encode()).hexdigest()
         self.main = not dist.is_initialized() or dist.get_rank() == 0
+        self.resume, self.rounds = bool(resume), resume == ROUNDS
+        self.done = 0  # epochs of the state that was taken up
+        self.scale: dict[str, Any] = {}  # of AMP's loss scaler, which MONAI builds anew for every run of a trainer
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after :class:`Progress`."""
+        if self.rounds:
+            self._start(engine)
+        engine.add_event_handler(Events.STARTED, self._begin)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _begin(self, engine: Engine) -> None:
+        if self.rounds and engine.state.epoch < self.done:  # a trainer that is at its end starts again from 0
+            raise SettingsError(
+                f"{self.file} has all {self.done} epochs already; rounds go on where a federation asks for more, and "
+                "any other run needs --resume true"
+            )
+        if not self.rounds and engine.state.epoch == 0:
+            self._start(engine)
+        if self.scale and getattr(engine, "scaler", None) is not None:
+            engine.scaler.load_state_dict(self.scale)
+
+    def _start(self, engine: Engine) -> None:
+        """Go on from the file, if there is one."""
+        raise NotImplementedError
+
+    def _save(self, engine: Engine) -> None:
+        """Write what an epoch led to."""
+        raise NotImplementedError
+
+    def _finish(self, engine: Engine) -> None:
+        self.scale = _scale(engine)
 
     def _agree(self, state: dict[str, Any] | None) -> None:
         """Make sure that all processes go on from the same epoch."""
@@ -111,19 +156,17 @@ class _Resumable:
         self.module.load_state_dict(state[self.part])
         if state["optimizer"]:  # an imported state has none
             self.optimizer.load_state_dict(state["optimizer"])
-        if state.get("scaler") and getattr(engine, "scaler", None) is not None:
-            engine.scaler.load_state_dict(state["scaler"])
+        self.scale, self.done = state.get("scaler", {}), state["epoch"]
         self.progress.history[:] = state["history"]
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * engine.state.epoch_length
 
     def _write_state(self, engine: Engine, **more: Any) -> None:
-        scaler = getattr(engine, "scaler", None)
         write_checkpoint(
             {
                 self.part: self.module.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
-                "scaler": scaler.state_dict() if scaler is not None else {},
+                "scaler": _scale(engine),
                 "epoch": engine.state.epoch,
                 "epochs": engine.state.max_epochs,
                 "data": self.data,
@@ -159,6 +202,10 @@ class PretrainingCheckpoint(_Resumable):
         volumes: what is trained and validated on; a resumed run with other volumes says that it differs.
         interval: epochs between saves; the last epoch is always saved.
         metric: record of the history that decides the best.
+        resume: ``rounds`` for a client of a federation.
+
+    Raises:
+        SettingsError: as :func:`check_resume`, which a federation does not call, with ``resume="rounds"``.
     """
 
     def __init__(
@@ -172,6 +219,7 @@ class PretrainingCheckpoint(_Resumable):
         volumes: Mapping[str, Sequence[StoredVolume]],
         interval: int = 1,
         metric: str = "val_loss",
+        resume: bool | str = True,
     ) -> None:
         self.folder = Path(ckpt_dir)
         super().__init__(
@@ -182,17 +230,15 @@ class PretrainingCheckpoint(_Resumable):
             settings=settings,
             progress=progress,
             volumes=volumes,
+            resume=resume,
         )
         self.backbone: nn.Module = method.get_submodule("backbone")
         self.interval, self.metric = interval, metric
         self.best = float("inf")
 
-    def attach(self, engine: Engine) -> None:
-        """Register with a trainer, after :class:`Progress`."""
-        engine.add_event_handler(Events.STARTED, self._restore)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-
-    def _restore(self, engine: Engine) -> None:
+    def _start(self, engine: Engine) -> None:
+        if self.rounds:
+            check_resume(str(self.folder), settings=self.settings)
         state = _read_state(self.file, "method") if self.file.exists() else None
         self._agree(state)
         if state is None:
@@ -202,12 +248,12 @@ class PretrainingCheckpoint(_Resumable):
         if not self.main:
             return
         total = engine.state.max_epochs
-        what = "is complete; nothing to do" if done >= total else "goes on"
-        tqdm.write(f"{self.file}: {done} of {total} epochs are done, the run {what}")
+        what = "is complete; nothing to do" if done >= total and not self.rounds else "goes on"
+        tqdm.write(f"{self.file}: {done} {'' if self.rounds else f'of {total} '}epochs are done, the run {what}")
         if not state["optimizer"]:
             tqdm.write("it was imported: the optimizer starts afresh")
             return
-        if state["epochs"] != total or state["data"] != self.data:
+        if (state["epochs"] != total and not self.rounds) or state["data"] != self.data:
             tqdm.write("its length or its volumes have changed, so it will not equal an uninterrupted run")
         sidecar = self.folder / Path(_ENCODER).with_suffix(".json")
         if not sidecar.is_file() or json.loads(sidecar.read_text("utf-8")).get("epochs") != done:
@@ -267,7 +313,8 @@ class FineTuningCheckpoint(_Resumable):
         interval: epochs between saves of the state.
         metric: record that decides, higher is better.
         smoothing: share of the old average in the new one; 0.9 as in nnU-Net.
-        resume: go on from an unfinished run of the same settings and data; else it is set aside.
+        resume: go on from an unfinished run of the same settings and data; else it is set aside. With ``rounds``, for a
+            client of a federation, a run of any length is unfinished.
         names: of the three files: state, best, last.
     """
 
@@ -283,7 +330,7 @@ class FineTuningCheckpoint(_Resumable):
         interval: int = 1,
         metric: str = "val_dice",
         smoothing: float = 0.9,
-        resume: bool = True,
+        resume: bool | str = True,
         names: Sequence[str] = _TUNED,
     ) -> None:
         self.folder = Path(ckpt_dir)
@@ -296,30 +343,25 @@ class FineTuningCheckpoint(_Resumable):
             settings=settings,
             progress=progress,
             volumes=volumes,
+            resume=resume,
         )
-        self.interval, self.metric, self.smoothing, self.resume = interval, metric, smoothing, resume
+        self.interval, self.metric, self.smoothing = interval, metric, smoothing
         self.average: float | None = None
         self.best: float | None = None
-
-    def attach(self, engine: Engine) -> None:
-        """Register with a trainer, after :class:`Progress`."""
-        engine.add_event_handler(Events.STARTED, self._start)
-        engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _start(self, engine: Engine) -> None:
         state = _read_state(self.file, "network") if self.file.exists() else None
         self._agree(state)
         if state is not None:
             why = _changed(state, self.settings) or ("other data" if state["data"] != self.data else "")
-            why = why or ("another length" if state["epochs"] != engine.state.max_epochs else "")
+            why = why or ("another length" if state["epochs"] != engine.state.max_epochs and not self.rounds else "")
             why = why or ("" if self.resume else "--resume false")
             if not why:
                 self._take_up(engine, state)
                 self.average, self.best = state["average"], state["best"]
                 if self.main:
-                    total = engine.state.max_epochs
-                    tqdm.write(f"{self.file}: {state['epoch']} of {total} epochs are done, the run goes on")
+                    total = "" if self.rounds else f"of {engine.state.max_epochs} "
+                    tqdm.write(f"{self.file}: {state['epoch']} {total}epochs are done, the run goes on")
                 return
             if dist.is_initialized():
                 dist.barrier()  # until all have read it
@@ -343,16 +385,19 @@ class FineTuningCheckpoint(_Resumable):
             return
         if better:
             self._write_model(engine, self.best_model)
-        if engine.state.epoch % self.interval == 0 and engine.state.epoch != engine.state.max_epochs:
+        last = engine.state.epoch == engine.state.max_epochs
+        if self.rounds if last else engine.state.epoch % self.interval == 0:
             self._write_state(engine, best=self.best, average=self.average)
 
     def _finish(self, engine: Engine) -> None:
+        super()._finish(engine)
         if not self.main:
             return
         self._write_model(engine, self.last_model)
         if self.best is None:
             self._write_model(engine, self.best_model)
-        self.file.unlink(missing_ok=True)
+        if not self.rounds:
+            self.file.unlink(missing_ok=True)
 
     def _write_model(self, engine: Engine, name: str) -> None:
         file = self.folder / name

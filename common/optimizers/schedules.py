@@ -12,6 +12,14 @@ __all__ = ["SCHEDULES", "ClassificationSchedule", "FineTuningSchedule", "Poly"]
 SCHEDULES = ("default", "warmup", "sawtooth", "valley", "frozen")
 
 
+def _check_epoch(epoch: int, epochs: int) -> None:
+    if epoch >= epochs:
+        raise SettingsError(
+            f"the schedule ends with epoch {epochs}, but epoch {epoch + 1} starts; set epochs to those of the whole "
+            "run, in a federation rounds x epochs of a round"
+        )
+
+
 class Poly:
     """Polynomial decay with exponent 0.9, after a linear warm-up if asked.
 
@@ -40,6 +48,7 @@ class Poly:
 
     def __call__(self, epoch: int) -> float:
         """Return the rate of an epoch, counted from 0."""
+        _check_epoch(epoch, self.epochs)
         if epoch < self.warmup_epochs:
             return self.lr * (1 + epoch) / self.warmup_epochs
         return self.lr * (1 - (epoch - self.warmup_epochs) / (self.epochs - self.warmup_epochs)) ** 0.9
@@ -98,6 +107,7 @@ class FineTuningSchedule:
 
     def __call__(self, epoch: int) -> float:
         """Return the rate of an epoch, counted from 0."""
+        _check_epoch(epoch, self.epochs)
         start = 0 if self.kind == "frozen" else self.decoder_epochs
         if epoch >= start:
             return self._rise_and_decay(epoch - start, self.warmup_epochs, self.epochs - start)
@@ -153,6 +163,7 @@ class ClassificationSchedule:
 
     def __call__(self, epoch: int) -> float:
         """Return the rate of an epoch, counted from 0."""
+        _check_epoch(epoch, self.epochs)
         if self.decoder_only(epoch):
             return Poly(self.lr, epochs=self.decoder_epochs, warmup_epochs=self.decoder_epochs // 2)(epoch)
         epoch -= self.decoder_epochs

@@ -103,6 +103,13 @@ def test_pages_hold_outside_the_repository(encoders: dict[str, Path], tmp_path: 
     assert "license: cc-by-4.0" in (folder / "README.md").read_text().split("---")[1]
 
 
+def test_switches_are_written_as_what_they_mean(tmp_path: Path) -> None:
+    """The command line hands on false as a text, which a config would take for true."""
+    export_bundle("mae_resenc_l", output=str(tmp_path), weights="false", reorient="false", amp="true")
+    config = json.loads((tmp_path / "mae_resenc_l" / "configs" / "pretrain.json").read_text())
+    assert (config["reorient"], config["amp"]) == (False, True)
+
+
 def test_equal_inputs_give_equal_bytes(encoders: dict[str, Path], tmp_path: Path) -> None:
     for name in ("one", "two"):
         export("mae_resenc_l", encoders, tmp_path / name)
