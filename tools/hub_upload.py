@@ -25,7 +25,7 @@ def _in_a_sentence(doing: str, remedy: str) -> Iterator[None]:
         status = getattr(getattr(error, "response", None), "status_code", None)
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if status in (401, 403):
-            remedy = "the token must be one that may write there: run 'hf auth login' with another, or set HF_TOKEN"
+            remedy = f"the token must be one that may write there, by 'hf auth login' or HF_TOKEN; then {remedy}"
         raise SystemExit(f"Stopped: {doing} failed ({reason}); {remedy}") from error
 
 
@@ -100,14 +100,14 @@ def push_bundle(folder: Path, repository: str, *, version: str, private: bool, t
     address = f"{constants.ENDPOINT}/{repository}"
     sizes = {path.relative_to(folder): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
     state = f"{'new' if there is None else 'there already'}, {'private' if private else 'public'}"
-    print(f"upload of {len(sizes)} files, {_megabytes(sizes.values())}, to {address} ({state}):")
+    plan = [f"upload of {len(sizes)} files, {_megabytes(sizes.values())}, to {address} ({state}):"]
     for name in sorted({path.parts[0] for path in sizes}):
         inside = [size for path, size in sizes.items() if path.parts[0] == name]
-        print(f"  {name:24} {len(inside):4} file(s) {_megabytes(inside):>12}")
+        plan.append(f"  {name:24} {len(inside):4} file(s) {_megabytes(inside):>12}")
     stale = sorted((there or set()) - {path.as_posix() for path in sizes} - {".gitattributes"})
     if stale:
-        print(f"  and {len(stale)} file(s) of an earlier version deleted: {', '.join(stale)}")
-    print(flush=True, end="")
+        plan.append(f"  and {len(stale)} file(s) of an earlier version deleted: {', '.join(stale)}")
+    print("\n".join(plan), flush=True)
     api, card = HfApi(), folder / "README.md"
     content = card.read_bytes()
     again = "run this again with --overwrite true: what has arrived is not sent a second time"

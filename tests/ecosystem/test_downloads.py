@@ -293,7 +293,7 @@ def test_what_cannot_be_uploaded_is_refused_before_anything_is_written(
     with monkeypatch.context() as patch:
         patch.setenv("HF_TOKEN", "hf_expired")
         assert "Invalid user token" in (text := told("lab/narrow"))
-        assert "run 'hf auth login'" in text
+        assert "by 'hf auth login' or HF_TOKEN" in text
         patch.delenv("HF_TOKEN")
         assert "there is no token" in told("lab/narrow")
     with monkeypatch.context() as patch:
