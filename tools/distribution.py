@@ -137,7 +137,7 @@ def _is_rule(key: str, value: Any) -> bool:
     """Return whether training turns a setting into numbers, which inference reads beside the model."""
     if key == "spacing_mm":
         return isinstance(value, str)
-    return key == "normalization" and "ct" in ([value] if isinstance(value, str) else value)
+    return key == "normalization" and (value == "ct" or (isinstance(value, list) and "ct" in value))
 
 
 def _configs(bundle: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
