@@ -37,7 +37,7 @@ OVERLAYS = {
     "fsdp.yaml": "fsdp_pretrain.json",
 }
 # of these settings, the segmentation workflows alone get the value of a derived task
-_OF_SEGMENTATION = {"spacing_mm": ("train", "inference"), "patch_size": ("train", "inference")}
+_OF_SEGMENTATION = dict.fromkeys(("spacing_mm", "normalization", "patch_size"), ("train", "inference"))
 _FILE_DATE = (
     2022,
     5,
@@ -126,11 +126,18 @@ def _with_settings(config: dict[str, Any], name: str, settings: Mapping[str, Any
     for key, value in settings.items():
         if key not in config or name not in _OF_SEGMENTATION.get(key, (name,)):
             continue
-        if key == "spacing_mm" and name == "inference" and isinstance(value, str):
-            continue  # a rule that training turns into numbers and writes beside the model
+        if name == "inference" and _is_rule(key, value):
+            continue
         from_model = re.match(r"\$@trained\.get\('(\w+)'", str(config[key]))
         changed[key] = f"$@trained.get({from_model[1]!r}, {value!r})" if from_model else value
     return changed
+
+
+def _is_rule(key: str, value: Any) -> bool:
+    """Return whether training turns a setting into numbers, which inference reads beside the model."""
+    if key == "spacing_mm":
+        return isinstance(value, str)
+    return key == "normalization" and (value == "ct" or (isinstance(value, list) and "ct" in value))
 
 
 def _configs(bundle: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
