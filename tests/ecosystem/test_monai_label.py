@@ -35,10 +35,10 @@ pytestmark = pytest.mark.label
 
 UNET, TRANSFORMER = "ball_unet", "ball_transformer"
 SOURCE = {UNET: "mae_resenc_l", TRANSFORMER: "mae_primus_m"}
-# spacing of one and intensities of the other come from the training data: a server that starts before cannot know them
+# the U-Net's spacing and intensities come from the training data: a server that starts before cannot know them
 OWN: dict[str, dict[str, Any]] = {
-    UNET: {"spacing": "median", "lr": 0.01},
-    TRANSFORMER: {"spacing": 1.5, "normalization": "ct", "lr": 0.003},
+    UNET: {"spacing": "median", "normalization": "ct", "lr": 0.01},
+    TRANSFORMER: {"spacing": 1.5, "lr": 0.003},
 }
 TRAIN = {"max_epochs": 4, "pretrained": True, "multi_gpu": False, "device": "cpu"}
 

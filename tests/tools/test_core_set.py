@@ -121,6 +121,9 @@ def test_another_encoder_makes_embeddings_of_its_own(bundle: Path, scans: dict[s
     (bundle / "models" / "pretrained_encoder.json").unlink()
     second = ScanEmbeddings(bundle, tmp_path / "kept", device="cpu")(scan)["alike_0"]
     assert not np.array_equal(first, second)
+    features = bundle / "configs" / "features.json"
+    features.write_text(features.read_text("utf-8").replace('"pooling": "mean"', '"pooling": "mean+std"'), "utf-8")
+    assert ScanEmbeddings(bundle, tmp_path / "kept", device="cpu")(scan)["alike_0"].shape == (2 * len(second),)
     (bundle / "models" / "pretrained_encoder.pt").unlink()
     with pytest.raises(FileNotFoundError, match=r"pretrained_encoder\.pt is missing"):
         ScanEmbeddings(bundle, tmp_path / "kept")(scan)

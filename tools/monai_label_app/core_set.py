@@ -54,8 +54,8 @@ def farthest_first(embeddings: Mapping[str, np.ndarray], labelled: Sequence[str]
 class ScanEmbeddings:
     """Embeddings of scans by a bundle's features workflow, computed once for each file.
 
-    They are kept in a folder as they are made, under the digest of the encoder and that of the scan's file, so that
-    neither a renamed nor a changed scan, nor another encoder, gets those of something else.
+    They are kept in a folder as they are made, under the digests of the encoder, of the workflow's settings and of the
+    scan's file, so that neither a renamed nor a changed scan, nor another encoder, gets those of something else.
 
     Args:
         bundle: folder of an exported bundle with ``models/pretrained_encoder.pt``.
@@ -69,6 +69,7 @@ class ScanEmbeddings:
     def __init__(self, bundle: str | Path, cache: str | Path, *, device: str | None = None) -> None:
         self.bundle, self.device = Path(bundle).absolute(), device
         self.encoder = self.bundle / "models" / "pretrained_encoder.pt"
+        self.config = self.bundle / "configs" / "features.json"
         self.root = Path(cache)
         self.problems: dict[str, str] = {}
         self._digests: dict[tuple[str, int, int], str] = {}
@@ -85,7 +86,8 @@ class ScanEmbeddings:
         """
         if not self.encoder.is_file():
             raise FileNotFoundError(f"{self.encoder} is missing; choosing scans by their embeddings needs it")
-        folder = self.root / f"{self.bundle.name}-{self._digest(self.encoder)[:16]}"
+        made_by = (self._digest(file)[:12] for file in (self.encoder, self.config))
+        folder = self.root / "-".join([self.bundle.name, *made_by])
         found: dict[str, np.ndarray] = {}
         missing: dict[str, str] = {}
         digests: dict[str, str] = {}
@@ -128,7 +130,7 @@ class ScanEmbeddings:
         sys.path.insert(0, str(self.bundle))
         try:
             parser = ConfigParser()
-            parser.read_config(str(self.bundle / "configs" / "features.json"))
+            parser.read_config(str(self.config))
             parser["bundle_root"], parser["output_dir"] = str(self.bundle), str(folder)
             if self.device:
                 parser["device"] = self.device
