@@ -13,6 +13,8 @@ import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
+import torch.distributed as dist
+
 __all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "sentence"]
 
 
@@ -56,7 +58,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def sentence(error: BaseException) -> str | None:
     """Return what to tell the user, if anywhere in the chain of exceptions there is something that a user can mend.
 
-    That is one of the errors above, a value that this package's own code refused, or a full disk.
+    That is one of the errors above, a value that this package's own code refused, a full disk, or the end of another
+    process of the same run.
 
     Example:
         >>> try:
@@ -75,6 +78,11 @@ def sentence(error: BaseException) -> str | None:
         if isinstance(chain, OSError) and chain.errno == errno.ENOSPC:
             where = chain.filename or "the output folder"
             return f"the disk is full while writing {where}; free some space and run again, it goes on from there"
+        if isinstance(chain, dist.DistError) or (isinstance(chain, RuntimeError) and "/gloo/" in str(chain)):
+            return (
+                f"another process of this run ended or cannot be reached ({str(chain).splitlines()[0]}); see what that "
+                "one said. What was saved is kept, and the same command goes on from there"
+            )
         if isinstance(chain, ValueError):
             frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(chain.__traceback__)]
             if frames and frames[-1].split(".")[0] == package:

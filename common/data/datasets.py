@@ -150,8 +150,7 @@ def prepare_pretraining_data(
 ) -> dict[str, list[StoredVolume]]:
     """Find, check and prepare all volumes of a pre-training run.
 
-    Every process of a distributed run walks the list from its own starting point, so they share the work and none
-    waits. Volumes that cannot be used are printed and written to ``output_dir/skipped.json``.
+    Volumes that cannot be used are printed and written to ``output_dir/skipped.json``.
 
     Returns:
         ``training`` and ``validation`` volumes.
@@ -159,17 +158,13 @@ def prepare_pretraining_data(
     Raises:
         DataError: if nothing is usable, the disk is full, or ``strict`` and one volume is bad.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     lists = pretraining_lists(dataset_dir, datalist, least=volumes_per_sample)
     store = VolumeStore(store_dir, StoreSettings(spacing_mm=spacing_mm, reorient=reorient, dtype=store_dtype))
     prepared: dict[str, list[StoredVolume]] = {}
     skipped: list[str] = []
     for name, cases in lists.items():
-        turn = rank * len(cases) // world
-        if world > 1:
-            store.prepare(cases[turn:] + cases[:turn], num_workers=num_workers, strict=strict)
         prepared[name], problems = store.prepare(cases, num_workers=num_workers, strict=strict)
         skipped += [str(problem) for problem in problems if str(problem) not in skipped]
-    if skipped and rank == 0:
+    if skipped and (not dist.is_initialized() or dist.get_rank() == 0):
         write_json(skipped, Path(output_dir) / "skipped.json")
     return prepared

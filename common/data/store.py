@@ -30,6 +30,7 @@ from typing import Any
 import blosc2
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from ..errors import DataError, causes
@@ -276,6 +277,9 @@ class VolumeStore:
     ) -> tuple[list[StoredVolume], list[DataError]]:
         """Prepare all volumes of a list, those that are missing in ``num_workers`` processes, with a progress bar.
 
+        Every process of a distributed run walks the list from its own starting point, so they share the work and none
+        waits.
+
         Returns:
             the prepared volumes in the order of the list, and what was wrong with the others.
 
@@ -293,10 +297,11 @@ class VolumeStore:
             except DataError as error:
                 problems[image] = error
         if missing:
-            problems |= self._prepare_missing(missing, num_workers)
+            turn = dist.get_rank() * len(missing) // dist.get_world_size() if dist.is_initialized() else 0
+            problems |= self._prepare_missing(missing[turn:] + missing[:turn], num_workers)
         stored = [self.get(case) for case in cases if images_of(case)[0] not in problems]
         volumes = [volume for volume in stored if volume is not None]
-        found = list(problems.values())
+        found = [problems[image] for image in dict.fromkeys(images_of(case)[0] for case in cases) if image in problems]
         settle(found, len(volumes), strict=strict)
         return volumes, found
 

@@ -7,18 +7,20 @@ import hashlib
 import importlib.metadata
 import json
 import math
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..data.store import StoredVolume
 from ..errors import SettingsError, WeightsError
+from ..sharding import joined, share
 from ..weights.files import read_checkpoint, sha256, write_checkpoint, write_json
 from ..weights.transfer import keep_previous
 from ..weights.tuning import merged_state_dict
@@ -83,6 +85,13 @@ def _scale(engine: Engine) -> dict[str, Any]:
     return scaler.state_dict() if scaler is not None else {}
 
 
+def _of_all(mine: Any) -> list[Any]:
+    """Return what each process gives, in the order of their ranks."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return everyone
+
+
 class _Resumable:
     """What both checkpoints do: keep everything that a run needs to go on, and take it up again.
 
@@ -105,8 +114,8 @@ class _Resumable:
     ) -> None:
         self.module, self.optimizer, self.progress = module, optimizer, progress
         self.file, self.part, self.settings = file, part, dict(settings)
-        names = [Path(volume.path).name for part in volumes.values() for volume in part]
-        self.data = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        self.names = [Path(volume.path).name for part in volumes.values() for volume in part]
+        self.data = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         self.resume, self.rounds = bool(resume), resume == ROUNDS
         self.done = 0  # epochs of the state that was taken up
@@ -142,30 +151,54 @@ class _Resumable:
     def _finish(self, engine: Engine) -> None:
         self.scale = _scale(engine)
 
-    def _agree(self, state: dict[str, Any] | None) -> None:
-        """Make sure that all processes go on from the same epoch."""
-        if dist.is_initialized():
-            epochs: list[Any] = [None] * dist.get_world_size()
-            dist.all_gather_object(epochs, state["epoch"] if state is not None else 0)
-            if len(set(epochs)) > 1:
+    def _agree(self, engine: Engine, state: dict[str, Any] | None) -> None:
+        """Make sure that all processes do one run: the same settings and volumes, and all go on from one epoch."""
+        if not dist.is_initialized():
+            return
+        length = {"epochs": engine.state.max_epochs, "steps in an epoch": engine.state.epoch_length}
+        mine = {"settings": self.settings | length, "data": self.data, "host": socket.gethostname()}
+        everyone = _of_all(mine | {"epoch": state["epoch"] if state is not None else 0})
+        first = everyone[0]
+        for rank, other in enumerate(everyone):
+            who = f"process {rank} on {other['host']}"
+            if changed := _changed(first, other["settings"]):
+                raise SettingsError(f"{who} has other settings than process 0 ({changed}); start all with one command")
+            if other["data"] != first["data"]:
+                names = _of_all(self.names)
+                odd = sorted({*names[0]} ^ {*names[rank]}) or ["their order"]
                 raise SettingsError(
-                    f"the processes found states of different epochs ({epochs}); every machine must see one --ckpt_dir"
+                    f"{who} has other volumes ({len(names[rank])}) than process 0 on {first['host']} "
+                    f"({len(names[0])}); they differ in {odd[0]}. Every machine must see the same files, unchanged, "
+                    "under the same --dataset_dir"
                 )
+        epochs = [one["epoch"] for one in everyone]
+        if len(set(epochs)) > 1:
+            raise SettingsError(
+                f"the processes found states of different epochs ({epochs}); every machine must see one --ckpt_dir"
+            )
 
     def _take_up(self, engine: Engine, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state[self.part])
+        current = self.module.state_dict()
+        self.module.load_state_dict({name: share(value, current.get(name)) for name, value in state[self.part].items()})
         if state["optimizer"]:  # an imported state has none
-            self.optimizer.load_state_dict(state["optimizer"])
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            moments = {
+                index: {name: share(value, parameters[index]) for name, value in own.items()}
+                for index, own in state["optimizer"]["state"].items()
+            }
+            self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         self.scale, self.done = state.get("scaler", {}), state["epoch"]
         self.progress.history[:] = state["history"]
         engine.state.epoch = state["epoch"]
         engine.state.iteration = state["epoch"] * engine.state.epoch_length
 
-    def _write_state(self, engine: Engine, **more: Any) -> None:
+    def _write_state(
+        self, engine: Engine, weights: Mapping[str, Any], optimizer: Mapping[str, Any], **more: Any
+    ) -> None:
         write_checkpoint(
             {
-                self.part: self.module.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
+                self.part: weights,
+                "optimizer": optimizer,
                 "scaler": _scale(engine),
                 "epoch": engine.state.epoch,
                 "epochs": engine.state.max_epochs,
@@ -181,6 +214,11 @@ class _Resumable:
         loss, epoch = self.progress.history[-1]["train_loss"], engine.state.epoch
         if not math.isfinite(loss):  # of another process, perhaps: this one would have said so
             raise SettingsError(f"the training loss is {loss} in epoch {epoch}; nothing of it is saved")
+
+
+def _backbone_of(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the part of a method's state dict that is kept."""
+    return {name.removeprefix("backbone."): value for name, value in weights.items() if name.startswith("backbone.")}
 
 
 class PretrainingCheckpoint(_Resumable):
@@ -232,7 +270,6 @@ class PretrainingCheckpoint(_Resumable):
             volumes=volumes,
             resume=resume,
         )
-        self.backbone: nn.Module = method.get_submodule("backbone")
         self.interval, self.metric = interval, metric
         self.best = float("inf")
 
@@ -240,7 +277,7 @@ class PretrainingCheckpoint(_Resumable):
         if self.rounds:
             check_resume(str(self.folder), settings=self.settings)
         state = _read_state(self.file, "method") if self.file.exists() else None
-        self._agree(state)
+        self._agree(engine, state)
         if state is None:
             return
         self._take_up(engine, state)
@@ -257,25 +294,27 @@ class PretrainingCheckpoint(_Resumable):
             tqdm.write("its length or its volumes have changed, so it will not equal an uninterrupted run")
         sidecar = self.folder / Path(_ENCODER).with_suffix(".json")
         if not sidecar.is_file() or json.loads(sidecar.read_text("utf-8")).get("epochs") != done:
-            self._write_encoder(done)  # the run was killed after the state, before the encoder
+            self._write_encoder(done, state["method"])  # the run was killed after the state, before the encoder
 
     def _save(self, engine: Engine) -> None:
         self._check_loss(engine)
+        record, epoch = self.progress.history[-1], engine.state.epoch
+        due = epoch % self.interval == 0 or epoch == engine.state.max_epochs
+        weights = joined(self.module.state_dict(), keep=self.main)  # in all processes
+        optimizer = joined(self.optimizer.state_dict(), keep=self.main) if due else {}
         if not self.main:
             return
-        record, epoch = self.progress.history[-1], engine.state.epoch
         score = record.get(self.metric, record["train_loss"])
         if score < self.best:
             self.best = score
-            write_checkpoint(self.backbone.state_dict(), self.folder / _BEST)
-        if epoch % self.interval and epoch != engine.state.max_epochs:
-            return
-        self._write_state(engine, best=self.best)
-        self._write_encoder(epoch)
+            write_checkpoint(_backbone_of(weights), self.folder / _BEST)
+        if due:
+            self._write_state(engine, weights, optimizer, best=self.best)
+            self._write_encoder(epoch, weights)
 
-    def _write_encoder(self, epoch: int) -> None:
+    def _write_encoder(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
         file = self.folder / _ENCODER
-        write_checkpoint(self.backbone.state_dict(), file)
+        write_checkpoint(_backbone_of(weights), file)
         write_json(
             {
                 "made_by": "pre-training with this collection",
@@ -351,7 +390,7 @@ class FineTuningCheckpoint(_Resumable):
 
     def _start(self, engine: Engine) -> None:
         state = _read_state(self.file, "network") if self.file.exists() else None
-        self._agree(state)
+        self._agree(engine, state)
         if state is not None:
             why = _changed(state, self.settings) or ("other data" if state["data"] != self.data else "")
             why = why or ("another length" if state["epochs"] != engine.state.max_epochs and not self.rounds else "")
@@ -387,7 +426,8 @@ class FineTuningCheckpoint(_Resumable):
             self._write_model(engine, self.best_model)
         last = engine.state.epoch == engine.state.max_epochs
         if self.rounds if last else engine.state.epoch % self.interval == 0:
-            self._write_state(engine, best=self.best, average=self.average)
+            weights, optimizer = self.module.state_dict(), self.optimizer.state_dict()
+            self._write_state(engine, weights, optimizer, best=self.best, average=self.average)
 
     def _finish(self, engine: Engine) -> None:
         super()._finish(engine)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
@@ -65,10 +66,10 @@ class GradientClip:
         if engine.amp and engine.scaler is not None:
             engine.scaler.unscale_(self.optimizer)
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        engine.state.gradient_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = torch.nn.utils.get_total_norm(gradients)
         if self.max_norm is not None:
-            scale = (self.max_norm / (engine.state.gradient_norm + 1e-6)).clamp(max=1)
-            torch._foreach_mul_(gradients, scale)
+            torch._foreach_mul_(gradients, (self.max_norm / (norm + 1e-6)).clamp(max=1))
+        engine.state.gradient_norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 class StopAtNonFiniteLoss:

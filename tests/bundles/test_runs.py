@@ -21,6 +21,7 @@ import torch
 from common.weights import read_checkpoint
 
 from ..conftest import ROOT, WHOLE_CHAIN, command, pretraining, run
+from .processes import torchrun
 
 
 def digest(folder: Path, name: str = "pretraining_state.pt") -> str:
@@ -156,12 +157,8 @@ def test_two_processes_equal_one(bundle: str, extra: list[str], images: Path, tm
 
     run(bundle, "pretrain", *arguments("one"))
     run(bundle, "pretrain", *arguments("accumulated"), "--accumulation_steps", "2")
-    line = command(bundle, "pretrain", *arguments("two"))
-    config = line[line.index("--config_file") + 1]
-    line[line.index("--config_file") + 1] = f"['{config}','common/configs/multi_gpu.yaml']"
-    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run([*torchrun, *line[3:]], cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
+    statuses, said = torchrun(command(bundle, "pretrain", *arguments("two")), "multi_gpu").end()
+    assert statuses == [0], said[-3000:]
     one = read_checkpoint(tmp_path / "one" / "models" / "pretraining_state.pt")
     start_differs = False
     for name in ("two", "accumulated"):
@@ -174,7 +171,7 @@ def test_two_processes_equal_one(bundle: str, extra: list[str], images: Path, tm
     assert start_differs, "bit-equal runs would mean that one of them did not really split the batch"
 
 
-def test_fine_tuning_in_two_processes_equals_one(labelled: Path, tmp_path: Path) -> None:
+def test_fine_tuning_on_two_machines_equals_one_process(labelled: Path, tmp_path: Path) -> None:
     """Through the decoder's phase and into that of the whole network, with momentum, clip and forced foreground."""
     bundle = "mae_resenc_l"
     own = ["--epochs", "3", "--decoder_epochs", "2", "--warmup_epochs", "0", "--iterations_per_epoch", "2"]
@@ -185,14 +182,12 @@ def test_fine_tuning_in_two_processes_equals_one(labelled: Path, tmp_path: Path)
         places = ["--output_dir", str(tmp_path / name), "--ckpt_dir", str(tmp_path / name / "models")]
         return command(bundle, "train", *own, *places, *more)
 
-    torchrun = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = line("two")
-    config = two[two.index("--config_file") + 1]
-    two[two.index("--config_file") + 1] = f"['{config}','common/configs/multi_gpu_train.yaml']"
-    for arguments in (line("one"), line("accumulated", "--accumulation_steps", "2"), [*torchrun, *two[3:]]):
+    for arguments in (line("one"), line("accumulated", "--accumulation_steps", "2")):
         result = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("the encoder is frozen until epoch 2") == 1, "told once"
+    statuses, said = torchrun(line("two"), "multi_gpu_train", machines=2).end()
+    assert statuses == [0, 0], said[-3000:]
+    assert said.count("the encoder is frozen until epoch 2") == 1, "told once"
     one = read_checkpoint(tmp_path / "one" / "models" / "model_final.pt")
     scores = [json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "accumulated", "two")]
     for name, history in zip(("accumulated", "two"), scores[1:], strict=True):

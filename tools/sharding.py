@@ -1,0 +1,155 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Measure what each of several processes holds, and how long a training step takes, with weights copied and sharded.
+
+  python tools/sharding.py mae_primus_m                                                  # two processes on the CPU
+  python tools/sharding.py mae_primus_m --processes 4 --device cuda --patch_size 160 --batch_size 8
+
+The bundle's own pretrain.yaml decides what is measured, at full size, with common/configs/multi_gpu.yaml and then with
+common/configs/fsdp.yaml. Both must have the same loss.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from environment import ROOT, RUNTIME, ensure
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["sharding"]
+
+OVERLAYS = {"copied": "multi_gpu.yaml", "sharded": "fsdp.yaml"}
+
+
+def _megabytes(tensors: Sequence[Tensor]) -> float:
+    """Return what this process has of these tensors."""
+    from torch.distributed.tensor import DTensor
+
+    own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return sum(tensor.numel() * tensor.element_size() for tensor in own) / 1e6
+
+
+def _measure(rank: int, world: int, port: int, overlay: str, asked: dict[str, Any], folder: str) -> None:
+    """Take some steps in one process and write what was found."""
+    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+    os.chdir(ROOT)
+    import torch
+    import torch.distributed as dist
+    from benchmark import Options, _config, _regions
+    from monai.bundle import ConfigParser
+
+    cuda = asked["device"] == "cuda"
+    if cuda:
+        torch.cuda.set_device(rank)
+    else:
+        torch.set_num_threads(1)
+    dist.init_process_group(
+        "nccl" if cuda else "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
+    )
+    device = f"cuda:{rank}" if cuda else "cpu"
+    share = asked["batch_size"] // world
+    options = Options(asked["patch_size"], 0, share, device, 0, False, False, False, False, False, asked["settings"])
+    torch.manual_seed(0)
+    config = _config(asked["bundle"], options, asked["patch_size"])
+    config.update({"network": ConfigParser.load_config_file(str(ROOT / "common" / "configs" / overlay))["network"]})
+    network: nn.Module = config.get_parsed_content("network").train()
+    optimizer, loss = config.get_parsed_content("optimizer"), config.get_parsed_content("loss")
+    with torch.no_grad():
+        views = config.get_parsed_content("views")(_regions(config, options))
+    seconds, values = [], []
+    for _ in range(asked["repeats"] + 1):  # the first step makes the optimizer's states
+        began = time.perf_counter()
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            value = loss(network(views), views)
+        value.backward()
+        optimizer.step()
+        values.append(float(value.detach()))
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    parameters = list(network.parameters())
+    states = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
+    found = {
+        "parameters": _megabytes(parameters),
+        "gradients": _megabytes([parameter.grad for parameter in parameters if parameter.grad is not None]),
+        "states": _megabytes(states),
+        "peak": torch.cuda.max_memory_allocated() / 1e6 if cuda else float("nan"),
+        "seconds": statistics.median(seconds[1:]),
+        "loss": values[0],
+    }
+    everyone: list[Any] = [None] * world
+    dist.all_gather_object(everyone, found)
+    if rank == 0:
+        torch.save(everyone, f"{folder}/found.pt")
+    dist.destroy_process_group()
+
+
+def sharding(
+    bundle: str = "mae_primus_m",
+    processes: int = 2,
+    device: str = "cpu",
+    patch_size: int = 32,
+    batch_size: int = 2,
+    repeats: int = 2,
+    **settings: Any,
+) -> None:
+    """Measure and print a table, the largest of all processes in each place.
+
+    Args:
+        bundle: one with a Primus backbone.
+        processes: of one machine; on cuda one for each GPU.
+        device: cpu (gloo, float32) or cuda (NCCL, bf16 autocast).
+        patch_size: side of the crops.
+        batch_size: of one step over all processes.
+        repeats: timed steps, after a first one.
+        settings: any top-level setting of pretrain.yaml, such as --checkpointing true.
+    """
+    import torch
+    from torch.multiprocessing.spawn import spawn
+
+    if not (ROOT / "bundles" / bundle / "configs").is_dir() or not bundle.endswith("primus_m"):
+        raise SystemExit(f"Stopped: {bundle!r} is no bundle with a Primus backbone, which alone can be sharded")
+    if batch_size % processes:
+        raise SystemExit(f"Stopped: batch_size {batch_size} does not split over {processes} processes")
+    if device == "cuda" and torch.cuda.device_count() < processes:
+        raise SystemExit(f"Stopped: {processes} processes need as many GPUs, and there are {torch.cuda.device_count()}")
+    asked = {"bundle": bundle, "device": device, "patch_size": patch_size, "batch_size": batch_size}
+    asked |= {"repeats": repeats, "settings": settings}
+    print(
+        f"{bundle}, {processes} processes on {device}, crops of {patch_size}^3, batch {batch_size}; MB of a process:\n"
+    )
+    print("| weights | parameters | gradients | optimizer | together | peak on the GPU | s / step |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    losses = {}
+    for name, overlay in OVERLAYS.items():
+        with tempfile.TemporaryDirectory() as folder, socket.socket() as place:
+            place.bind(("127.0.0.1", 0))
+            port = place.getsockname()[1]
+            place.close()
+            spawn(_measure, args=(processes, port, overlay, asked, folder), nprocs=processes)  # type: ignore[no-untyped-call]
+            everyone = torch.load(Path(folder) / "found.pt")
+        most = {key: max(found[key] for found in everyone) for key in everyone[0]}
+        losses[name] = [found["loss"] for found in everyone]
+        held = [most[key] for key in ("parameters", "gradients", "states")]
+        shown = [f"{value:.0f}" for value in (*held, sum(held))]
+        shown += [f"{most['peak']:.0f}" if device == "cuda" else "", f"{most['seconds']:.2f}"]
+        print(f"| {name} | {' | '.join(shown)} |", flush=True)
+    if not all(abs(a - b) <= 2e-2 * abs(b) for a, b in zip(*losses.values(), strict=True)):
+        raise SystemExit(f"Stopped: the losses differ: {losses}")
+
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    import fire
+
+    fire.Fire(sharding)
