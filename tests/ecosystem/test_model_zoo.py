@@ -39,7 +39,8 @@ SCHEMA = ROOT / "tests" / "bundles" / "meta_schema_20240725.json"
 # how a package is imported, where that is not its name
 IMPORTED_AS = {"pytorch-ignite": "ignite", "scikit-image": "skimage", "scikit-learn": "sklearn"}
 # imported inside functions, which say what to install: --tuning lora, and fetching published weights with tools/
-ON_REQUEST = {"peft", "huggingface_hub", "filelock"}
+# ... and inside a MONAI Label server, which brings it
+ON_REQUEST = {"peft", "huggingface_hub", "filelock", "starlette"}
 # what MONAI itself asks for: its command line, and the handler that configs name without its module
 OF_MONAI = {"fire", "tensorboard"}
 TWO_SIZES = ((1, 1, 2 * PATCH, PATCH, 3 * PATCH // 2), (2, 1, PATCH, PATCH, PATCH))
