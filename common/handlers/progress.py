@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..weights.files import write_json
 
-__all__ = ["Progress", "shared"]
+__all__ = ["ListedOutput", "Progress", "shared"]
 
 _Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
@@ -31,6 +31,22 @@ def shared(handler: _Handler) -> _Handler:
     may not stand there.
     """
     return handler
+
+
+class ListedOutput:
+    """Leave the output of a step as a list, as engines of MONAI do that take batches apart.
+
+    Handlers that MONAI adds to a config, such as those of ``--tracking mlflow``, look for the loss in its first entry.
+    This is the last of the handlers that a config names.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after all that read its output."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Put the output into a list."""
+        engine.state.output = [engine.state.output]
 
 
 class Progress:
@@ -126,7 +142,9 @@ class Progress:
         }
         if self.samples_per_step is not None:
             record["samples_per_second"] = round(engine.state.epoch_length * self.samples_per_step / seconds, 3)
-        engine.state.metrics.update({name: value for name, value in record.items() if name != "epoch"})
+        # for TensorBoard and MLflow, which have the loss of each step under the name train_loss
+        shown = {"train_loss_epoch" if name == "train_loss" else name: value for name, value in record.items()}
+        engine.state.metrics.update({name: value for name, value in shown.items() if name != "epoch"})
         record |= {
             **{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
         }
