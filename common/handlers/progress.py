@@ -142,9 +142,11 @@ class Progress:
         }
         if self.samples_per_step is not None:
             record["samples_per_second"] = round(engine.state.epoch_length * self.samples_per_step / seconds, 3)
-        # for TensorBoard and MLflow, which have the loss of each step under the name train_loss
-        shown = {"train_loss_epoch" if name == "train_loss" else name: value for name, value in record.items()}
-        engine.state.metrics.update({name: value for name, value in shown.items() if name != "epoch"})
+        # TensorBoard and MLflow have the loss of each step under its name
+        means["train_loss_epoch"] = means.pop("train_loss")
+        engine.state.metrics.update(
+            {**means, **{name: record[name] for name in record if name not in ("epoch", "train_loss")}}
+        )
         record |= {
             **{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
         }
