@@ -15,7 +15,7 @@ from .pictures import (
     draw_restoration,
     draw_similarity,
 )
-from .progress import Progress, shared
+from .progress import ListedOutput, Progress, shared
 from .validation import PooledDice
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "FineTuningCheckpoint",
     "FineTuningPhases",
     "GradientClip",
+    "ListedOutput",
     "Pictures",
     "PooledDice",
     "PooledScores",

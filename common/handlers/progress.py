@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..weights.files import write_json
 
-__all__ = ["Progress", "shared"]
+__all__ = ["ListedOutput", "Progress", "shared"]
 
 _Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
@@ -31,6 +31,22 @@ def shared(handler: _Handler) -> _Handler:
     may not stand there.
     """
     return handler
+
+
+class ListedOutput:
+    """Leave the output of a step as a list, as engines of MONAI do that take batches apart.
+
+    Handlers that MONAI adds to a config, such as those of ``--tracking mlflow``, look for the loss in its first entry.
+    This is the last of the handlers that a config names.
+    """
+
+    def attach(self, engine: Engine) -> None:
+        """Register with a trainer, after all that read its output."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+
+    def __call__(self, engine: Engine) -> None:
+        """Put the output into a list."""
+        engine.state.output = [engine.state.output]
 
 
 class Progress:
@@ -126,7 +142,11 @@ class Progress:
         }
         if self.samples_per_step is not None:
             record["samples_per_second"] = round(engine.state.epoch_length * self.samples_per_step / seconds, 3)
-        engine.state.metrics.update({name: value for name, value in record.items() if name != "epoch"})
+        # TensorBoard and MLflow have the loss of each step under its name
+        means["train_loss_epoch"] = means.pop("train_loss")
+        engine.state.metrics.update(
+            {**means, **{name: record[name] for name in record if name not in ("epoch", "train_loss")}}
+        )
         record |= {
             **{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
         }

@@ -202,6 +202,8 @@ def test_the_schedule_is_as_long_as_the_training_that_a_tool_asks_for(
     schedule = parser.get_parsed_content("learning_rate")
     assert (schedule.epochs, schedule.warmup_epochs) == (20, 2)
     assert schedule.decoder_epochs == (2 if bundle.endswith("resenc_l") else 0)
+    parser["resume"] = "rounds"  # of a federation, where the same number is the length of a round
+    assert parser.get_parsed_content("learning_rate").epochs == 150
 
 
 def test_of_two_readings_the_header_names_both() -> None:

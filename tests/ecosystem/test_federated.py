@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,8 @@ from monai.networks.utils import get_state_dict
 from common.optimizers import FineTuningSchedule, Poly
 from common.weights import read_checkpoint, sha256
 
-from ..conftest import ROOT, blobs, small_settings, write_volume
-
-sys.path.insert(0, str(ROOT / "tools"))
-from distribution import write_bundle
+from ..conftest import blobs, small_settings, write_volume
+from .conftest import code_of
 
 BUNDLE = "mae_resenc_l"
 WORKFLOWS = ["pretrain", "train"]
@@ -35,15 +32,9 @@ Weights = dict[str, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An exported bundle whose package ``scripts`` this process finds, as PYTHONPATH does it for a client."""
-    sizes = {name: small_settings(BUNDLE)[name] for name in ("features_per_stage", "blocks_per_stage")}
-    folder = write_bundle(BUNDLE, tmp_path_factory.mktemp("exported") / BUNDLE, settings=sizes)
-    sys.path.insert(0, str(folder))
-    yield folder
-    sys.path.remove(str(folder))
-    for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
-        del sys.modules[name]
+def bundle(exported: Callable[[str], Path]) -> Iterator[Path]:
+    with code_of(exported(BUNDLE)) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
