@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import math
 import socket
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ class _Resumable:
         for rank, other in enumerate(everyone):
             who = f"process {rank} on {other['host']}"
             if changed := _changed(first, other["settings"]):
-                raise SettingsError(f"{who} has other settings than process 0 ({changed}); start all with one command")
+                short = textwrap.shorten(changed, 300)
+                raise SettingsError(f"{who} has other settings than process 0 ({short}); start all with one command")
             if other["data"] != first["data"]:
                 names = _of_all(self.names)
                 odd = sorted({*names[0]} ^ {*names[rank]}) or ["their order"]

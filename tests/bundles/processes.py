@@ -132,12 +132,14 @@ def run_here(
         PretrainingCheckpoint._save = save  # type: ignore[method-assign]
 
 
-def _rank(rank: int, world: int, ports: list[int], runs: list[dict[str, Any]], folder: str) -> None:
+def _rank(rank: int, ports: list[int], runs: list[dict[str, Any]], folder: str, gpus: bool) -> None:
     os.chdir(ROOT)
+    if not gpus:
+        os.environ |= CPU
     torch.set_num_threads(1)
     told: list[str | None] = []
     for port, run in zip(ports, runs, strict=True):
-        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in where.items()}
         try:
             run_here(**{name: value[rank] if isinstance(value, tuple) else value for name, value in run.items()})
@@ -150,8 +152,8 @@ def _rank(rank: int, world: int, ports: list[int], runs: list[dict[str, Any]], f
     torch.save(told, f"{folder}/told_{rank}.pt")
 
 
-def run_in_processes(runs: Sequence[dict[str, Any]], folder: Path, *, world: int = 2) -> list[list[str | None]]:
-    """Do these calls of :func:`run_here` one after the other, each in connected processes.
+def run_in_processes(runs: Sequence[dict[str, Any]], folder: Path, *, gpus: bool = False) -> list[list[str | None]]:
+    """Do these calls of :func:`run_here` one after the other, each in two connected processes.
 
     A tuple among the arguments has a value for each process.
 
@@ -159,6 +161,6 @@ def run_in_processes(runs: Sequence[dict[str, Any]], folder: Path, *, world: int
         for each run, how it ended in each process: None, or the sentence that it stopped with.
     """
     ports = [free_port() for _ in runs]
-    multiprocessing.spawn(_rank, args=(world, ports, list(runs), str(folder)), nprocs=world)
-    told = [torch.load(folder / f"told_{rank}.pt") for rank in range(world)]
+    multiprocessing.spawn(_rank, args=(ports, list(runs), str(folder), gpus), nprocs=2)
+    told = [torch.load(folder / f"told_{rank}.pt") for rank in range(2)]
     return [list(one) for one in zip(*told, strict=True)]

@@ -57,9 +57,30 @@ def tiny(bundle: str, images: Path, folder: Path, **own: Any) -> dict[str, Any]:
         "val_iterations": 1,
         "picture_interval": 0,
         "batch_size": 4,
+        "device": "$torch.device('cpu')",
+        "amp": False,
     }
     primus = {"drop_path": 0.0} if bundle.endswith("primus_m") else {}
     return {"bundle": bundle, "config": "pretrain"} | small_settings(bundle) | arguments | primus | own
+
+
+def classification(images: Path, folder: Path) -> dict[str, Any]:
+    """Return the arguments of a classification for :func:`run_here`."""
+    own = {name: value for name, value in tiny(RESENC, images, folder).items() if "iterations" not in name}
+    del own["patch_size"], own["block_size"]
+    return own | {
+        "config": "train_classification",
+        "input_size": [16, 16, 16],
+        "table": str(images.parent / "table.csv"),
+        "target": "kind",
+        "validation_share": 0.5,
+        "from_scratch": True,
+        "head_dropout": 0.0,
+        "batch_size": 2,
+        "accumulation_steps": 1,
+        "optimizer": SGD,
+        "lr": 0.01,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -266,6 +287,7 @@ def pair(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
     add("sharded", PRIMUS, "fsdp")
     add("sharded, chunks", "simclr_primus_m", "fsdp", accumulation_steps=2, checkpointing=True)
     add("sharded, token", "simmim_primus_m", "fsdp", optimizer=SGD, lr=0.01)
+    runs.append(("classified", classification(scans, folder / "classified") | {"overlay": "multi_gpu_train"}))
     for first, second in (("fsdp", "multi_gpu"), ("multi_gpu", "fsdp")):
         add(f"{first} cut", PRIMUS, first, where=f"{first} to {second}", stop_after=1)
         add(f"{first} to {second}", PRIMUS, second)
@@ -300,6 +322,20 @@ def test_sharded_processes_equal_one(pair: tuple[Path, dict[str, list[str | None
         for one, other in zip(mine, theirs, strict=True):
             for key in ("train_loss", "val_loss", "gradient_norm"):
                 assert other[key] == pytest.approx(one[key], rel=1e-3), (name, key)
+
+
+def test_classification_in_two_processes_equals_one(
+    pair: tuple[Path, dict[str, list[str | None]]], scans: Path
+) -> None:
+    folder, ended = pair
+    assert ended["classified"] == [None, None]
+    run_here(**classification(scans, folder / "classified, one"))
+    files = [folder / name / "models" / "classifier.pt" for name in ("classified", "classified, one")]
+    assert 0 < distance(*files) <= 1e-6
+    scores = [json.loads((file.parents[1] / "out" / "history.json").read_text()) for file in files]
+    for mine, theirs in zip(*scores, strict=True):
+        for key in ("train_loss", "val_loss", "val_auroc"):
+            assert mine[key] == pytest.approx(theirs[key], rel=1e-4)
 
 
 def test_sharded_and_other_runs_go_on_with_each_other(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.data import CropDataset, EpochSampler, StoreSettings, VolumeStore, crop_loader, prepare_pretraining_data
 from common.errors import DataError, SettingsError
@@ -90,6 +91,21 @@ def test_two_processes_on_one_store(images: Path, tmp_path: Path) -> None:
     assert [run.exitcode for run in runs] == [0, 0]
     assert len(list((tmp_path / "store").glob("*.b2nd"))) == 4
     assert list((tmp_path / "store").glob(".*")) == []
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_connected_processes_begin_at_different_places(
+    rank: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cases = [{"image": str(path)} for path in sorted(images.iterdir())]
+    begun: list[dict[str, str]] = []
+    prepare = VolumeStore.prepare_one
+    for name, value in {"is_initialized": True, "get_rank": rank, "get_world_size": 2}.items():
+        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+    monkeypatch.setattr(VolumeStore, "prepare_one", lambda store, case: begun.append(case) or prepare(store, case))
+    volumes, _ = VolumeStore(tmp_path / "store", StoreSettings()).prepare(cases)
+    assert [volume.source for volume in volumes] == [case["image"] for case in cases]
+    assert begun == (cases[2:] + cases[:2] if rank else cases)
 
 
 def test_a_kill_in_the_middle_loses_nothing_and_a_rerun_goes_on(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from ..bundles.processes import distance, run_in_processes
 from ..bundles.test_cells import _from_the_root, build, scans  # noqa: F401 (fixtures)
+from ..bundles.test_distributed import SGD, tiny
 from ..conftest import BUNDLES, method_of, small_settings
 
 pytestmark = [
@@ -90,3 +92,13 @@ def test_inference_under_amp_equals_the_cpu(bundle: str, _from_the_root: None) -
         with torch.autocast("cuda", torch.bfloat16):
             found = network.cuda()(image.cuda())
     torch.testing.assert_close(found.float().cpu(), expected, rtol=0.1, atol=0.05 * float(expected.abs().max()))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_sharded_weights_equal_copied_ones_on_two_gpus(images: Path, tmp_path: Path) -> None:
+    own = {"device": "$torch.device('cuda', int(os.environ['LOCAL_RANK']))", "optimizer": SGD, "lr": 0.01}
+    overlays = ("multi_gpu", "fsdp")
+    runs = [tiny("mae_primus_m", images, tmp_path / name, overlay=name, **own) for name in overlays]
+    assert run_in_processes(runs, tmp_path, gpus=True) == [[None, None]] * 2
+    one, other = (tmp_path / name / "models" / "pretraining_state.pt" for name in overlays)
+    assert distance(one, other, "method") <= 1e-4
