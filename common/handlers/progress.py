@@ -142,11 +142,8 @@ class Progress:
         }
         if self.samples_per_step is not None:
             record["samples_per_second"] = round(engine.state.epoch_length * self.samples_per_step / seconds, 3)
-        # TensorBoard and MLflow have the loss of each step under its name
-        means["train_loss_epoch"] = means.pop("train_loss")
-        engine.state.metrics.update(
-            {**means, **{name: record[name] for name in record if name not in ("epoch", "train_loss")}}
-        )
+        names = {"train_loss": "train_loss_epoch"}  # TensorBoard and MLflow have that of each step under the first
+        engine.state.metrics.update({names.get(name, name): value for name, value in record.items() if name != "epoch"})
         record |= {
             **{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
         }
