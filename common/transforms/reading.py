@@ -34,7 +34,7 @@ import numpy as np
 from monai.data import ImageReader
 from nibabel.arrayproxy import ArrayProxy
 from nibabel.freesurfer.mghformat import MGHHeader
-from nibabel.openers import Opener
+from nibabel.openers import ImageOpener
 
 from ..errors import DataError
 
@@ -199,7 +199,7 @@ def check_claim(path: str, shape: Sequence[int], dtype: np.dtype, *, before: int
 
 
 def _start(path: str, size: int) -> bytes:
-    with Opener(path) as stream:
+    with ImageOpener(path) as stream:
         return bytes(stream.read(size))
 
 

@@ -43,7 +43,7 @@ def detect(path: str | Path) -> str:
             raise DataError(f"{place} holds both {TABLE} and {INDEX}; say which with --source openmind or nnssl")
         return there[0] if there else "bids" if bids_roots(place) else "folder"
     if not place.is_file():
-        raise DataError(f"there is no file or folder {place}; check the path")
+        raise DataError(f"{place} cannot be read: there is no such file or folder; check the path")
     with open(place, "rb") as stream:
         start = stream.read(_START).decode("utf-8", "replace")
     if place.suffix.lower() == ".json":
