@@ -14,7 +14,7 @@ Arrays are ``(X, Y, Z)``, channels last, and affines lead to millimetres in RAS,
 
 A header is judged before anything of the size that it claims is allocated: the claim must fit the size of the file,
 which for a compressed file may grow by what deflate can reach at most, and a limit on voxels. Of a compressed stream no
-more than the claimed bytes is ever unpacked.
+more than the claimed bytes is ever unpacked. Files are read, not mapped: one that shrinks meanwhile would end the process.
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def _nifti(path: str) -> _Found:
     _check_nibabel_file(path, shape, dtype, offset)
     return _Found(
         Header(shape, np.asarray(header.get_best_affine(), dtype=float), dtype, stored),
-        lambda: np.asanyarray(ArrayProxy(path, (shape, dtype, offset, *header.get_slope_inter()))),
+        lambda: np.asanyarray(ArrayProxy(path, (shape, dtype, offset, *header.get_slope_inter()), mmap=False)),
     )
 
 
@@ -252,7 +252,7 @@ def _mgh(path: str) -> _Found:
     spacing = tuple(float(value) for value in header["delta"])
     return _Found(
         Header(shape, np.asarray(header.get_affine(), dtype=float), dtype, spacing),
-        lambda: np.asanyarray(ArrayProxy(path, (shape, dtype, offset))),
+        lambda: np.asanyarray(ArrayProxy(path, (shape, dtype, offset), mmap=False)),
     )
 
 
