@@ -280,14 +280,14 @@ def _table(report: Mapping[str, Any]) -> str:
     lines = [
         f"{report['folder']} as {report['source']}: {report['volumes']:,} volumes of {report['subjects']:,} subject(s) "
         f"in {report['sessions']:,} session(s), {report['gigabytes']:,} GB",
-        f"{'modality':<16}{'volumes':>9}{'subjects':>10}{'GB':>10}  {'size: median (range)':<34}spacing in mm",
+        f"{'modality':<16}{'volumes':>9}{'subjects':>10}{'GB':>10}  {'size: median (range)':<40}spacing in mm",
     ]
     for entry in report["modalities"]:
         line = f"{entry['modality'][:15]:<16}{entry['volumes']:>9,}{entry['subjects']:>10,}{entry['gigabytes']:>10,.3f}"
         if "size" in entry:
             low, middle, high = ("x".join(f"{v:g}" for v in each) for each in entry["size"])
             fine, usual, coarse = ("x".join(f"{v:g}" for v in each) for each in entry["spacing_mm"])
-            line += f"  {f'{middle} ({low} to {high})':<34}{usual} ({fine} to {coarse})"
+            line += f"  {f'{middle} ({low} to {high})':<40}{usual} ({fine} to {coarse})"
         lines.append(line)
     lines += [
         f"{report[name]:,} {name}"
