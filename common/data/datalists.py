@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from .files import (
+    ANATOMY,
     ANONYMISED,
     INVERTED,
     LABEL,
@@ -30,6 +31,7 @@ from .sources import Polarity, detect, read_source
 from .splits import split_by_subject, subjects_of
 
 __all__ = [
+    "ANATOMY",
     "ANONYMISED",
     "INVERTED",
     "LABEL",

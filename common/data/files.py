@@ -15,6 +15,7 @@ from ..errors import DataError
 from ..transforms import ENDINGS, is_dicom, series_in, without_ending
 
 __all__ = [
+    "ANATOMY",
     "ANONYMISED",
     "INVERTED",
     "LABEL",
@@ -35,7 +36,8 @@ __all__ = [
 # image: a path, or one for each channel; label, masks: a path; name; columns such as subject, modality or centre
 Case = dict[str, Any]
 ANONYMISED = "anonymization_mask"  # 1 where a volume was altered by defacing or brain extraction
-MASKS = (ANONYMISED, "anatomy_mask")
+ANATOMY = "anatomy_mask"  # 1 where there is anatomy
+MASKS = (ANONYMISED, ANATOMY)
 INVERTED = "inverted_masks"  # key of the names of masks whose file says 0 where it should say 1
 LABEL = "label"
 LABELLED = (("images", "labels"), ("imagesTr", "labelsTr"))

@@ -14,7 +14,8 @@ Arrays are ``(X, Y, Z)``, channels last, and affines lead to millimetres in RAS,
 
 A header is judged before anything of the size that it claims is allocated: the claim must fit the size of the file,
 which for a compressed file may grow by what deflate can reach at most, and a limit on voxels. Of a compressed stream no
-more than the claimed bytes is ever unpacked. Files are read, not mapped: one that shrinks meanwhile would end the process.
+more than the claimed bytes is ever unpacked. Files are read, not mapped: one that shrinks meanwhile would end the
+process.
 """
 
 from __future__ import annotations
