@@ -143,7 +143,7 @@ def list_cases(
     subjects = subjects_of(result.cases, root)
     earlier = Path(keep).expanduser() if keep else target if target.exists() else None
     if earlier is not None:
-        parts = kept_parts(read_datalist(earlier, "", keys=_paths()), root)
+        parts = kept_parts(read_datalist(earlier, "", keys=_paths(), channels=True), root)
     lists = split_by_subject(result.cases, subjects, seed=seed, kept=parts)
     for case, subject in zip(result.cases, subjects, strict=True):
         case.setdefault("subject", subject.removeprefix("/"))
@@ -196,7 +196,7 @@ def _cases(
     if kind != "datalist":
         found = read_source(place, kind, mask_polarity=mask_polarity)
         return found.cases, found.problems, kind, root, {}
-    lists = read_datalist(place, "", keys=_paths())
+    lists = read_datalist(place, "", keys=_paths(), channels=True)
     parts = kept_parts(lists, root) if lists["training"] and lists["validation"] else {}
     return [case for members in lists.values() for case in members], [], kind, root, parts
 
@@ -226,16 +226,18 @@ def _entries(value: Any) -> tuple[str, ...]:
 def _relative(case: Case, base: Path) -> Case:
     """Write paths below the datalist relative to it."""
     start = f"{base}{os.sep}"
-    return {
-        key: value.removeprefix(start) if key in _paths() and isinstance(value, str) else value
-        for key, value in case.items()
-    }
+
+    def below(value: Any) -> Any:
+        return [below(each) for each in value] if isinstance(value, list) else value.removeprefix(start)
+
+    return {key: below(value) if key in _paths() else value for key, value in case.items()}
 
 
 def _report(
     cases: Sequence[Case], found: Survey, groups: Sequence[str], problems: Sequence[str], *, folder: str, kind: str
 ) -> dict[str, Any]:
     """Gather what scan prints and writes."""
+    from common.data.files import images_of
     from common.data.splits import subjects_of
     from common.data.survey import kind_of
 
@@ -258,7 +260,7 @@ def _report(
         table.append(entry)
     kinds: dict[str, list[str]] = {}
     for row, problem in found.problems.items():
-        kinds.setdefault(kind_of(problem, str(cases[row]["image"])), []).append(problem)
+        kinds.setdefault(kind_of(problem, images_of(cases[row])[0]), []).append(problem)
     return {
         "folder": str(Path(folder).expanduser().absolute()),
         "source": kind,

@@ -24,6 +24,7 @@ from .files import (
     case_name,
     existing_folder,
     images_of,
+    named_series,
     stem,
     volumes_in,
 )
@@ -41,7 +42,6 @@ __all__ = [
     "Case",
     "case_name",
     "channel_cases",
-    "datalist_content",
     "every_image",
     "existing_folder",
     "image_list",
@@ -63,24 +63,6 @@ def _texts(value: Any) -> list[str]:
     return value if isinstance(value, list) and all(isinstance(each, str) for each in value) else ["?"]
 
 
-def datalist_content(path: str | Path) -> dict[str, Any]:
-    """Read the JSON of a datalist.
-
-    Raises:
-        DataError: if it cannot be read or is no object.
-    """
-    path = Path(path).expanduser()
-    try:
-        content: Any = json.loads(path.read_text("utf-8-sig"))
-    except OSError as error:
-        raise DataError(f"the datalist {path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the datalist {path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f'{path} holds a {type(content).__name__}; a datalist is an object with a "training" list')
-    return content
-
-
 def read_datalist(
     path: str | Path, base: str | Path, *, keys: Sequence[str] = ("image", "label"), channels: bool = False
 ) -> dict[str, list[Case]]:
@@ -96,16 +78,23 @@ def read_datalist(
         DataError: if the file is not such a datalist.
     """
     path = Path(path).expanduser()
-    content = datalist_content(path)
+    try:
+        content: Any = json.loads(path.read_text("utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"the datalist {path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"the datalist {path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DataError(f'{path} holds a {type(content).__name__}; a datalist is an object with a "training" list')
     here = os.path.abspath(path.parent)
     there = os.path.abspath(Path(base or path.parent).expanduser())
 
     def absolute(value: str) -> str:
         value = os.path.expanduser(value)
-        beside = os.path.normpath(os.path.join(here, value))  # an absolute path stays as it is
+        beside = str(Path(here, value))  # an absolute path stays as it is
         if here == there or os.path.isabs(value) or os.path.exists(beside):
             return beside
-        other = os.path.normpath(os.path.join(there, value))
+        other = str(Path(there, value))
         return other if os.path.exists(other) else beside
 
     lists: dict[str, list[Case]] = {}
@@ -267,7 +256,7 @@ def image_list(
         files = [file for file in files if file not in before]
         if not files or (before and written.resolve() == inner.resolve()):
             raise DataError(f"the images lie in output_dir {output_dir} itself; give another --output_dir")
-    return channel_cases(files, channels=channels)
+    return named_series(channel_cases(files, channels=channels), inner)
 
 
 def every_image(dataset_dir: str = "", datalist: str | None = None, *, channels: int = 1) -> list[Case]:
@@ -290,5 +279,7 @@ def every_image(dataset_dir: str = "", datalist: str | None = None, *, channels:
     return [
         case
         for images in inner
-        for case in channel_cases([path.absolute() for path in volumes_in(images)], channels=channels)
+        for case in named_series(
+            channel_cases([path.absolute() for path in volumes_in(images)], channels=channels), images
+        )
     ]

@@ -26,6 +26,7 @@ __all__ = [
     "existing_folder",
     "images_of",
     "labelled_folders",
+    "named_series",
     "stem",
     "subject_of",
     "volumes_below",
@@ -156,6 +157,16 @@ def volumes_below(folder: Path, *, problems: list[str] | None = None) -> list[tu
             "your images"
         )
     return sorted(found, key=lambda each: each[0])
+
+
+def named_series(cases: list[Case], folder: Path) -> list[Case]:
+    """Call each DICOM series by its path below ``folder``, since its files and folders are called alike everywhere."""
+    for case in cases:
+        file = Path(images_of(case)[0])
+        if not file.name.lower().endswith(ENDINGS):
+            inner = file.relative_to(folder.absolute())
+            case["name"] = "_".join([*inner.parts[:-1], without_ending(inner.name)]) or folder.absolute().name
+    return cases
 
 
 def volumes_in(folder: Path) -> list[Path]:

@@ -292,6 +292,15 @@ def test_two_series_of_one_folder_are_two_volumes_and_patients_are_not_named(tmp
     assert len({case["name"] for case in cases}) == 2
 
 
+def test_series_of_the_same_name_are_predicted_under_names_of_their_own(tmp_path: Path) -> None:
+    for patient in ("1.2.3", "1.2.4"):
+        write_series(tmp_path / patient / "T1.5")
+    wanted = ["1.2.3_T1.5", "1.2.4_T1.5"]
+    assert [case["name"] for case in image_list(str(tmp_path))] == wanted
+    assert [case["name"] for case in every_image(str(tmp_path))] == wanted
+    assert image_list(str(tmp_path / "1.2.3" / "T1.5"))[0]["name"] == "T1.5"
+
+
 def test_a_file_of_many_frames_is_read_and_an_irregular_one_refused(tmp_path: Path) -> None:
     one = slices(EVEN)[0]
     planes = slices(EVEN)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from sys import intern
 
-from ..files import Case, labelled_folders, stem, subject_of, volumes_below
+from ..files import Case, labelled_folders, named_series, stem, subject_of, volumes_below
 from .base import Found
 
 __all__ = ["read_folder"]
@@ -40,11 +40,11 @@ def read_folder(path: Path) -> Found:
             if "_" in (name := stem(file)):
                 case["modality"] = intern(name.rsplit("_", 1)[1])
         if dicom is not None:
-            case["name"] = "_".join(Path(inner).with_suffix("").parts) or path.absolute().name
             patient = str(dicom.get("PatientID") or dicom.get("StudyInstanceUID") or inner)
             case.setdefault("subject", "dicom-" + hashlib.sha256(patient.encode()).hexdigest()[:12])
             case["modality"] = intern(str(dicom.get("Modality") or ""))
             if description := str(dicom.get("SeriesDescription") or ""):
                 case["series"] = intern(description)
         found.cases.append(case)
+    named_series(found.cases, path)
     return found
