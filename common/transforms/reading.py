@@ -194,8 +194,8 @@ def check_claim(path: str, shape: Sequence[int], dtype: np.dtype, *, before: int
     needed = before + voxels * dtype.itemsize
     if needed > (size * _DEFLATE if packed else size):
         raise DataError(
-            f"{path} claims {printed} voxels of {dtype}, {needed:,} bytes, but the file has {size:,}: it is cut short "
-            "or damaged; copy it again from its source"
+            f"{path} ({size:,} bytes) is cut short or damaged: its header claims {printed} voxels of {dtype}, "
+            f"{needed:,} bytes; copy it again from its source"
         )
 
 
