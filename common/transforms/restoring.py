@@ -31,6 +31,7 @@ from torch import Tensor
 from ..errors import SettingsError
 from ..memory import comfortable_bytes
 from .geometry import ResampleToSpacingd, resample_linear
+from .reading import without_ending
 from .writing import write_channels
 
 if TYPE_CHECKING:
@@ -91,8 +92,7 @@ class _Restoration:
 
 def _name(data: Mapping[Hashable, Any], image: MetaTensor) -> str:
     """Return the name of a case, else its image file's."""
-    file = Path(str(image.meta["filename_or_obj"]))
-    return str(data.get(CASE) or file.name.removesuffix(".gz").removesuffix(".nii"))
+    return str(data.get(CASE) or without_ending(Path(str(image.meta["filename_or_obj"])).name))
 
 
 class RestoreSegmentationd(MapTransform):
