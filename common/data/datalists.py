@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import DataError
 
 __all__ = [
+    "ANATOMY",
     "ANONYMISED",
     "LABEL",
     "LABELLED",
@@ -33,7 +34,8 @@ __all__ = [
 
 Case = dict[str, Any]  # image: a path, or one for each channel; label, masks: a path; name; columns such as centre
 ANONYMISED = "anonymization_mask"  # 1 where a volume was altered by defacing or brain extraction
-MASKS = (ANONYMISED, "anatomy_mask")
+ANATOMY = "anatomy_mask"  # 1 where there is anatomy
+MASKS = (ANONYMISED, ANATOMY)
 LABEL = "label"
 _SUFFIXES = (".nii", ".nii.gz")
 PROBABILITIES = "probabilities"  # folder beside predictions

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..data.store import StoredVolume
+from ..data.stored import StoredVolume
 from ..errors import SettingsError, WeightsError
 from ..weights.files import read_checkpoint, sha256, write_checkpoint, write_json
 from ..weights.transfer import keep_previous
