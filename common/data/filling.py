@@ -179,7 +179,9 @@ def _on_dask(function: Callable[[Case], object], cases: Sequence[Case], schedule
                         ) from problem
                     yield case, problem
         finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+            for future in running:
+                future.cancel()
+            executor.shutdown(wait=False)
 
 
 def _call(function: Callable[[Case], object], case: Case) -> None:
