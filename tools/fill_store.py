@@ -76,7 +76,7 @@ def prepare(
             num_workers=num_workers,
             strict=truth(strict),
             shares=parts,
-            first=random.SystemRandom().randrange(len(own)),  # processes with one list begin apart
+            order=random.SystemRandom().getrandbits(32),
             scheduler=scheduler or None,
             check_disk=truth(check_disk),
         )

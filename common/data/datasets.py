@@ -197,9 +197,9 @@ def prepare_pretraining_data(
 ) -> dict[str, VolumeTable]:
     """Find, check and prepare all volumes of a pre-training run.
 
-    Every process of a distributed run walks the list from its own starting point, so they share the work and none
-    waits. Volumes that cannot be used are printed and written to ``output_dir/skipped.json``. ``check_sources=False``
-    opens a store as it was opened before, without a look at the source files.
+    Every process of a distributed run walks the list in an order of its own, so they share the work and none waits.
+    Volumes that cannot be used are printed and written to ``output_dir/skipped.json``. ``check_sources=False`` opens a
+    store as it was opened before, without a look at the source files.
 
     Returns:
         ``training`` and ``validation`` volumes.
@@ -207,7 +207,7 @@ def prepare_pretraining_data(
     Raises:
         DataError: if nothing is usable, the disk is full, or ``strict`` and one volume is bad.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank = dist.get_rank() if dist.is_initialized() else 0
     lists = pretraining_lists(dataset_dir, datalist, least=volumes_per_sample)
     store = VolumeStore(store_dir, StoreSettings(spacing_mm=spacing_mm, reorient=reorient, dtype=store_dtype))
     prepared: dict[str, VolumeTable] = {}
@@ -218,7 +218,7 @@ def prepare_pretraining_data(
             num_workers=num_workers,
             strict=strict,
             check_sources=check_sources,
-            first=rank * len(cases) // world,
+            order=rank,
         )
         skipped += [str(problem) for problem in problems if str(problem) not in skipped]
     if skipped and rank == 0:

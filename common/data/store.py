@@ -23,6 +23,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import re
 import shutil
 import stat
@@ -159,8 +160,8 @@ class VolumeStore:
             channels=self.settings.channels,
             size=self.settings.size,
         )
-        sources = [{"path": str(Path(file).resolve()), "bytes": Path(file).stat().st_size} for file in images_of(case)]
         try:
+            sources = [{"path": os.path.realpath(file), "bytes": os.path.getsize(file)} for file in images_of(case)]
             prepared = chain({key: case[key] for key in ("image", *masks)})
         except Exception as error:
             raise explain(image, _root_cause(error)) from error
@@ -200,6 +201,8 @@ class VolumeStore:
             "masks": {name: len(content[mask_file(path, name)]) for name in masks},
             "sha256": {file.name[len(path.stem) :]: hashlib.sha256(data).hexdigest() for file, data in content.items()},
         }
+        if self.location(case) != path:
+            raise DataError(f"{image} changed while it was prepared; run again when it is complete")
         content[path.with_suffix(".json")] = (json.dumps(meta, indent=1) + "\n").encode()  # the last
         self._write(content)
         stored = self.get(case)
@@ -237,7 +240,7 @@ class VolumeStore:
         strict: bool = False,
         check_sources: bool = True,
         shares: int = 1,
-        first: int = 0,
+        order: int = 0,
         scheduler: str | None = None,
         check_disk: bool = True,
     ) -> tuple[VolumeTable, list[DataError]]:
@@ -250,7 +253,7 @@ class VolumeStore:
             check_sources: look at every source file, so that changed ones are prepared again; if not, the list is
                 opened as it was the last time.
             shares: into how many parts the whole work is split, of which this list is one; for the disk needed.
-            first: of the missing volumes, which to begin with, so that processes with one list start apart.
+            order: seed of the order in which volumes are prepared; processes with one list meet less if theirs differ.
             scheduler: address of a Dask scheduler whose workers prepare the volumes instead.
             check_disk: refuse to go on if the disk is too small for what is expected.
 
@@ -278,7 +281,7 @@ class VolumeStore:
         missing = {name: files[name] for name, row in rows.items() if row is None}
         if missing:
             queue = list(missing.values())
-            queue = queue[first % len(queue) :] + queue[: first % len(queue)]
+            random.Random(order).shuffle(queue)  # the first ones tell how much disk all will take
             found |= self._fill(queue, num_workers, shares=shares, scheduler=scheduler, check_disk=check_disk)
             rows |= self._rows(missing)
         for name, case in missing.items():
@@ -412,7 +415,7 @@ class VolumeStore:
         with os.scandir(self.root) as entries:
             left = [entry.path for entry in entries if entry.name.startswith(".") and ".part" in entry.name]
         for path in left:
-            with contextlib.suppress(FileNotFoundError, PermissionError):
+            with contextlib.suppress(OSError):
                 if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
                     os.unlink(path)
 

@@ -461,7 +461,7 @@ def test_writers_at_the_same_time(shards: int, images: Path, tmp_path: Path) -> 
     VolumeStore(tmp_path / "one", StoreSettings()).prepare(cases)
     store = VolumeStore(tmp_path / "many", StoreSettings())
     children = [
-        forked(lambda part=part: store.prepare(cases[part % shards :: shards], first=part)) for part in range(3)
+        forked(lambda part=part: store.prepare(cases[part % shards :: shards], order=part)) for part in range(3)
     ]
     assert [os.WEXITSTATUS(os.waitpid(child, 0)[1]) for child in children] == [0, 0, 0]
     assert content(tmp_path / "many") == content(tmp_path / "one")
@@ -485,6 +485,23 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) 
     assert not alive
     prepare(str(tmp_path / "images"), str(tmp_path / "store"), spacing_mm=0.5, num_workers=1)
     verify(str(tmp_path / "store"))
+
+
+def test_a_source_that_changes_meanwhile_is_not_taken(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = {"image": str(images / "case_0.nii.gz")}
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    chain = store_module.volume_preprocessing
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        write_volume(images / "case_0.nii.gz", blobs(7)[0])
+        return chain(*arguments, **options)
+
+    monkeypatch.setattr(store_module, "volume_preprocessing", slow)
+    with pytest.raises(DataError, match="changed while it was prepared"):
+        store.prepare_one(case)
+    assert not list(store.root.iterdir())
 
 
 # memory and disk
