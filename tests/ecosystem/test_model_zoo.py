@@ -391,7 +391,7 @@ def test_the_unit_test_that_the_zoo_asks_for(bundle: str, exported: Export, data
 # MONAI Deploy, whose package cannot be installed beside these: what its MonaiBundleInferenceOperator does, step by step
 
 
-def trained_bundle(bundle: str, folder: Path, **told: Any) -> Path:
+def trained_bundle(bundle: str, folder: Path, told: dict[str, Any]) -> Path:
     """Export a bundle with a model as training writes it, made with other settings than the defaults."""
     settings = narrow_settings(bundle)
     del settings["num_workers"]
@@ -400,8 +400,8 @@ def trained_bundle(bundle: str, folder: Path, **told: Any) -> Path:
     network = parser.get_parsed_content("network_def")
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(network.state_dict(), folder / "model.pt")
-    about = settings | {"bundle": bundle, "labels": ["background", "foreground"], "channels": 1, "regions": None} | told
-    write_json({"settings": about}, folder / "model.json")
+    about = {"bundle": bundle, "labels": ["background", "foreground"], "channels": 1, "regions": None}
+    write_json({"settings": settings | about | told}, folder / "model.json")
     return write_bundle(bundle, folder / bundle, settings={}, model=folder / "model.pt")
 
 
@@ -430,7 +430,8 @@ def deployed(script: Path, image: np.ndarray, affine: np.ndarray) -> Tensor:
 @pytest.mark.parametrize("bundle", WHOLE_CHAIN)
 def test_monai_deploy_answers_as_the_bundle_does(bundle: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With only the TorchScript file and the code at hand, and other spacing and normalisation than the defaults."""
-    folder = trained_bundle(bundle, tmp_path / "made", spacing_mm=[1.5, 1.2, 1.2], normalization="zscore_nonzero")
+    told = {"spacing_mm": [1.5, 1.2, 1.2], "normalization": "zscore_nonzero"}
+    folder = trained_bundle(bundle, tmp_path / "made", told)
     image, affine = blobs(7)[0], np.diag([-1.1, -1.2, 0.9, 1.0])  # a DICOM series runs to the left and back
     image[:, :5] = 0
     (tmp_path / "images").mkdir()
@@ -451,7 +452,7 @@ def test_monai_deploy_answers_as_the_bundle_does(bundle: str, tmp_path: Path, mo
 
 def test_a_model_of_another_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="was trained with simclr_resenc_l, not with mae_resenc_l"):
-        trained_bundle("mae_resenc_l", tmp_path, bundle="simclr_resenc_l")
+        trained_bundle("mae_resenc_l", tmp_path, {"bundle": "simclr_resenc_l"})
     assert not (tmp_path / "mae_resenc_l").exists()
 
 
@@ -493,7 +494,7 @@ def test_command_lines(exported: Export, tmp_path: Path) -> None:
 def test_at_the_published_size(bundle: str, tmp_path: Path) -> None:
     """The network, the 160^3 crops and the metadata that users have; 12 GB of memory.
 
-    The instance norms of onnxruntime lose digits over so many voxels: against float64 their error is six times PyTorch's.
+    The instance norms of onnxruntime lose digits over so many voxels: six times PyTorch's error, against float64.
     """
     encoder = write_encoder(bundle, tmp_path / "encoder.pt", {})
     folder = write_bundle(bundle, tmp_path / bundle, settings={}, encoder=encoder)
