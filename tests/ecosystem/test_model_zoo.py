@@ -397,7 +397,9 @@ def trained_bundle(bundle: str, folder: Path, told: dict[str, Any]) -> Path:
     del settings["num_workers"]
     parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "bundles" / bundle / "configs" / "inference.yaml")))
     parser.update(settings | {"ckpt_dir": str(folder / "nothing")})
-    network = parser.get_parsed_content("network_def")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = parser.get_parsed_content("network_def")
     folder.mkdir(parents=True, exist_ok=True)
     write_checkpoint(network.state_dict(), folder / "model.pt")
     about = {"bundle": bundle, "labels": ["background", "foreground"], "channels": 1, "regions": None}
