@@ -140,14 +140,43 @@ def _is_rule(key: str, value: Any) -> bool:
     return key == "normalization" and (value == "ct" or (isinstance(value, list) and "ct" in value))
 
 
-def _configs(bundle: str, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the complete configs of a bundle by the names of their JSON files."""
+def _of_model(bundle: str, model: Path) -> dict[str, Any]:
+    """Return what inference has to know of a fine-tuned model, by the JSON beside it.
+
+    It reads that JSON itself, but a TorchScript file with the config inside is used where there is none.
+
+    Raises:
+        SystemExit: if the model is of another bundle.
+    """
     from monai.bundle import ConfigParser
 
-    configs = {}
+    inference = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "inference.yaml"))
+    asked = {key for key, value in inference.items() if str(value).startswith(f"$@trained.get('{key}'")}
+    told: dict[str, Any] = json.loads(model.with_suffix(".json").read_text("utf-8"))["settings"]
+    if told.get("bundle", bundle) != bundle:
+        raise SystemExit(f"Stopped: {model} was trained with {told['bundle']}, not with {bundle}; name that bundle")
+    return {key: value for key, value in told.items() if key in asked}
+
+
+def _configs(
+    bundle: str, settings: Mapping[str, Any], of_model: Mapping[str, Any] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Return the complete configs of a bundle by the names of their JSON files.
+
+    Args:
+        bundle: of the collection.
+        settings: other defaults for all of them.
+        of_model: what a fine-tuned model was made for: defaults of segmentation, the network's size of all.
+    """
+    from monai.bundle import ConfigParser
+
+    configs, of_model = {}, of_model or {}
+    network = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "train.yaml"))["network_settings"]
+    sizes = {key: value for key, value in of_model.items() if key in network}
     for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
         config = _expanded(ConfigParser.load_config_file(str(file)))
-        configs[f"{file.stem}.json"] = _renamed(_with_settings(config, file.stem, settings))
+        own = {**(of_model if file.stem in ("train", "inference", "evaluate") else sizes), **settings}
+        configs[f"{file.stem}.json"] = _renamed(_with_settings(config, file.stem, own))
     for source, name in OVERLAYS.items():
         if (overlay := ROOT / "common" / "configs" / source).is_file():
             configs[name] = _renamed(ConfigParser.load_config_file(str(overlay)))
@@ -432,7 +461,9 @@ def write_bundle(
         shutil.copytree(
             ROOT / "common", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__", "configs", "*.pyc")
         )
-        configs = _configs(bundle, dict(settings) | ({"from_scratch": True} if from_scratch else {}))
+        of_model = _of_model(bundle, model) if model is not None else {}
+        configs = _configs(bundle, {**settings, **({"from_scratch": True} if from_scratch else {})}, of_model)
+        settings = {**of_model, **settings}
         for name, config in configs.items():
             write_json(config, folder / "configs" / name)
         metadata = _metadata(bundle, settings, derived)

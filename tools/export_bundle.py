@@ -91,7 +91,7 @@ def export_bundle(
         if weights_url and carried is None and model is None:
             raise SystemExit(f"Stopped: there are no weights of {name} to be fetched from {weights_url}")
         if model is not None:
-            _check_model(Path(model), known_settings(name), read_checkpoint)
+            _check_model(Path(model), read_checkpoint)
         version = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text("utf-8"))["version"]
         place: dict[str, Any] = {"version": version, "private": truth(private)}
         there = check_repository(push, overwrite=replace, **place) if push is not None else None
@@ -114,17 +114,18 @@ def export_bundle(
             push_bundle(target, push, there=there, **place)
 
 
-def _check_model(model: Path, known: dict[str, Any], read: Any) -> None:
-    """Refuse a model that was trained for other labels than the bundle's, or without the JSON beside it."""
+def _check_model(model: Path, read: Any) -> None:
+    """Refuse a model that was trained for another task than the bundle's, or without the JSON beside it."""
     read(model)
     sidecar = model.with_suffix(".json")
     if not sidecar.is_file():
         raise SystemExit(f"Stopped: {sidecar} is missing; training writes it beside the model, and inference needs it")
-    labels = json.loads(sidecar.read_text("utf-8")).get("settings", {}).get("labels")
-    if labels != ["background", "foreground"]:
+    told = json.loads(sidecar.read_text("utf-8")).get("settings", {})
+    task = told.get("labels"), told.get("channels", 1), told.get("regions")
+    if task != (["background", "foreground"], 1, None):
         raise SystemExit(
-            f"Stopped: {model} was trained for {labels}; make a bundle for these labels with tools/new_task.py, which "
-            "takes --model too"
+            f"Stopped: {model} was trained for labels {task[0]}, channels {task[1]} and regions {task[2]}; make a "
+            "bundle for this task with tools/new_task.py, which takes --model too"
         )
 
 

@@ -141,9 +141,14 @@ def check_settings(bundle_root: str = ".") -> None:
         arguments = ConfigParser.load_config_file(file)
         config_file = config_file or arguments.get("config_file")
         given = arguments | given
-    told = unknown_settings(given, ConfigParser.load_config_files(config_file))
-    if told:
+    config = ConfigParser.load_config_files(config_file)
+    if told := unknown_settings(given, config):
         raise SettingsError(told)
+    if (frame.f_locals.get("tracking") or given.get("tracking")) and str(config.get("train")).startswith("%"):
+        raise SettingsError(
+            "--tracking would track nothing: MONAI adds its handlers to a config that is complete, as those of an "
+            "exported bundle are; write one with tools/export_bundle.py, or use TensorBoard, which is always on"
+        )
     parser = frame.f_locals["workflow"].parser
     texts = {name: value for name, value in meant_values(given).items() if value is not given[name]}
     texts |= {name: None for name, value in given.items() if value is None and name not in _OWN}  # MONAI drops those

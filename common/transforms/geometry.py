@@ -21,6 +21,9 @@ from torch import Tensor
 
 __all__ = ["ResampleToSpacingd", "ResizeTod", "SliceAxisFirstd", "resample_linear", "resampled_shape", "slice_axis"]
 
+# of the space of a NIfTI affine, which is what images have here. Without them MONAI asks what the reader has noted, and
+# MONAI Deploy notes LPS beside a NIfTI affine
+_AXIS_ENDS = (("L", "R"), ("P", "A"), ("I", "S"))
 _ANISOTROPY = 3.0  # coarser than this against the finest axis, and slices are resampled one by one
 
 
@@ -123,7 +126,7 @@ class SliceAxisFirstd(MapTransform, InvertibleTransform):
 
     @staticmethod
     def _turn(image: MetaTensor, codes: str) -> MetaTensor:
-        orientation = Orientation(axcodes=codes, labels=None)
+        orientation = Orientation(axcodes=codes, labels=_AXIS_ENDS)
         with orientation.trace_transform(False):
             return orientation(image)
 

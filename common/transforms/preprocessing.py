@@ -11,7 +11,14 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, LoadImaged, MapTransform, NormalizeIntensity
+from monai.transforms import (
+    Compose,
+    CropForegroundd,
+    EnsureChannelFirstd,
+    LoadImaged,
+    MapTransform,
+    NormalizeIntensity,
+)
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
@@ -183,8 +190,8 @@ def volume_preprocessing(
 ) -> Compose:
     """Build the chain: read, check, axes, crop to non-zero, normalise, resample.
 
-    Every step but the first two and the normalisation is invertible, so MONAI's ``Invertd`` brings predictions back to
-    the file's own grid. The order is the reference's: normalise over all voxels of the cropped image, then resample.
+    Every step but the first three and the normalisation is invertible, so MONAI's ``Invertd`` brings predictions back
+    to the file's own grid. The order is the reference's: normalise over all voxels of the cropped image, then resample.
 
     Args:
         keys: ``image``, and integer maps on its grid where there are any (``label``, masks).
@@ -198,7 +205,8 @@ def volume_preprocessing(
     schemes = [normalization] if isinstance(normalization, (str, Mapping)) else list(normalization)
     return Compose(
         [
-            load_volumes(keys),
+            load_volumes(keys),  # MONAI Deploy leaves this one out and reads by itself
+            EnsureChannelFirstd(keys),
             CheckVolumed("image", channels=channels),
             SliceAxisFirstd(keys, reorient=reorient),
             CropForegroundd(keys, source_key="image", select_fn=nonzero, allow_smaller=True),

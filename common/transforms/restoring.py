@@ -92,7 +92,12 @@ class _Restoration:
 
 def _name(data: Mapping[Hashable, Any], image: MetaTensor) -> str:
     """Return the name of a case, else its image file's."""
-    return str(data.get(CASE) or without_ending(Path(str(image.meta["filename_or_obj"])).name))
+    return str(data.get(CASE) or without_ending(Path(_file(image)).name))
+
+
+def _file(image: MetaTensor) -> str:
+    """Return the file of an image; MONAI Deploy has read a DICOM series and names none."""
+    return str(image.meta.get("filename_or_obj", "image"))
 
 
 class RestoreSegmentationd(MapTransform):
@@ -118,7 +123,7 @@ class RestoreSegmentationd(MapTransform):
             image = out[self.orig_key]
             restoration = _Restoration(image, self.transform)
             labels = restoration.to_file(self.task.decode_outputs(restoration.outputs(_plain(out[key]))))
-            labels.meta[SOURCE] = str(image.meta["filename_or_obj"])
+            labels.meta[SOURCE] = _file(image)
             labels.meta["filename_or_obj"] = f"{_name(out, image)}.nii.gz"
             out[key] = labels
         return out

@@ -352,7 +352,7 @@ def test_a_trained_model_becomes_a_bundle(encoders: dict[str, Path], data: Path,
         new_task("mae_resenc_l", str(tmp_path / "ready"), model=str(tmp_path / "model.pt"), **sizes)
     settings = {"labels": ["background", "lesion"], "channels": 1, "patch_size": [16, 16, 16], "spacing_mm": 1.0}
     write_json({"settings": settings | network_settings("mae_resenc_l")}, tmp_path / "model.json")
-    with pytest.raises(SystemExit, match=r"trained for \['background', 'lesion'\].*new_task"):
+    with pytest.raises(SystemExit, match=r"trained for labels \['background', 'lesion'\].*new_task"):
         export_bundle("mae_resenc_l", output=str(tmp_path / "x"), model=str(tmp_path / "model.pt"), **sizes)
     new_task("mae_resenc_l", str(tmp_path / "ready"), model=str(tmp_path / "model.pt"), **sizes)
     assert (tmp_path / "ready" / "models" / "model.pt").read_bytes() == (tmp_path / "model.pt").read_bytes()

@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import monai.bundle
@@ -21,13 +26,20 @@ from monai.networks.utils import get_state_dict
 from common.optimizers import FineTuningSchedule, Poly
 from common.weights import read_checkpoint, sha256
 
-from ..conftest import blobs, small_settings, write_volume
+from ..conftest import ROOT, blobs, small_settings, write_volume
 from .conftest import code_of
+
+sys.path.insert(0, str(ROOT / "tools"))
+import federated
 
 BUNDLE = "mae_resenc_l"
 WORKFLOWS = ["pretrain", "train"]
 SITES = {"north": 5, "south": 3}  # volumes of each
 STEPS = 6
+PLACES = ("dataset_dir", "output_dir", "ckpt_dir", "store_dir")
+METRICS = {"pretrain": "val_loss", "train": "val_dice"}
+# what a federation leaves at a site, and the part of its weights that this file holds
+FILES = {"pretrain": ("pretrained_encoder.pt", "backbone."), "train": ("model.pt", "")}
 Weights = dict[str, np.ndarray]
 
 
@@ -52,11 +64,12 @@ def sites(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings_of(workflow: str, data: Path, folder: Path, epochs: int) -> dict[str, Any]:
     """Return what a client is told of its config: the whole length, where its data are, where it may write."""
-    places = {"dataset_dir": data, "output_dir": folder / "out", "ckpt_dir": folder / "models"}
-    settings: dict[str, Any] = {name: str(path) for name, path in {**places, "store_dir": folder / "store"}.items()}
+    places = (data, folder / "out", folder / "models", folder / "store")
+    settings: dict[str, Any] = {name: str(path) for name, path in zip(PLACES, places, strict=True)}
     settings |= {"epochs": epochs, "iterations_per_epoch": STEPS, "val_iterations": 4, "batch_size": 2}
     settings |= small_settings(BUNDLE) | {"lr": 0.05, "momentum": 0.9, "resume": "rounds"}
     if workflow == "train":
+        del settings["block_size"]
         settings |= {"labels": ["background", "ball"], "from_scratch": True, "schedule": "sawtooth"}
         settings |= {"warmup_epochs": 1, "decoder_epochs": 1}
     return settings
@@ -106,7 +119,7 @@ def mean(weights: Sequence[Weights], shares: Sequence[float]) -> Weights:
 @pytest.mark.parametrize("workflow", WORKFLOWS)
 def test_two_sites_learn_together(workflow: str, bundle: Path, sites: Path, tmp_path: Path) -> None:
     """FedAvg over two sites; one of them is stopped after the second round and started again."""
-    rounds, metric = 4, {"pretrain": "val_loss", "train": "val_dice"}[workflow]
+    rounds, metric = 4, METRICS[workflow]
     settings = {site: settings_of(workflow, sites / site, tmp_path / site, rounds) for site in SITES}
     clients = {site: Client(bundle, workflow, settings[site], send_weight_diff=False) for site in SITES}
     volumes = list(SITES.values())
@@ -203,3 +216,93 @@ def test_mistakes_end_in_a_sentence(bundle: Path, sites: Path, tmp_path: Path) -
     (tmp_path / "run" / "models" / "pretraining_state.pt").unlink()
     with stops("is not from a run that could be resumed here"):
         Client(bundle, "pretrain", settings)
+
+
+def arguments_of(settings: dict[str, Any]) -> list[str]:
+    return [part for name, value in settings.items() for part in (f"--{name}", json.dumps(value))]
+
+
+def shared_settings(workflow: str) -> dict[str, Any]:
+    """Return the settings that all sites have, without folders and what the tool itself sets."""
+    settings = settings_of(workflow, Path(), Path(), 1)
+    return {name: value for name, value in settings.items() if name not in PLACES and name not in ("epochs", "resume")}
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_the_client_of_nvflare(
+    workflow: str, bundle: Path, sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script that runs at a site, with a server that sends two rounds and, in the end, its model."""
+    monkeypatch.chdir(tmp_path)
+    config = json.loads((bundle / "configs" / f"{workflow}.json").read_text())
+    federated._write_start(bundle, config | settings_of(workflow, Path(), Path(), 4), federated.WORKFLOWS[workflow])
+    start = {name: value.numpy() for name, value in read_checkpoint(federated.START).items()}
+    end = {name: value + np.float32(0.01) for name, value in start.items()}
+    told = {"workflow": workflow, "rounds": 2, "local_epochs": 2, "output": "$RESULTS", "data": "$DATA/north"}
+    settings = shared_settings(workflow) | {"epochs": 4, "resume": "rounds"}
+    (tmp_path / "north.json").write_text(json.dumps(told | {"bundle": str(bundle), "settings": settings}))
+    (tmp_path / federated.CLIENT).write_text((ROOT / "tools" / federated.CLIENT).read_text())
+    for name, value in (("RESULTS", tmp_path / "results"), ("DATA", sites)):
+        monkeypatch.setenv(name, str(value))
+
+    models, sent = [start, start, end], []
+    server = ModuleType("nvflare.client")
+    server.__dict__.update(
+        init=lambda: None,
+        get_site_name=lambda: "north",
+        is_running=lambda: True,
+        receive=lambda: SimpleNamespace(params=models[len(sent)]) if len(sent) < 3 else None,
+        is_evaluate=lambda: len(sent) == 2,
+        send=sent.append,
+        FLModel=SimpleNamespace,
+    )
+    monkeypatch.setitem(sys.modules, "nvflare", ModuleType("nvflare"))
+    monkeypatch.setitem(sys.modules, "nvflare.client", server)
+    monkeypatch.setattr(sys.modules["nvflare"], "client", server, raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    runpy.run_path(str(tmp_path / federated.CLIENT), run_name="__main__")
+
+    metric, (name, kept) = METRICS[workflow], FILES[workflow]
+    assert [model.meta["NUM_STEPS_CURRENT_ROUND"] for model in sent[:2]] == [4, 4]  # one of five is held out
+    assert all(model.params.keys() == start.keys() and metric in model.metrics for model in sent[:2])
+    assert sent[2].metrics.keys() == sent[0].metrics.keys()
+    file = tmp_path / "results" / "north" / "models" / name
+    written = read_checkpoint(file)
+    assert written.keys() == {key.removeprefix(kept) for key in end if key.startswith(kept)}
+    assert all(np.array_equal(written[key].numpy(), end[kept + key]) for key in written)
+    about = json.loads(file.with_suffix(".json").read_text())
+    assert (about["sha256"], about["rounds"], about["settings"]["bundle"]) == (sha256(file), 2, BUNDLE)
+    assert about["at_this_site"][metric] == sent[2].metrics[metric]
+
+
+def test_the_tool_says_what_is_wrong(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="name each once, with its folder"):
+        federated._sites("A=/data/a,A=/data/b")
+    assert federated._sites("A=/data/a, B=$DATA") == {"A": "/data/a", "B": "$DATA"}
+    monkeypatch.setitem(sys.modules, "nvflare", None)
+    with pytest.raises(SystemExit, match="pip install nvflare"):
+        federated.federated(str(bundle), "pretrain", sites="A=/data/a")
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS)
+def test_a_federation_of_nvflare(workflow: str, bundle: Path, sites: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nvflare")
+    settings = shared_settings(workflow)
+    command = [sys.executable, str(ROOT / "tools" / "federated.py"), str(bundle), workflow, "--rounds", "3"]
+    places = ["--sites", ",".join(f"{site}={sites / site}" for site in SITES), "--output", str(tmp_path / "run")]
+    done = subprocess.run([*command, *places, *arguments_of(settings)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    scores = re.findall(rf"after \d rounds: north {METRICS[workflow]} ([\d.]+)", done.stdout)
+    assert len(scores) == 4
+    better = float(scores[0]) - float(scores[3])
+    assert better > 0 if workflow == "pretrain" else better < 0, scores
+    files = [tmp_path / "run" / site / "models" / FILES[workflow][0] for site in SITES]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    again = subprocess.run([*command, *places, *arguments_of(settings)], capture_output=True, text=True, timeout=600)
+    assert again.returncode == 1
+    assert "hold another run already" in again.stderr
+    places[1] = f"north={sites / 'north'},south={tmp_path / 'nowhere'}"
+    places[3] = str(tmp_path / "other")
+    wrong = subprocess.run([*command, *places, *arguments_of(settings)], capture_output=True, text=True, timeout=600)
+    assert wrong.returncode == 1
+    assert f"Stopped: south: there is no folder {tmp_path / 'nowhere'}" in wrong.stderr

@@ -13,7 +13,7 @@ import monai.bundle
 import pytest
 from monai.handlers import mlflow_handler
 
-from ..conftest import blobs, small_settings, write_volume
+from ..conftest import blobs, pretraining, run, small_settings, write_volume
 from .conftest import PATCH, code_of
 
 BUNDLE = "mae_resenc_l"
@@ -163,3 +163,11 @@ def test_what_mlflow_keeps(workflow: str, bundle: Path, data: Path, tmp_path: Pa
         for name in run.data.metrics
     }
     expect(workflow, history)
+
+
+def test_tracking_nothing_is_an_error(data: Path, tmp_path: Path) -> None:
+    """MONAI adds no handlers where the workflow is still a reference to another file, and says nothing."""
+    arguments = pretraining(tmp_path, data / "images", epochs=1)
+    result = run(BUNDLE, "pretrain", *arguments, "--tracking", "mlflow", check=False)
+    assert result.returncode == 1
+    assert "Stopped: --tracking would track nothing" in result.stderr
