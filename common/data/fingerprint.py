@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.transforms import Compose, CropForegroundd
+from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
@@ -85,6 +85,7 @@ def fingerprint(
     chain = Compose(
         [
             load_volumes(["image", LABEL]),
+            EnsureChannelFirstd(["image", LABEL]),
             SliceAxisFirstd(["image", LABEL], reorient=reorient),
             CropForegroundd(["image", LABEL], source_key="image", select_fn=nonzero, allow_smaller=True),
         ]

@@ -88,10 +88,10 @@ def check_values(name: str, values: np.ndarray) -> None:
 
 
 def load_volumes(keys: KeysCollection) -> LoadImaged:
-    """Build MONAI's loader for every format of :class:`VolumeReader`, channels first."""
+    """Build MONAI's loader for every format of :class:`VolumeReader`; ``EnsureChannelFirstd`` is to follow."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MONAI also makes its own readers, which complain of what they lack
-        return LoadImaged(keys, reader=VolumeReader(), ensure_channel_first=True, image_only=True)
+        return LoadImaged(keys, reader=VolumeReader(), image_only=True)
 
 
 class CheckVolumed(MapTransform):
