@@ -53,7 +53,8 @@ PEERS = {
 }
 PEER_FOLDER = ROOT / ".venv-peers"
 PUBLISHED = 160
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+MARKS = ("<!-- figures -->", "<!-- end of figures -->")  # in a page, around what is written anew
+DATA_MARKS = ("<!-- data figures -->", "<!-- end of data figures -->")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -915,7 +916,8 @@ def benchmark(
         compile: torch.compile the networks.
         profile: also print where the time of a step goes.
         shared: for a CPU that others use too: one thread, and processor time instead of wall time.
-        output: Markdown file to write; in one with the two figure marks, only what lies between them.
+        output: Markdown file to write; in one with the marks of figures, those of data alone for --parts data, only what
+            lies between them.
         settings: any top-level setting of pretrain.yaml, such as --checkpointing true.
     """
     import yaml
@@ -954,7 +956,7 @@ def benchmark(
         told = ", ".join(f"{ratio:.2f} of {name}" for name, ratio in step["ratios"].items())
         print(f"[{index + 1}/{len(chosen)}] {cell}: {step['seconds']:.2f} s, {told}", file=sys.stderr, flush=True)
         if output:  # what is measured is not lost if a later bundle fails
-            _write(Path(output), "\n".join([head, *_step_tables(steps, options)]))
+            _write(Path(output), "\n".join([head, *_step_tables(steps, options)]), MARKS)
     text = [head, *(_step_tables(steps, options) if steps else [])]
     if {"views", "store"} & set(wanted):
         print("views and store", file=sys.stderr, flush=True)
@@ -965,15 +967,16 @@ def benchmark(
     page = "\n".join(text)
     print(page)
     if output:
-        _write(Path(output), page)
+        _write(Path(output), page, DATA_MARKS if wanted == ["data"] else MARKS)
 
 
-def _write(path: Path, page: str) -> None:
+def _write(path: Path, page: str, marks: tuple[str, str]) -> None:
     """Write the figures, keeping what people wrote around them."""
+    begin, end = marks
     old = path.read_text("utf-8") if path.exists() else ""
-    if BEGIN in old and END in old:
-        before, rest = old.split(BEGIN, 1)
-        page = f"{before}{BEGIN}\n\n{page}\n{END}{rest.split(END, 1)[1]}"
+    if begin in old and end in old:
+        before, rest = old.split(begin, 1)
+        page = f"{before}{begin}\n\n{page}\n{end}{rest.split(end, 1)[1]}"
     path.write_text(page, "utf-8")
 
 

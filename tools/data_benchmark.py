@@ -176,34 +176,36 @@ def _cold(ways: dict[str, Callable[[int], Any]], files: dict[str, list[Path]], r
 def _formats(folder: Path, whole: Sequence[np.ndarray], spatial: Any, repeats: int) -> list[dict[str, Any]]:
     """Compare precisions, codecs and chunks of the store."""
     import blosc2
+    import torch
 
     codecs, filters = blosc2.Codec, blosc2.Filter
-    variants: dict[str, tuple[str, Any, int, Any, int]] = {
-        "float16, lz4, bitshuffle, 64^3 (the store)": ("float16", codecs.LZ4, 5, filters.BITSHUFFLE, 64),
-        "float16, lz4, bitshuffle, 128^3": ("float16", codecs.LZ4, 5, filters.BITSHUFFLE, 128),
-        "float16, lz4, shuffle, 64^3": ("float16", codecs.LZ4, 5, filters.SHUFFLE, 64),
-        "float16, zstd 1, bitshuffle, 64^3": ("float16", codecs.ZSTD, 1, filters.BITSHUFFLE, 64),
-        "float32, lz4, bitshuffle, 64^3 (store_dtype float32)": ("float32", codecs.LZ4, 5, filters.BITSHUFFLE, 64),
-        "float32, zstd 1, bitshuffle, 64^3": ("float32", codecs.ZSTD, 1, filters.BITSHUFFLE, 64),
+    own, small, large = ((64,) * 3, (16, 16, 32)), ((64,) * 3, (32,) * 3), ((128,) * 3, (32,) * 3)
+    variants: dict[str, tuple[str, Any, int, Any, Any]] = {
+        "float16, lz4, bitshuffle (the store)": ("float16", codecs.LZ4, 5, filters.BITSHUFFLE, own),
+        "the same, blocks of 32^3": ("float16", codecs.LZ4, 5, filters.BITSHUFFLE, small),
+        "the same, chunks of 128^3, blocks of 32^3": ("float16", codecs.LZ4, 5, filters.BITSHUFFLE, large),
+        "float16, lz4, shuffle": ("float16", codecs.LZ4, 5, filters.SHUFFLE, own),
+        "float16, zstd 1, bitshuffle": ("float16", codecs.ZSTD, 1, filters.BITSHUFFLE, own),
+        "float32, lz4, bitshuffle (store_dtype float32)": ("float32", codecs.LZ4, 5, filters.BITSHUFFLE, own),
+        "float32, zstd 1, bitshuffle": ("float32", codecs.ZSTD, 1, filters.BITSHUFFLE, own),
     }
     values = whole[0]
     ways: dict[str, Callable[[int], Any]] = {}
     rows = []
-    for index, (name, (dtype, codec, level, filter_, chunk)) in enumerate(variants.items()):
+    for index, (name, (dtype, codec, level, filter_, (chunks, blocks))) in enumerate(variants.items()):
         path = folder / f"format_{index}.b2nd"
         blosc2.asarray(
             values.astype(dtype),
-            chunks=[min(chunk, n) for n in values.shape],
-            blocks=[min(32, n) for n in values.shape],
+            chunks=list(map(min, chunks, values.shape)),
+            blocks=list(map(min, blocks, values.shape)),
             cparams={"codec": codec, "clevel": level, "filters": [filter_], "nthreads": 1},
             urlpath=str(path),
         )
 
-        def read(i: int, path: Path = path) -> np.ndarray:
+        def read(i: int, path: Path = path) -> torch.Tensor:
             draw = spatial.draw(np.random.default_rng(i), values.shape)
             where = tuple(slice(a, b) for a, b in zip(draw.start, draw.stop, strict=True))
-            array: np.ndarray = blosc2.open(str(path), mode="r")[where]
-            return array.astype(np.float32)
+            return torch.from_numpy(blosc2.open(str(path), mode="r")[where]).float()
 
         ways[name] = read
         error = np.abs(values.astype(dtype).astype(np.float32) - values).max()

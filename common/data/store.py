@@ -57,7 +57,7 @@ R = TypeVar("R")
 INVERTED = "inverted_masks"  # key of a case: names of its masks whose 0 and 1 are to be exchanged
 _NAMING = 1  # of files; raise when the same settings begin to give other voxels
 _LAYOUT = 2  # of the JSON: 1 had neither checksums nor voxels of the anatomy mask; both are read
-_CHUNK, _BLOCK = 64, 32
+_CHUNK, _BLOCK = (64, 64, 64), (16, 16, 32)
 _VOXELS_KEPT, _ANATOMY_KEPT = 10_000, 1_000
 _STALE_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600
 _THREADS, _FEW = 16, 2000  # waiting for a file system, if there are more files than these
@@ -525,8 +525,8 @@ def _frame(array: np.ndarray) -> bytes:
     """Return a chunked, compressed array as the bytes of its file."""
     return blosc2.asarray(
         np.ascontiguousarray(array),
-        chunks=(1,) * (array.ndim - 3) + tuple(min(_CHUNK, n) for n in array.shape[-3:]),
-        blocks=(1,) * (array.ndim - 3) + tuple(min(_BLOCK, n) for n in array.shape[-3:]),
+        chunks=(1,) * (array.ndim - 3) + tuple(map(min, _CHUNK, array.shape[-3:])),
+        blocks=(1,) * (array.ndim - 3) + tuple(map(min, _BLOCK, array.shape[-3:])),
         cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
         dparams={"nthreads": 1},
     ).to_cframe()
