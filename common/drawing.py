@@ -10,6 +10,7 @@ import matplotlib
 import nibabel as nib
 import numpy as np
 
+from .transforms import as_nifti
 from .weights.files import replace_file
 
 matplotlib.use("Agg")
@@ -99,13 +100,13 @@ def draw_prediction(
     """Draw a predicted file on its image file, both as they lie on the disk, in canonical axes.
 
     Args:
-        image: NIfTI; of several channels the first is shown.
+        image: volume; of several channels the first is shown.
         prediction: label map on its grid.
         path: PNG to write.
         labels: names of the values 0, 1, 2, ...
         title: above the picture.
     """
-    volume, marks = (nib.as_closest_canonical(nib.load(file)) for file in (image, prediction))
+    volume, marks = (nib.as_closest_canonical(as_nifti(file)) for file in (image, prediction))
     voxels = np.asarray(volume.dataobj, dtype=np.float32)
     voxels = voxels[..., 0] if voxels.ndim == 4 else voxels
     draw_overlay(

@@ -18,6 +18,9 @@ import torch.distributed as dist
 __all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "sentence"]
 
 
+_IN_A_WORKER = "in DataLoader worker process"
+
+
 class _MendableError(ValueError):
     """What a user can mend."""
 
@@ -74,7 +77,10 @@ def sentence(error: BaseException) -> str | None:
     package = __name__.split(".")[0]
     for chain in causes(error):
         if isinstance(chain, (DataError, WeightsError, SettingsError)):
-            return str(chain)
+            told = str(chain)
+            if _IN_A_WORKER in told:  # PyTorch puts the traceback of a loader's process in front of the message
+                told = told.rstrip().splitlines()[-1].partition(": ")[2]
+            return told
         if isinstance(chain, OSError) and chain.errno == errno.ENOSPC:
             where = chain.filename or "the output folder"
             return f"the disk is full while writing {where}; free some space and run again, it goes on from there"

@@ -5,6 +5,7 @@
   python tools/benchmark.py --cells mae_resenc_l,spark3d_resenc_l --parts steps
   python tools/benchmark.py --peers true --output docs/benchmark.md    # also against other packages
   python tools/benchmark.py --device cuda --patch_size 160 --batch_size 2 --checkpointing true
+  python tools/benchmark.py --parts data                               # the data path alone
   python tools/benchmark.py --help                                     # all options
 
 A bundle's own pretrain.yaml decides what is measured: method, loss, views, optimizer, full-size networks. The yardstick
@@ -30,6 +31,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from data_benchmark import data_tables, measure_data_path
 from environment import ROOT, RUNTIME, ensure
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["benchmark"]
 
 T = TypeVar("T")
-PARTS = ("steps", "views", "store")
+PARTS = ("steps", "views", "store", "data")
 PEERS = {
     "dynamic-network-architectures": "0.4.4",
     "batchgenerators": "0.25.5",
@@ -51,7 +53,8 @@ PEERS = {
 }
 PEER_FOLDER = ROOT / ".venv-peers"
 PUBLISHED = 160
-BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+MARKS = ("<!-- figures -->", "<!-- end of figures -->")  # in a page, around what is written anew
+DATA_MARKS = ("<!-- data figures -->", "<!-- end of data figures -->")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -743,6 +746,15 @@ def _yardstick(what: str, name: str, ours: float, theirs: float, *, allowed: flo
     return {"what": what, "yardstick": name, "ours": ours, "theirs": theirs, "allowed": allowed}
 
 
+def _measure_data_path(options: Options) -> dict[str, Any]:
+    """Measure the data path on volumes of 256^3 for crops of the published size."""
+    _prepare(options)
+    with tempfile.TemporaryDirectory() as name:
+        return measure_data_path(
+            Path(name), options.views_size * 256 // PUBLISHED, options.views_size, max(3, options.repeats)
+        )
+
+
 # how it is run and told
 
 
@@ -891,7 +903,7 @@ def benchmark(
 
     Args:
         cells: bundles, separated by commas.
-        parts: of steps, views, store.
+        parts: of steps, views, store, data (the data path against MONAI's datasets and .npy; needs 2 GB of disk).
         patch_size: side of the crops of a training step, a multiple of 32 (for the U-Net at least 64). 160 is
             published; below that VoCo and SimCLR get fewer crops of each image.
         batch_size: images of a step.
@@ -904,7 +916,8 @@ def benchmark(
         compile: torch.compile the networks.
         profile: also print where the time of a step goes.
         shared: for a CPU that others use too: one thread, and processor time instead of wall time.
-        output: Markdown file to write; in one with the two figure marks, only what lies between them.
+        output: Markdown file to write; in one with the marks of figures, those of data alone for --parts data, only what
+            lies between them.
         settings: any top-level setting of pretrain.yaml, such as --checkpointing true.
     """
     import yaml
@@ -943,23 +956,27 @@ def benchmark(
         told = ", ".join(f"{ratio:.2f} of {name}" for name, ratio in step["ratios"].items())
         print(f"[{index + 1}/{len(chosen)}] {cell}: {step['seconds']:.2f} s, {told}", file=sys.stderr, flush=True)
         if output:  # what is measured is not lost if a later bundle fails
-            _write(Path(output), "\n".join([head, *_step_tables(steps, options)]))
+            _write(Path(output), "\n".join([head, *_step_tables(steps, options)]), MARKS)
     text = [head, *(_step_tables(steps, options) if steps else [])]
     if {"views", "store"} & set(wanted):
         print("views and store", file=sys.stderr, flush=True)
         text += _data_tables(_alone(_measure_data, chosen, wanted, options), wanted, options)
+    if "data" in wanted:
+        print("data", file=sys.stderr, flush=True)
+        text += data_tables(_alone(_measure_data_path, options), _table)
     page = "\n".join(text)
     print(page)
     if output:
-        _write(Path(output), page)
+        _write(Path(output), page, DATA_MARKS if wanted == ["data"] else MARKS)
 
 
-def _write(path: Path, page: str) -> None:
+def _write(path: Path, page: str, marks: tuple[str, str]) -> None:
     """Write the figures, keeping what people wrote around them."""
+    begin, end = marks
     old = path.read_text("utf-8") if path.exists() else ""
-    if BEGIN in old and END in old:
-        before, rest = old.split(BEGIN, 1)
-        page = f"{before}{BEGIN}\n\n{page}\n{END}{rest.split(END, 1)[1]}"
+    if begin in old and end in old:
+        before, rest = old.split(begin, 1)
+        page = f"{before}{begin}\n\n{page}\n{end}{rest.split(end, 1)[1]}"
     path.write_text(page, "utf-8")
 
 

@@ -28,19 +28,20 @@ __all__ = ["evaluate"]
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:
-    """Return the NIfTI files below a folder by their path in it without endings, hidden ones left out."""
+    """Return the volumes below a folder by their path in it without endings, hidden ones left out."""
     from common.errors import DataError
+    from common.transforms import ENDINGS, without_ending
 
     found: dict[str, Path] = {}
     for path in sorted(folder.rglob("*")):
         inner = path.relative_to(folder)
-        if path.name.endswith((".nii", ".nii.gz")) and not any(part.startswith(".") for part in inner.parts):
-            name = inner.as_posix().removesuffix(".gz").removesuffix(".nii")
+        if path.name.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in inner.parts):
+            name = without_ending(inner.as_posix())
             if name in found:
                 raise DataError(f"{folder} holds both {found[name].name} and {path.name}; keep one of them")
             found[name] = path
     if not found:
-        raise DataError(f"{folder} holds no file ending in .nii or .nii.gz; give the folder with the label maps")
+        raise DataError(f"{folder} holds no file ending in {', '.join(ENDINGS)}; give the folder with the label maps")
     return found
 
 

@@ -90,30 +90,31 @@ class Chain:
 
 def _sizes(folder: Path) -> tuple[float, int, float]:
     """Return the entry of ``_SIZES`` for these volumes, whose crops then show much of them; reads headers only."""
-    import nibabel as nib
     import numpy as np
-    from nibabel.filebasedimages import ImageFileError
+
+    sys.path.insert(0, str(ROOT))
+    from common.errors import DataError
+    from common.transforms import read_header
 
     lists = json.loads((folder / "datalist.json").read_text("utf-8"))
     sides = []
     for case in lists["training"][:20]:
         try:
-            header = nib.load(folder / case["image"]).header
-        except (OSError, ImageFileError):
+            header = read_header(folder / case["image"])
+        except DataError:
             continue  # the run itself names it
-        sides.append(np.median(np.multiply(header.get_data_shape()[:3], header.get_zooms()[:3])))
+        spacing_mm = np.linalg.norm(header.affine[:3, :3], axis=0)
+        sides.append(np.median(np.multiply(header.shape[:3], spacing_mm)))
     side = np.median(sides) if sides else 0
     return next(sizes for limit, sizes in _SIZES.items() if side <= limit or limit == max(_SIZES))
 
 
 def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list[str]]:
     """Write a datalist of the user's folder; return what each part is, and the class names if it is labelled."""
-    import nibabel as nib
-    import numpy as np
-
     sys.path.insert(0, str(ROOT))
     from common.data import SegmentationTask, labelled_lists, pretraining_lists, usable_cases
     from common.errors import DataError
+    from common.transforms import read_volume
 
     try:
         cases = [case for part in labelled_lists(str(data)).values() for case in part]
@@ -128,7 +129,7 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
     top = 0
     for case in cases:
         if Path(case["label"]).is_file():
-            top = max(top, int(np.asanyarray(nib.load(case["label"]).dataobj).max()))
+            top = max(top, int(read_volume(case["label"])[0].max()))
     labels = ["background", *(f"class {value}" for value in range(1, top + 1))]
     try:
         cases = usable_cases(cases, task=SegmentationTask(labels))
@@ -254,6 +255,7 @@ def quickstart(
             )
             (folder / where / "finished").touch()
 
+    sys.path.insert(0, str(ROOT))
     from report import write_report
 
     path = write_report(

@@ -91,15 +91,19 @@ def _curves(folder: Path, labelled: bool) -> str:
 
 
 def _load(path: str | Path) -> np.ndarray:
-    return nib.as_closest_canonical(nib.load(str(path))).get_fdata(dtype=np.float32)
+    from common.transforms import as_nifti
+
+    return nib.as_closest_canonical(as_nifti(path)).get_fdata(dtype=np.float32)
 
 
 def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> str:
+    from common.transforms import as_nifti, without_ending
+
     image, truth = _load(case["image"]), _load(case["label"])
-    name = Path(case["image"]).name.removesuffix(".gz").removesuffix(".nii") + ".nii.gz"
+    name = f"{without_ending(Path(case['image']).name)}.nii.gz"
     columns = {"scan": None, "label": truth}
     columns |= {run: _load(folder / where / "predictions" / name) for run, where in _RUNS.items()}
-    spacing = nib.load(case["image"]).header.get_zooms()[:3]
+    spacing = nib.as_closest_canonical(as_nifti(case["image"])).header.get_zooms()[:3]
     centre = []
     for axis in range(3):  # the slice of the middle half that shows most of the label
         area = (truth > 0).sum(axis=tuple(a for a in range(3) if a != axis))

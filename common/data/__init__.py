@@ -17,7 +17,8 @@ from .fingerprint import preprocessing_settings
 from .labelled import labelled_lists, segmentation_task, split_cases
 from .patches import PatchDataset
 from .prediction import PredictionDataset, check_headers, pending_cases
-from .store import StoredVolume, StoreSettings, VolumeStore
+from .store import StoreSettings, VolumeStore
+from .stored import StoredVolume, VolumeTable
 from .task import SegmentationTask
 from .volumes import CaseSampler, VolumeDataset
 
@@ -33,6 +34,7 @@ __all__ = [
     "StoredVolume",
     "VolumeDataset",
     "VolumeStore",
+    "VolumeTable",
     "check_headers",
     "class_weights",
     "classified_lists",

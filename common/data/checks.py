@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
-import nibabel as nib
 import numpy as np
-from nibabel.openers import Opener
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..transforms import check_affine, check_values
+from ..transforms import Header, check_affine, check_values, explain, read_header, read_volume
 from .datalists import Case, images_of
 from .task import SegmentationTask
 
@@ -29,7 +25,7 @@ __all__ = [
     "check_label_values",
     "check_mask",
     "explain",
-    "read_nifti",
+    "read_image",
     "settle",
     "usable_cases",
 ]
@@ -37,43 +33,27 @@ __all__ = [
 T = TypeVar("T")
 
 
-def explain(path: str, error: Exception) -> DataError:
-    """Turn what a reader raised into one sentence about the file."""
-    if isinstance(error, DataError):
-        return error
-    if not Path(path).is_file():
-        return DataError(f"there is no file {path}; correct the list or restore the file")
-    size = Path(path).stat().st_size
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, (EOFError, zlib.error)) or "end-of-stream" in text or "Expected" in text:
-        return DataError(f"{path} ({size:,} bytes) is cut short or damaged ({text}); copy it again from its source")
-    return DataError(f"{path} ({size:,} bytes) cannot be read as NIfTI ({text}); convert it or leave it out")
-
-
-def check_header(path: str, *, channels: int = 1) -> None:
+def check_header(path: str, *, channels: int = 1) -> Header:
     """Refuse a file whose header already says that it is no usable volume, before its voxels are read.
 
     Args:
-        path: of a NIfTI file.
+        path: of a volume.
         channels: that it may hold as a fourth dimension.
 
+    Returns:
+        the header.
+
     Raises:
-        DataError: if the file is missing, not NIfTI, not 3-D or of zero or absurd spacing.
+        DataError: if the file is missing, of no known format, not 3-D or of zero or absurd spacing.
     """
-    try:
-        image = nib.load(path)
-        if not isinstance(image, (nib.Nifti1Image, nib.Nifti2Image)):
-            raise DataError(f"{path} is a {type(image).__name__}, not NIfTI; convert it")
-        check_affine(path, image.shape, image.affine, channels=channels)
-        if image.get_data_dtype().kind not in "iuf":
-            raise DataError(f"{path} holds {image.get_data_dtype()} voxels; save plain numbers, one per voxel")
-        with Opener(path) as stream:  # nibabel repairs a zero spacing to 1 mm with only a log line
-            stored = type(image.header).from_fileobj(stream, check=False)["pixdim"][1:4]
-    except Exception as error:
-        raise explain(path, error) from error
-    if (stored == 0).any():
-        printed = " x ".join(f"{value:g}" for value in stored)
+    header = read_header(path)
+    check_affine(path, header.shape, header.affine, channels=channels)
+    if header.dtype.kind not in "iuf":
+        raise DataError(f"{path} holds {header.dtype} voxels; save plain numbers, one per voxel")
+    if 0 in header.spacing_mm:  # nibabel repairs it to 1 mm with only a log line
+        printed = " x ".join(f"{value:g}" for value in header.spacing_mm)
         raise DataError(f"{path} says its voxels are {printed} mm; correct its header")
+    return header
 
 
 def check_channels(case: Case, channels: int) -> None:
@@ -87,16 +67,14 @@ def check_channels(case: Case, channels: int) -> None:
         raise DataError(
             f"{files[0]} and the others of its case are {len(files)} channels, but --channels is {channels}; correct it"
         )
-    for file in files:
-        check_header(file, channels=1 if len(files) > 1 else channels)
-    first = nib.load(files[0])
+    headers = [check_header(file, channels=1 if len(files) > 1 else channels) for file in files]
+    first = headers[0]
     if len(files) == 1 and channels > 1 and len(first.shape) == 3:
         raise DataError(
             f"{files[0]} is one image, but --channels is {channels}; name the files of a case <case>_0000, "
             "<case>_0001, ..., or save them as one four-dimensional file"
         )
-    for file in files[1:]:
-        other = nib.load(file)
+    for file, other in zip(files[1:], headers[1:], strict=True):
         if other.shape != first.shape or not np.allclose(other.affine, first.affine, atol=1e-2):
             raise DataError(
                 f"{file} {other.shape} and {files[0]} {first.shape} do not share one grid (shape or affine differ); "
@@ -104,21 +82,17 @@ def check_channels(case: Case, channels: int) -> None:
             )
 
 
-def read_nifti(path: str, *, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def read_image(path: str, *, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Read and check one image.
 
     Returns:
         the voxels as stored order ``(X, Y, Z)``, several channels as ``(X, Y, Z, C)``, and the affine to millimetres.
 
     Raises:
-        DataError: if the file is missing, damaged, not NIfTI, not 3-D or of absurd spacing.
+        DataError: if the file is missing, damaged, of no known format, not 3-D or of absurd spacing.
     """
-    try:
-        check_header(path, channels=channels)
-        image = nib.load(path)
-        return np.asanyarray(image.dataobj), image.affine
-    except Exception as error:
-        raise explain(path, error) from error
+    check_header(path, channels=channels)
+    return read_volume(path)
 
 
 def check_grid(image: str, label: str) -> None:
@@ -127,8 +101,7 @@ def check_grid(image: str, label: str) -> None:
     Raises:
         DataError: naming both files and the remedy.
     """
-    check_header(label)
-    theirs, volume = nib.load(label), nib.load(image)
+    theirs, volume = check_header(label), read_header(image)
     if theirs.shape != volume.shape[:3] or not np.allclose(theirs.affine, volume.affine, atol=1e-2):
         raise DataError(
             f"{label} {theirs.shape} and {image} {volume.shape[:3]} do not share one grid "
@@ -147,7 +120,7 @@ def check_label(case: Case, task: SegmentationTask) -> np.ndarray:
     """
     path = case["label"]
     check_grid(images_of(case)[0], path)
-    found = np.unique(read_nifti(path)[0])
+    found = np.unique(read_image(path)[0])
     check_label_values(path, found.tolist(), task)
     return found
 
@@ -181,7 +154,7 @@ def check_case(case: Case, *, task: SegmentationTask | None = None, channels: in
     check_channels(case, channels)
     files = images_of(case)
     for file in files:
-        values, _ = read_nifti(file, channels=1 if len(files) > 1 else channels)
+        values, _ = read_image(file, channels=1 if len(files) > 1 else channels)
         for channel in np.moveaxis(values, 3, 0) if values.ndim == 4 else [values]:
             check_values(file, channel)
     if "label" in case and task is not None:
@@ -195,7 +168,7 @@ def check_mask(image: str, mask: str) -> None:
         DataError: naming the file, the value and the remedy.
     """
     check_grid(image, mask)
-    values, _ = read_nifti(mask)
+    values, _ = read_image(mask)
     other = [value for value in np.unique(values).tolist() if value not in (0, 1)]
     if other:
         named = ", ".join(f"{value:g}" for value in other[:5])

@@ -28,6 +28,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
+from ..transforms import without_ending
 from .checks import settle
 from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, images_of, read_datalist, volumes_in
 from .labelled import split_cases
@@ -140,7 +141,7 @@ def classified_cases(
     problems: list[DataError] = []
     wanted: set[int] = set()
     for line, row in rows:
-        name = _without_ending(row["case"])
+        name = without_ending(row["case"])
         found = known.get(name, [])
         if len(found) > 1 and all(case is not found[0] for case in found[1:]):
             there = ", ".join(sorted(case["case"] for case in found)[:2])
@@ -379,10 +380,6 @@ def fingerprints(cases: Sequence[Case]) -> list[str]:
                 start = stream.read(_START)
             found.append(hashlib.sha256(start + str(path.stat().st_size).encode()).hexdigest()[:16])
     return sorted(found)
-
-
-def _without_ending(name: str) -> str:
-    return name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _folder_cases(folder: Path, channels: int) -> list[Case]:

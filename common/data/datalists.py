@@ -1,19 +1,40 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Which files are there: a folder of NIfTI, image and label folders, or a MONAI datalist in JSON."""
+"""Lists of cases to pre-train on or to predict: from a source of any form, image folders, or a MONAI datalist."""
 
 from __future__ import annotations
 
 import json
-import random
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from ..errors import DataError
+from .files import (
+    ANATOMY,
+    ANONYMISED,
+    INVERTED,
+    LABEL,
+    LABELLED,
+    MASKS,
+    Case,
+    case_name,
+    existing_folder,
+    images_of,
+    named_series,
+    stem,
+    volumes_in,
+)
+from .sources import Polarity, detect, read_source
+from .splits import split_by_subject, subjects_of
 
 __all__ = [
+    "ANATOMY",
     "ANONYMISED",
+    "INVERTED",
     "LABEL",
     "LABELLED",
     "MASKS",
@@ -27,71 +48,19 @@ __all__ = [
     "images_of",
     "pretraining_lists",
     "read_datalist",
+    "report",
     "stem",
     "volumes_in",
 ]
 
-Case = dict[str, Any]  # image: a path, or one for each channel; label, masks: a path; name; columns such as centre
-ANONYMISED = "anonymization_mask"  # 1 where a volume was altered by defacing or brain extraction
-MASKS = (ANONYMISED, "anatomy_mask")
-LABEL = "label"
-_SUFFIXES = (".nii", ".nii.gz")
 PROBABILITIES = "probabilities"  # folder beside predictions
-LABELLED = (("images", "labels"), ("imagesTr", "labelsTr"))
-
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
 
-def stem(path: str | Path) -> str:
-    """Return a volume's name without its endings.
-
-    Example:
-        >>> stem("/data/sub-01_T1w.nii.gz")
-        'sub-01_T1w'
-    """
-    return Path(path).name.removesuffix(".gz").removesuffix(".nii")
-
-
-def images_of(case: Case) -> list[str]:
-    """Return the image files of a case: one, or one for each channel."""
-    return [case["image"]] if isinstance(case["image"], str) else list(case["image"])
-
-
-def case_name(case: Case) -> str:
-    """Return the name under which a case is split, predicted and scored.
-
-    Example:
-        >>> case_name({"image": "/data/a.nii.gz"}), case_name({"image": ["a_0000.nii", "a_0001.nii"], "name": "a"})
-        ('a', 'a')
-    """
-    return case.get("name") or stem(images_of(case)[0])
-
-
-def existing_folder(folder: str | Path) -> Path:
-    """Return the folder of the user's files.
-
-    Raises:
-        DataError: if none is given or it is not there.
-    """
-    path = Path(folder).expanduser()
-    if not str(folder):
-        raise DataError("no data given; add --dataset_dir FOLDER with your NIfTI files")
-    if not path.is_dir():
-        raise DataError(f"there is no folder {path}; give --dataset_dir the folder that holds your NIfTI files")
-    return path
-
-
-def volumes_in(folder: Path) -> list[Path]:
-    """Return all NIfTI files below ``folder``, sorted, leaving out hidden files and folders."""
-    found = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.name.endswith(_SUFFIXES) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not found:
-        raise DataError(f"{folder} holds no file ending in .nii or .nii.gz; check the folder or convert your images")
-    return found
+def _texts(value: Any) -> list[str]:
+    """Return a list of texts as it is, anything else as no such list."""
+    return value if isinstance(value, list) and all(isinstance(each, str) for each in value) else ["?"]
 
 
 def read_datalist(
@@ -110,25 +79,29 @@ def read_datalist(
     """
     path = Path(path).expanduser()
     try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        content: Any = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
         raise DataError(f"the datalist {path} cannot be read: {error.strerror}") from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"the datalist {path} is not JSON: {error}") from error
-
-    def absolute(value: str) -> str:
-        file = Path(value).expanduser()
-        here, there = (
-            path.parent / file,
-            Path(base or path.parent).expanduser() / file,
-        )  # an absolute path stays as it is
-        return str((here if here.exists() or not there.exists() else there).absolute())
-
     if not isinstance(content, dict):
         raise DataError(f'{path} holds a {type(content).__name__}; a datalist is an object with a "training" list')
+    here = os.path.abspath(path.parent)
+    there = os.path.abspath(Path(base or path.parent).expanduser())
+
+    def absolute(value: str) -> str:
+        value = os.path.expanduser(value)
+        beside = str(Path(here, value))  # an absolute path stays as it is
+        if here == there or os.path.isabs(value) or os.path.exists(beside):
+            return beside
+        other = str(Path(there, value))
+        return other if os.path.exists(other) else beside
+
     lists: dict[str, list[Case]] = {}
     for name in ("training", "validation", "test"):
         entries = content.get(name, [])
+        if not isinstance(entries, list):
+            raise DataError(f'{path}: "{name}" must be a list of entries')
         cases = [entry if isinstance(entry, dict) else {"image": entry} for entry in entries]
         if any("image" not in case for case in cases):
             raise DataError(f'{path}: every entry of "{name}" needs an "image"')
@@ -140,6 +113,8 @@ def read_datalist(
                         f'{path}: every {", ".join(keys)} of "{name}" must be one path'
                         + (", an image also a list of paths, one for each channel" if channels else "")
                     )
+            if not set(_texts(case.get(INVERTED, []))) <= set(MASKS):
+                raise DataError(f'{path}: "{INVERTED}" of "{name}" must be a list of {", ".join(MASKS)}')
         lists[name] = [
             {
                 key: [absolute(file) for file in value]
@@ -148,7 +123,7 @@ def read_datalist(
                 if key in keys
                 else value
                 for key, value in case.items()
-                if key in keys or isinstance(value, (str, int, float))
+                if key in keys or isinstance(value, (str, int, float)) or key == INVERTED
             }
             for case in cases
         ]
@@ -157,49 +132,59 @@ def read_datalist(
     return lists
 
 
-def _split(cases: list[Case], count: int, seed: int) -> dict[str, list[Case]]:
-    chosen = set(random.Random(seed).sample(range(len(cases)), count))
-    return {
-        "training": [case for index, case in enumerate(cases) if index not in chosen],
-        "validation": [case for index, case in enumerate(cases) if index in chosen],
-    }
-
-
 def pretraining_lists(
-    dataset_dir: str = "", datalist: str | None = None, *, seed: int = 12345, least: int = 1
+    dataset_dir: str = "",
+    datalist: str | None = None,
+    *,
+    seed: int = 12345,
+    least: int = 1,
+    source: str | None = None,
+    mask_polarity: Polarity = "as_named",
 ) -> dict[str, list[Case]]:
     """List the volumes to pre-train on and to validate on.
 
-    Without a validation list in the datalist, volumes are drawn by ``seed``: 1 % of them, at least 5 and at most 1000
-    as published, but never more than a fifth.
+    Without a validation list in the datalist, subjects are drawn by ``seed`` as :func:`split_by_subject` says: 1 % of
+    them, at least 5 and at most 1000 as published, but never more than a fifth. Volumes whose subject is not known are
+    subjects of their own.
 
     Args:
-        dataset_dir: folder searched for NIfTI at any depth, but for the labels beside a folder of images; a single
-            volume is both trained and validated on.
-        datalist: MONAI datalist JSON to use instead; an entry may name an ``anonymization_mask`` and an
-            ``anatomy_mask`` beside its ``image``, volumes of 0 and 1 on the image's grid.
+        dataset_dir: folder of volumes, or anything else that :func:`read_source` reads.
+        datalist: MONAI datalist JSON, or another index that :func:`read_source` reads, to use instead.
         seed: of the split.
-        least: volumes that a sample needs, and so at least in both parts, if there are enough.
+        least: volumes that both parts must hold, if there are enough.
+        source: what it is, if it cannot be found out.
+        mask_polarity: of the masks of a source that has masks; a datalist says it itself.
 
     Raises:
         DataError: if folder or list is missing, empty or unreadable.
     """
-    if datalist:
-        keys = ("image", *MASKS)  # a label that an entry has too is nothing to pre-train on
-        read = read_datalist(datalist, dataset_dir, keys=keys)
-        lists = {name: [{k: case[k] for k in keys if k in case} for case in cases] for name, cases in read.items()}
+    if datalist and (source or detect(datalist)) == "datalist":
+        lists = read_datalist(datalist, dataset_dir, keys=("image", *MASKS))
         if lists["training"] and lists["validation"]:
-            return {name: lists[name] for name in ("training", "validation")}
+            return {name: _plain_cases(lists[name]) for name in ("training", "validation")}
         cases = lists["training"] or lists["validation"] or lists["test"]
+        root = Path(datalist).expanduser().absolute().parent
     else:
-        folder = existing_folder(dataset_dir)
-        maps = {folder / labels for images, labels in LABELLED if (folder / images).is_dir()}
-        found = [path for path in volumes_in(folder) if maps.isdisjoint(path.parents)]
-        cases = [{"image": str(path.absolute())} for path in found]
-    count = min(1000, max(len(cases) // 100, 5), len(cases) // 5) or min(1, len(cases) - 1)
-    count = max(count, least) if len(cases) >= 2 * least else count
-    split = _split(cases, count, seed)
-    return split if count else {"training": cases, "validation": cases}
+        place = Path(datalist).expanduser() if datalist else existing_folder(dataset_dir)
+        found = read_source(place, source, mask_polarity=mask_polarity)
+        report(found.problems)
+        cases, root = found.cases, place.absolute()
+    parts = split_by_subject(cases, subjects_of(cases, root), seed=seed, least=least)
+    return {name: _plain_cases(part) for name, part in parts.items()}
+
+
+def _plain_cases(cases: Sequence[Case]) -> list[Case]:
+    """Keep what is trained on: a label that an entry has too is nothing to pre-train on."""
+    keys = ("image", *MASKS, INVERTED)
+    return [{key: case[key] for key in keys if key in case} for case in cases]
+
+
+def report(problems: Sequence[str], *, most: int = 5) -> None:
+    """Print what is left out of a list, the first of them in full."""
+    for problem in problems[:most]:
+        tqdm.write(f"left out: {problem}")
+    if len(problems) > most:
+        tqdm.write(f"left out: {len(problems) - most:,} more")
 
 
 def channel_cases(files: Sequence[Path], *, channels: int | None = 1) -> list[Case]:
@@ -271,7 +256,7 @@ def image_list(
         files = [file for file in files if file not in before]
         if not files or (before and written.resolve() == inner.resolve()):
             raise DataError(f"the images lie in output_dir {output_dir} itself; give another --output_dir")
-    return channel_cases(files, channels=channels)
+    return named_series(channel_cases(files, channels=channels), inner)
 
 
 def every_image(dataset_dir: str = "", datalist: str | None = None, *, channels: int = 1) -> list[Case]:
@@ -294,5 +279,7 @@ def every_image(dataset_dir: str = "", datalist: str | None = None, *, channels:
     return [
         case
         for images in inner
-        for case in channel_cases([path.absolute() for path in volumes_in(images)], channels=channels)
+        for case in named_series(
+            channel_cases([path.absolute() for path in volumes_in(images)], channels=channels), images
+        )
     ]

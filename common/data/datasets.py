@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -14,16 +16,22 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..errors import DataError, SettingsError
 from ..views import SpatialCrop, reading_stream
 from ..weights.files import write_json
-from .datalists import ANONYMISED, pretraining_lists
-from .store import StoredVolume, StoreSettings, VolumeStore, one_thread
+from .datalists import ANATOMY, ANONYMISED, pretraining_lists
+from .filling import one_thread
+from .store import StoreSettings, VolumeStore
+from .stored import StoredVolume, VolumeTable
 
 __all__ = ["CropDataset", "EpochSampler", "crop_loader", "prepare_pretraining_data"]
+
+_ATTEMPTS = 20
 
 
 class CropDataset(Dataset[dict[str, Any]]):
     """Read the region of random crops: which volume, where and how transformed comes from the sample's own stream.
 
-    Volumes are drawn uniformly with replacement, as published; an epoch has no relation to the number of volumes.
+    Volumes are drawn uniformly with replacement, as published; an epoch has no relation to the number of volumes. One
+    that cannot be read is replaced by another draw of the same stream, so that what is drawn still depends on nothing
+    else, and named in the sample.
 
     Args:
         data: prepared volumes.
@@ -31,9 +39,12 @@ class CropDataset(Dataset[dict[str, Any]]):
         seed: of the run.
         volumes_per_sample: volumes drawn for each sample, each with a crop of its own; different ones, if there are.
         anonymised: also read where volumes were anonymised; those without a mask count as untouched.
+        anatomy_centred: share of the crops that are centred on a voxel of the volume's anatomy mask, as near as a crop
+            within the volume allows; volumes without a mask are cropped anywhere.
 
     Raises:
-        DataError: with ``anonymised``, if no volume has a mask.
+        DataError: with ``anonymised`` or ``anatomy_centred``, if no volume has such a mask.
+        SettingsError: if ``anatomy_centred`` is no share.
     """
 
     def __init__(
@@ -44,39 +55,74 @@ class CropDataset(Dataset[dict[str, Any]]):
         seed: int,
         volumes_per_sample: int = 1,
         anonymised: bool = False,
+        anatomy_centred: float = 0.0,
     ) -> None:
-        self.data = list(data)
+        self.data = data
         self.spatial = spatial
         self.seed = seed
         self.volumes_per_sample = volumes_per_sample
         self.anonymised = anonymised
-        if anonymised and not any(ANONYMISED in volume.masks for volume in self.data):
-            raise DataError(
-                f"--ignore_anonymised true needs a mask for at least one volume: entries {ANONYMISED!r} in a datalist"
-            )
+        self.anatomy_centred = anatomy_centred
+        if not 0 <= anatomy_centred <= 1:
+            raise SettingsError(f"anatomy_centred is {anatomy_centred}; it is a share of the crops, 0 to 1")
+        for asked, mask in (
+            (anonymised and "ignore_anonymised true", ANONYMISED),
+            (anatomy_centred and "anatomy_centred", ANATOMY),
+        ):
+            if asked and not any(mask in volume.masks for volume in data):
+                raise DataError(f"--{asked} needs a mask for at least one volume: entries {mask!r} in a datalist")
 
     def __getitem__(self, sample: tuple[int, int]) -> dict[str, Any]:
         """Read sample ``(epoch, index)``.
 
         Returns:
             ``key``, and lists with an entry for each of its volumes: ``region`` (a tensor as stored), ``spatial`` (the
-            draw), ``path`` (of the source file) and, if asked for, ``anonymised`` (a tensor of 0 and 1).
+            draw), ``path`` (of the source file) and, if asked for, ``anonymised`` (a tensor of 0 and 1); ``unreadable``
+            has an entry for each volume that had to be replaced: its array, its source and why.
+
+        Raises:
+            DataError: if one draw after the other cannot be read.
         """
         key = (self.seed, *sample)
         rng = reading_stream(key)
-        item: dict[str, Any] = {"key": [key], "region": [], "spatial": [], "path": []}
-        left = list(range(len(self.data))) if self.volumes_per_sample > 1 else []
-        for _ in range(self.volumes_per_sample):
-            index = int(rng.integers(len(left) or len(self.data)))
-            volume = self.data[left.pop(index) if left else index]
-            draw = self.spatial.draw(rng, volume.shape)
-            item["region"].append(torch.from_numpy(volume.read(draw.start, draw.stop)))
-            item["spatial"].append(draw)
-            item["path"].append(volume.source)
-            if self.anonymised:
-                mask = volume.read(draw.start, draw.stop, mask=ANONYMISED)
-                item.setdefault("anonymised", []).append(torch.from_numpy(mask))
+        item: dict[str, Any] = {"key": [key], "region": [], "spatial": [], "path": [], "unreadable": []}
+        drawn: list[int] = []
+        while len(item["region"]) < self.volumes_per_sample:
+            volume = self.data[self._draw(rng, drawn)]
+            try:
+                self._read(volume, rng, item)
+            except Exception as error:
+                told = f"{type(error).__name__}: {error}".splitlines()[0]
+                item["unreadable"].append((volume.path, volume.source, told))
+                if len(item["unreadable"]) >= _ATTEMPTS:
+                    raise DataError(
+                        f"{_ATTEMPTS} prepared volumes drawn one after the other cannot be read, the last "
+                        f"{volume.path} ({told}); is the disk of the store there?"
+                    ) from error
         return item
+
+    def _draw(self, rng: np.random.Generator, drawn: list[int]) -> int:
+        """Draw a volume, of those that this sample does not have yet if there are any."""
+        left = len(self.data) - len(drawn)
+        index = int(rng.integers(left if self.volumes_per_sample > 1 and left else len(self.data)))
+        if self.volumes_per_sample > 1 and left:
+            for other in drawn:  # sorted: the index counts what is left
+                index += index >= other
+            bisect.insort(drawn, index)
+        return index
+
+    def _read(self, volume: StoredVolume, rng: np.random.Generator, item: dict[str, Any]) -> None:
+        centre = None
+        if self.anatomy_centred and rng.random() < self.anatomy_centred:
+            centre = volume.anatomy_voxel(rng)
+        draw = self.spatial.draw(rng, volume.shape, centre)
+        region = torch.from_numpy(volume.read(draw.start, draw.stop))
+        if self.anonymised:
+            mask = volume.read(draw.start, draw.stop, mask=ANONYMISED)
+            item.setdefault("anonymised", []).append(torch.from_numpy(mask))
+        item["region"].append(region)
+        item["spatial"].append(draw)
+        item["path"].append(volume.source)
 
 
 class EpochSampler(Sampler[list[tuple[int, int]]]):
@@ -147,10 +193,12 @@ def prepare_pretraining_data(
     num_workers: int = 0,
     strict: bool = False,
     volumes_per_sample: int = 1,
-) -> dict[str, list[StoredVolume]]:
+    check_sources: bool = True,
+) -> dict[str, VolumeTable]:
     """Find, check and prepare all volumes of a pre-training run.
 
-    Volumes that cannot be used are printed and written to ``output_dir/skipped.json``.
+    Volumes that cannot be used are printed and written to ``output_dir/skipped.json``. ``check_sources=False`` opens a
+    store as it was opened before, without a look at the source files.
 
     Returns:
         ``training`` and ``validation`` volumes.
@@ -160,10 +208,12 @@ def prepare_pretraining_data(
     """
     lists = pretraining_lists(dataset_dir, datalist, least=volumes_per_sample)
     store = VolumeStore(store_dir, StoreSettings(spacing_mm=spacing_mm, reorient=reorient, dtype=store_dtype))
-    prepared: dict[str, list[StoredVolume]] = {}
+    prepared: dict[str, VolumeTable] = {}
     skipped: list[str] = []
     for name, cases in lists.items():
-        prepared[name], problems = store.prepare(cases, num_workers=num_workers, strict=strict)
+        prepared[name], problems = store.prepare(
+            cases, num_workers=num_workers, strict=strict, check_sources=check_sources
+        )
         skipped += [str(problem) for problem in problems if str(problem) not in skipped]
     if skipped and (not dist.is_initialized() or dist.get_rank() == 0):
         write_json(skipped, Path(output_dir) / "skipped.json")

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.transforms import Compose, CropForegroundd, LoadImaged
+from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
-from ..transforms import SliceAxisFirstd, nonzero
+from ..transforms import SliceAxisFirstd, load_volumes, nonzero
 from ..weights.files import write_json
 from ..weights.transfer import origin_receipt
 from .checks import check_channels, check_grid, explain
@@ -84,7 +84,8 @@ def fingerprint(
         return dict(json.loads(kept.read_text("utf-8")))
     chain = Compose(
         [
-            LoadImaged(["image", LABEL], ensure_channel_first=True, image_only=True),
+            load_volumes(["image", LABEL]),
+            EnsureChannelFirstd(["image", LABEL]),
             SliceAxisFirstd(["image", LABEL], reorient=reorient),
             CropForegroundd(["image", LABEL], source_key="image", select_fn=nonzero, allow_smaller=True),
         ]

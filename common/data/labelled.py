@@ -16,6 +16,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
+from ..transforms import ENDINGS, without_ending
 from .datalists import LABELLED, Case, case_name, channel_cases, existing_folder, read_datalist, volumes_in
 from .tables import read_table
 from .task import SegmentationTask
@@ -133,7 +134,7 @@ def add_columns(cases: Sequence[Case], file: str | None) -> None:
     """
     if not file:
         return
-    table = {row["case"].removesuffix(".gz").removesuffix(".nii"): row for _, row in read_table(file)}
+    table = {without_ending(row["case"]): row for _, row in read_table(file)}
     known = [case for case in cases if case_name(case) in table]
     if cases and not known:
         raise DataError(f"{file} names none of the cases, such as {case_name(cases[0])}; write names without .nii.gz")
@@ -307,7 +308,7 @@ def _with_labels(files: Sequence[Path], labels: Path, channels: int | None) -> l
 
 
 def _label_of(case: Case, labels: Path) -> dict[str, str]:
-    for ending in (".nii.gz", ".nii"):
+    for ending in ENDINGS:
         file = labels / f"{case_name(case)}{ending}"
         if file.is_file():
             return {"label": str(file.absolute())}

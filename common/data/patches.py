@@ -14,7 +14,8 @@ from ..errors import DataError
 from ..views import SpatialCrop, reading_stream
 from .checks import check_label_values, settle
 from .datalists import LABEL, Case, case_name, images_of
-from .store import StoredVolume, StoreSettings, VolumeStore
+from .store import StoreSettings, VolumeStore
+from .stored import StoredVolume
 from .task import SegmentationTask
 
 __all__ = ["PatchDataset"]

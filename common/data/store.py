@@ -2,48 +2,66 @@
 """The volume store: every volume preprocessed once, then read by chunks.
 
 A volume becomes a chunked, compressed array (blosc2, float16, lz4 with bitshuffle; chunks of 64^3 voxels), its masks
-another each, and a small JSON beside them with geometry and provenance. The name holds a digest of the source files'
-paths, sizes and times and of the preprocessing settings, so one store serves any number of data sets and settings, and
-a changed file is prepared again. All are written under a temporary name and renamed, the JSON last: a volume without
-its JSON does not exist. A killed run leaves at most temporary files, which the next run removes; two processes that
-prepare one volume write the same bytes.
+another each, and a small JSON beside them with geometry, provenance and checksums. The name holds a digest of the
+source files' paths, sizes and times and of the preprocessing settings, so one store serves any number of data sets and
+settings, and a changed file is prepared again. All are written under a temporary name and renamed, the JSON last: a
+volume without its JSON does not exist. A killed run leaves at most temporary files, which a later run removes;
+processes that prepare one volume at the same time write the same bytes.
+
+``catalogues`` holds a :class:`VolumeTable` for every list of cases that was opened, so that the next run reads one file
+instead of a JSON for each volume. It may be removed when no run is going on.
 
 float16 rounds z-scored intensities at one part in 2048; ``dtype: float32`` keeps them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import glob
 import hashlib
+import io
 import json
-import multiprocessing
 import os
+import random
+import re
 import shutil
+import stat
+import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import blosc2
 import numpy as np
-import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
 from ..errors import DataError, causes
 from ..transforms import volume_preprocessing
+from ..weights.files import replace_file
 from .checks import check_channels, check_grid, check_mask, explain, settle
-from .datalists import LABEL, MASKS, Case, case_name, images_of
+from .datalists import ANATOMY, LABEL, MASKS, Case, case_name, images_of
+from .filling import DiskEstimate, each
+from .stored import StoredVolume, VolumeTable, mask_file, pack, volume_of, voxel_file
 
-__all__ = ["StoreSettings", "StoredVolume", "VolumeStore", "one_thread"]
+__all__ = ["INVERTED", "StoreSettings", "VolumeStore"]
 
-_LAYOUT = 1  # of files and metadata; raise when either changes meaning
-_CHUNK, _BLOCK = 64, 32
-_VOXELS_KEPT = 10_000
-_STALE_SECONDS = 24 * 3600
+T = TypeVar("T")
+R = TypeVar("R")
+
+INVERTED = "inverted_masks"  # key of a case: names of its masks whose 0 and 1 are to be exchanged
+_NAMING = 1  # of files; raise when the same settings begin to give other voxels
+_LAYOUT = 2  # of the JSON: 1 had neither checksums nor voxels of the anatomy mask; both are read
+_CHUNK, _BLOCK = (64, 64, 64), (16, 16, 32)
+_VOXELS_KEPT, _ANATOMY_KEPT = 10_000, 1_000
+_STALE_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600
+_THREADS, _FEW = 16, 2000  # waiting for a file system, if there are more files than these
+_LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -78,54 +96,6 @@ class StoreSettings:
             raise DataError(f"store_dtype is {self.dtype!r}; it must be float16 or float32")
 
 
-@dataclass(frozen=True)
-class StoredVolume:
-    """One prepared volume.
-
-    Attributes:
-        path: of the array, ``(D, H, W)`` for one channel and ``(C, D, H, W)`` for several.
-        shape: ``(D, H, W)``.
-        source: file it was made from.
-        masks: names of the masks that are stored with it; a ``label`` map is one of them.
-        values: of the label map, with their number of voxels.
-        places: for each of these values, which rows of the table of voxels are of it.
-    """
-
-    path: str
-    shape: tuple[int, int, int]
-    source: str
-    masks: tuple[str, ...] = ()
-    values: Mapping[int, int] = field(default_factory=dict)
-    places: Mapping[int, tuple[int, int]] = field(default_factory=dict)
-
-    def read(self, start: Sequence[int], stop: Sequence[int], *, mask: str | None = None) -> np.ndarray:
-        """Return the region from ``start`` to ``stop`` of the volume or one of its masks.
-
-        Only the chunks it touches are read. A mask that the volume does not have is 0 everywhere.
-        """
-        region = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        if mask is None:
-            array = blosc2.open(self.path, mode="r")
-            return array[region] if array.ndim == 3 else array[(slice(None), *region)]
-        if mask not in self.masks:
-            return np.zeros([b - a for a, b in zip(start, stop, strict=True)], np.uint8)
-        return blosc2.open(str(_mask_file(Path(self.path), mask)), mode="r")[region]
-
-    def voxel(self, values: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int] | None:
-        """Draw one of the kept voxels of any of these label values, None if there are none; reads that one only."""
-        spans = [self.places[value] for value in values if value in self.places]
-        if not spans:
-            return None
-        rank = int(rng.integers(sum(stop - start for start, stop in spans)))
-        table = np.load(_voxel_file(Path(self.path)), mmap_mode="r")
-        for start, stop in spans:
-            if rank < stop - start:
-                d, h, w = table[start + rank].tolist()
-                return d, h, w
-            rank -= stop - start
-        raise AssertionError("a rank lies in one of the spans")
-
-
 class VolumeStore:
     """Prepare volumes once and hand out their stored form.
 
@@ -140,6 +110,8 @@ class VolumeStore:
     def __init__(self, root: str | Path, settings: StoreSettings) -> None:
         self.root = Path(root).expanduser().absolute()
         self.settings = settings
+        described = asdict(settings)
+        self._described = {key: value for key, value in described.items() if (key, value) != ("size", None)}
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -153,36 +125,16 @@ class VolumeStore:
         Raises:
             DataError: if a source file is missing.
         """
-        identity: list[object] = [_LAYOUT]
-        for key in ("image", *_masks(case)):
-            for file in images_of(case) if key == "image" else [case[key]]:
-                try:
-                    source = Path(file).resolve()
-                    status = source.stat()
-                except OSError as error:
-                    raise explain(file, error) from error
-                identity += [str(source), status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
-        settings = asdict(self.settings)
-        identity.append({key: value for key, value in settings.items() if (key, value) != ("size", None)})
-        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
-        return self.root / f"{case_name(case)[:80]}-{digest}.b2nd"
+        return self.root / self._name(case, {})
 
     def get(self, case: Case) -> StoredVolume | None:
-        """Return the prepared volume of a case, None if it is not there yet."""
-        path = self.location(case)
-        try:
-            meta = json.loads(path.with_suffix(".json").read_text("utf-8"))
-        except (OSError, json.JSONDecodeError):
-            return None
-        sizes = {path: meta["bytes"]} | {_mask_file(path, name): size for name, size in meta.get("masks", {}).items()}
-        if any(not file.is_file() or file.stat().st_size != size for file, size in sizes.items()):
-            return None
-        d, h, w = meta["shape"]
-        values = {int(value): count for value, count in meta.get("values", {}).items()}
-        places = {int(value): (span[0], span[1]) for value, span in meta.get("places", {}).items()}
-        if places and not _voxel_file(path).is_file():
-            return None
-        return StoredVolume(str(path), (d, h, w), images_of(case)[0], tuple(meta.get("masks", {})), values, places)
+        """Return the prepared volume of a case, None if it is not there yet.
+
+        Raises:
+            DataError: if a source file is missing, or a later version of this project wrote the volume.
+        """
+        row = self._row(self._name(case, {}), images_of(case)[0])
+        return None if row is None else volume_of(row, self.root)
 
     def prepare_one(self, case: Case) -> StoredVolume:
         """Preprocess one image and its masks into the store, unless they are there.
@@ -194,7 +146,7 @@ class VolumeStore:
         present = self.get(case)
         if present is not None:
             return present
-        path, image, masks = self.location(case), images_of(case)[0], _masks(case)
+        path, image, masks, inverted = self.location(case), images_of(case)[0], _masks(case), _inverted(case)
         check_channels(case, self.settings.channels)
         for name in masks:
             if name == LABEL:
@@ -209,22 +161,28 @@ class VolumeStore:
             channels=self.settings.channels,
             size=self.settings.size,
         )
-        sources = [{"path": str(Path(file).resolve()), "bytes": Path(file).stat().st_size} for file in images_of(case)]
         try:
+            sources = [{"path": os.path.realpath(file), "bytes": os.path.getsize(file)} for file in images_of(case)]
             prepared = chain({key: case[key] for key in ("image", *masks)})
         except Exception as error:
             raise explain(image, _root_cause(error)) from error
         volume = prepared["image"]
         if any(float(channel.min()) == float(channel.max()) for channel in volume):
             raise DataError(f"{image} is constant where it is not zero; leave out the file")
-        voxels = volume.as_tensor().numpy().astype(self.settings.dtype)
-        voxels = voxels[0] if len(voxels) == 1 else voxels
-        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part.b2nd")
-        arrays = {path: voxels} | {
-            _mask_file(path, name): _whole_numbers(prepared[name].as_tensor()[0].numpy(), case[name]) for name in masks
-        }
-        values, places, table = _voxels_by_value(arrays[_mask_file(path, LABEL)] if LABEL in masks else None)
-        written = {file: temporary.with_name(f"{temporary.stem}.{n}.b2nd") for n, file in enumerate(arrays)}
+        values = volume.as_tensor().numpy()
+        if self.settings.dtype == "float16" and max(values.max(), -values.min()) > _LARGEST:
+            raise DataError(f"{image} has intensities beyond {_LARGEST:g}, which float16 cannot hold; use float32")
+        voxels = values.astype(self.settings.dtype)
+        arrays = {path: voxels[0] if len(voxels) == 1 else voxels}
+        for name in masks:
+            marks = _whole_numbers(prepared[name].as_tensor()[0].numpy(), case[name])
+            arrays[mask_file(path, name)] = 1 - marks if name in inverted else marks
+        counts, places, table = _voxels_by_value(arrays.get(mask_file(path, LABEL)))
+        content = {file: _frame(array) for file, array in arrays.items()}
+        if places:
+            content[voxel_file(path)] = _saved(table)
+        if ANATOMY in masks:
+            content[voxel_file(path, ANATOMY)] = _saved(_some_voxels(arrays[mask_file(path, ANATOMY)]))
         meta = {
             "layout": _LAYOUT,
             "shape": list(volume.shape[1:]),
@@ -235,126 +193,287 @@ class VolumeStore:
                 "shape": [int(n) for n in volume.meta["spatial_shape"]][:3],
             },
             "channels": sources[1:],
-            "values": values,
+            "values": counts,
             "places": places,
+            "inverted_masks": inverted,
             "settings": asdict(self.settings),
             "steps": ["axes", "crop to non-zero", "normalise", "resample" if self.settings.size is None else "resize"],
+            "bytes": len(content[path]),
+            "masks": {name: len(content[mask_file(path, name)]) for name in masks},
+            "sha256": {file.name[len(path.stem) :]: hashlib.sha256(data).hexdigest() for file, data in content.items()},
         }
-        try:
-            for file, array in arrays.items():
-                _write_array(array, written[file])
-            meta["bytes"] = written[path].stat().st_size
-            meta["masks"] = {name: written[_mask_file(path, name)].stat().st_size for name in masks}
-            if places:
-                part = written[_voxel_file(path)] = temporary.with_suffix(".voxels.npy")
-                with open(part, "wb") as stream:
-                    np.save(stream, table)
-            sidecar = temporary.with_suffix(".json")
-            sidecar.write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
-            for file, part in written.items():
-                os.replace(part, file)
-            os.replace(sidecar, path.with_suffix(".json"))
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) or error.errno == errno.ENOSPC:
-                needed = voxels.nbytes
-                free = shutil.disk_usage(self.root).free
-                if free < 2 * needed or isinstance(error, OSError):
-                    raise OSError(
-                        errno.ENOSPC, f"No space left on device ({free / 2**20:.0f} MiB free)", str(self.root)
-                    ) from error
-            raise
-        finally:
-            for part in written.values():
-                part.unlink(missing_ok=True)
-            temporary.with_suffix(".json").unlink(missing_ok=True)
+        if self.location(case) != path:
+            raise DataError(f"{image} changed while it was prepared; run again when it is complete")
+        content[path.with_suffix(".json")] = (json.dumps(meta, indent=1) + "\n").encode()  # the last
+        self._write(content)
         stored = self.get(case)
         if stored is None:
             raise OSError(errno.EIO, "the volume just written cannot be read back", str(path))
         return stored
 
+    def _write(self, content: Mapping[Path, bytes]) -> None:
+        """Write all files under temporary names, flush and rename them in their order."""
+        mark = uuid.uuid4().hex
+        parts = {file: self.root / f".{mark}.{index}.part" for index, file in enumerate(content)}
+        try:
+            for file, data in content.items():
+                with open(parts[file], "wb") as stream:
+                    stream.write(data)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            for file, part in parts.items():
+                os.replace(part, file)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                free = shutil.disk_usage(self.root).free
+                told = f"No space left on device or in the quota ({free / 2**20:.0f} MiB free)"
+                raise OSError(errno.ENOSPC, told, str(self.root)) from error
+            raise
+        finally:
+            for part in parts.values():
+                part.unlink(missing_ok=True)
+
     def prepare(
-        self, cases: Sequence[Case], *, num_workers: int = 0, strict: bool = False
-    ) -> tuple[list[StoredVolume], list[DataError]]:
+        self,
+        cases: Sequence[Case],
+        *,
+        num_workers: int = 0,
+        strict: bool = False,
+        check_sources: bool = True,
+        shares: int = 1,
+        order: int = 0,
+        scheduler: str | None = None,
+        check_disk: bool = True,
+    ) -> tuple[VolumeTable, list[DataError]]:
         """Prepare all volumes of a list, those that are missing in ``num_workers`` processes, with a progress bar.
 
-        Every process of a distributed run walks the list from its own starting point, so they share the work and none
+        Every process of a distributed run walks the list in an order of its own, so they share the work and none
         waits.
+
+        Args:
+            cases: images with their masks.
+            num_workers: processes; each takes a volume at a time, and as many run as there is memory for.
+            strict: raise at the end if a volume is bad.
+            check_sources: look at every source file, so that changed ones are prepared again; if not, the list is
+                opened as it was the last time.
+            shares: into how many parts the whole work is split, of which this list is one; for the disk needed.
+            order: seed of the order in which volumes are prepared; processes with one list meet less if theirs differ.
+            scheduler: address of a Dask scheduler whose workers prepare the volumes instead.
+            check_disk: refuse to go on if the disk is too small for what is expected.
 
         Returns:
             the prepared volumes in the order of the list, and what was wrong with the others.
 
         Raises:
-            DataError: with ``strict`` and a bad volume, or if none is usable.
+            DataError: with ``strict`` and a bad volume, if none is usable, or if the disk is too small.
             OSError: ``ENOSPC`` if the disk is full; what is prepared stays.
         """
         self._remove_stale()
-        problems: dict[str, DataError] = {}
-        missing = []
-        for image, case in {images_of(case)[0]: case for case in cases}.items():
-            try:
-                if self.get(case) is None:
-                    missing.append(case)
-            except DataError as error:
-                problems[image] = error
+        key = self._key(cases)
+        known = self._newest(key)
+        if not check_sources and known is not None and all(_in_threads(self._whole, known.rows())):
+            problems = [DataError(problem) for problem in known.problems]
+            settle(problems, len(known), strict=strict)
+            return known, problems
+        folders: dict[str, str] = {}
+        names = _in_threads(lambda case: _tried(lambda: self._name(case, folders)), cases)
+        found = {
+            images_of(case)[0]: name for case, name in zip(cases, names, strict=True) if isinstance(name, DataError)
+        }
+        files = {name: case for name, case in zip(names, cases, strict=True) if isinstance(name, str)}
+        rows = self._rows(files, known)
+        missing = {name: files[name] for name, row in rows.items() if row is None}
         if missing:
-            turn = dist.get_rank() * len(missing) // dist.get_world_size() if dist.is_initialized() else 0
-            problems |= self._prepare_missing(missing[turn:] + missing[:turn], num_workers)
-        stored = [self.get(case) for case in cases if images_of(case)[0] not in problems]
-        volumes = [volume for volume in stored if volume is not None]
-        found = [problems[image] for image in dict.fromkeys(images_of(case)[0] for case in cases) if image in problems]
-        settle(found, len(volumes), strict=strict)
-        return volumes, found
+            queue = list(missing.values())
+            order += dist.get_rank() if dist.is_initialized() else 0
+            random.Random(order).shuffle(queue)  # the first ones tell how much disk all will take
+            found |= self._fill(queue, num_workers, shares=shares, scheduler=scheduler, check_disk=check_disk)
+            rows |= self._rows(missing)
+        for name, case in missing.items():
+            if rows[name] is None and images_of(case)[0] not in found:
+                error = DataError(f"{self.root / name} was prepared and is gone; run again")
+                found[images_of(case)[0]] = error
+        usable = [row for name in names if isinstance(name, str) and (row := rows[name]) is not None]
+        problems = [found[image] for image in dict.fromkeys(images_of(case)[0] for case in cases) if image in found]
+        settle(problems, len(usable), strict=strict)
+        return self._catalogue(key, usable, problems), problems
 
-    def _prepare_missing(self, cases: list[Case], num_workers: int) -> dict[str, DataError]:
+    def _fill(
+        self, cases: list[Case], num_workers: int, *, shares: int, scheduler: str | None, check_disk: bool
+    ) -> dict[str, DataError]:
         problems: dict[str, DataError] = {}
-        with tqdm(total=len(cases), desc="preparing volumes", unit="volume") as bar:
-            if num_workers <= 1 or len(cases) <= 2:
-                for case in cases:
-                    try:
-                        self.prepare_one(case)
-                    except DataError as error:
-                        problems[images_of(case)[0]] = error
-                    bar.update()
-                return problems
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(min(num_workers, len(cases)), mp_context=context, initializer=one_thread) as pool:
-                running = {pool.submit(self.prepare_one, case): images_of(case)[0] for case in cases}
-                try:
-                    for future in as_completed(running):
-                        problem = future.exception()
-                        if isinstance(problem, DataError):
-                            problems[running[future]] = problem
-                        elif problem is not None:
-                            raise problem
-                        bar.update()
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)
-                    raise
+        disk = DiskEstimate(cases, self.settings, self.root, shares=shares, refuse=check_disk)
+        results = each(self.prepare_one, cases, self.settings, num_workers=num_workers, scheduler=scheduler)
+        with tqdm(total=len(cases), desc="preparing volumes", unit="volume") as bar, contextlib.closing(results):
+            for case, error in results:
+                if isinstance(error, DataError):
+                    problems[images_of(case)[0]] = error
+                elif error is not None:
+                    raise error
+                else:
+                    disk.add(case, self._bytes)
+                bar.update()
         return problems
+
+    def _bytes(self, case: Case) -> int:
+        """Return what a prepared case takes on the disk."""
+        path = self.location(case)
+        return sum(file.stat().st_size for file in self.root.glob(f"{glob.escape(path.stem)}.*"))
+
+    def _name(self, case: Case, folders: dict[str, str]) -> str:
+        """Return the name of a case's array; ``folders`` remembers what folders were resolved to."""
+        identity: list[object] = [_NAMING]
+        for key in ("image", *_masks(case)):
+            for file in images_of(case) if key == "image" else [case[key]]:
+                try:
+                    source, status = _resolved(file, folders)
+                except OSError as error:
+                    raise explain(file, error) from error
+                identity += [source, status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
+        inverted = _inverted(case)
+        identity += [{"inverted": inverted}] if inverted else []
+        identity.append(self._described)
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
+        return f"{_readable(case_name(case))}-{digest}.b2nd"
+
+    def _row(self, name: str, source: str) -> bytes | None:
+        """Return what a table says of a stored volume, None if it is not there or not whole."""
+        try:
+            meta = json.loads(Path(self.root, name).with_suffix(".json").read_text("utf-8"))
+            if meta["layout"] > _LAYOUT:
+                raise DataError(
+                    f"{self.root / name} was written by a later version of this project (layout {meta['layout']}, this "
+                    f"one reads up to {_LAYOUT}); update, or give another --store_dir"
+                )
+            sizes = {"": meta["bytes"]} | meta.get("masks", {})
+            row = [name, meta["shape"], source, sizes, meta.get("values", {}), meta.get("places", {})]
+        except (OSError, json.JSONDecodeError, KeyError, TypeError):
+            return None
+        packed = json.dumps(row, separators=(",", ":")).encode()
+        return packed if self._whole(packed) else None
+
+    def _whole(self, row: bytes) -> bool:
+        """Return whether the files of a volume are there in their sizes."""
+        name, _, _, sizes, _, places = json.loads(row)
+        base = os.path.join(self.root, name.removesuffix(".b2nd"))
+        try:
+            for mask, size in sizes.items():
+                if os.stat(f"{base}.{mask}.b2nd" if mask else f"{base}.b2nd").st_size != size:
+                    return False
+            return not places or os.path.isfile(f"{base}.voxels.npy")
+        except OSError:
+            return False
+
+    def _rows(self, files: Mapping[str, Case], known: VolumeTable | None = None) -> dict[str, bytes | None]:
+        """Return the rows of these volumes, as far as they are there; those of a known table need no JSON."""
+        old = {json.loads(row)[0]: row for row in known.rows()} if known is not None else {}
+
+        def row(name: str) -> bytes | None:
+            had = old.get(name)
+            return had if had is not None and self._whole(had) else self._row(name, images_of(files[name])[0])
+
+        return dict(zip(files, _in_threads(row, files), strict=True))
+
+    def _key(self, cases: Sequence[Case]) -> str:
+        """Return a digest of a list of cases, whatever their files hold."""
+        digest = hashlib.sha256(json.dumps([_NAMING, self._described]).encode())
+        for case in cases:
+            parts = [*images_of(case), *(f"{name}\0{case[name]}" for name in _masks(case)), *_inverted(case), ""]
+            digest.update("\0\0".join(parts).encode(errors="surrogateescape"))
+        return digest.hexdigest()[:20]
+
+    def _newest(self, key: str) -> VolumeTable | None:
+        """Return the table in which a list was opened last."""
+        found = self._folder.glob(f"{key}-*.table")
+        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+            with contextlib.suppress(DataError):
+                return VolumeTable(path)
+        return None
+
+    def _catalogue(self, key: str, rows: Sequence[bytes], problems: Sequence[DataError]) -> VolumeTable:
+        """Write the table of a list, whose name says what it holds, and open it."""
+        content = pack(rows, [str(problem) for problem in problems])
+        path = self._folder / f"{key}-{hashlib.sha256(content).hexdigest()[:20]}.table"
+        try:
+            if path.is_file() and path.stat().st_size == len(content):
+                os.utime(path)
+            else:
+                replace_file(path, lambda temporary: Path(temporary).write_bytes(content))
+            for other in self._folder.glob(f"{key}-*.table"):
+                if other != path and time.time() - other.stat().st_mtime > _UNUSED_SECONDS:
+                    other.unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            handle, name = tempfile.mkstemp(suffix=".table")
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(content)
+            return VolumeTable(Path(name), root=self.root, remove=True)
+        return VolumeTable(path)
+
+    @property
+    def _folder(self) -> Path:
+        return self.root / "catalogues"
 
     def _remove_stale(self) -> None:
         """Remove what killed runs left; young files may belong to a running process."""
-        for path in self.root.glob(".*.part.*"):
-            try:
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
-            except FileNotFoundError:
-                continue
+        with os.scandir(self.root) as entries:
+            left = [entry.path for entry in entries if entry.name.startswith(".") and ".part" in entry.name]
+        for path in left:
+            with contextlib.suppress(OSError):
+                if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
+                    os.unlink(path)
+
+
+def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
+    """Call a function on all items; on many, in threads, since a network's file system takes its time for each."""
+    items = list(items)
+    if len(items) <= _FEW:
+        return [function(item) for item in items]
+    parts = [items[start : start + _FEW // 4] for start in range(0, len(items), _FEW // 4)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return [result for part in pool.map(lambda part: [function(item) for item in part], parts) for result in part]
+
+
+def _tried(function: Callable[[], T]) -> T | DataError:
+    try:
+        return function()
+    except DataError as error:
+        return error
+
+
+def _resolved(file: str, folders: dict[str, str]) -> tuple[str, os.stat_result]:
+    """Return a file's path without links and its status; each folder is resolved once."""
+    folder, name = os.path.split(file)
+    if name in ("", "..", "."):
+        return os.path.realpath(file), os.stat(file)
+    if folder not in folders:
+        folders[folder] = os.path.realpath(folder)
+    path = os.path.join(folders[folder], name)
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        path = os.path.realpath(path)
+        status = os.stat(path)
+    return path, status
+
+
+def _readable(name: str) -> str:
+    """Return as much of a case's name as a file name may hold."""
+    return re.sub(r"[/\\\0]|^\.", "_", name[:80]).encode(errors="surrogateescape")[:80].decode(errors="ignore")
+
+
+def _inverted(case: Case) -> list[str]:
+    """Return which of a case's masks are to be exchanged, sorted."""
+    names = sorted(case.get(INVERTED, ()))
+    for name in names:
+        if name not in MASKS:
+            raise DataError(f"{INVERTED} of {images_of(case)[0]} names {name!r}; the masks are {', '.join(MASKS)}")
+    return [name for name in names if name in case]
 
 
 def _masks(case: Case) -> list[str]:
     """Return the names of the masks that come with a case."""
     return [name for name in (*MASKS, LABEL) if name in case]
-
-
-def _mask_file(path: Path, mask: str) -> Path:
-    """Return where the mask of the volume at ``path`` is stored."""
-    return path.with_suffix(f".{mask}.b2nd")
-
-
-def _voxel_file(path: Path) -> Path:
-    """Return where the table of labelled voxels of the volume at ``path`` is stored."""
-    return path.with_suffix(".voxels.npy")
 
 
 def _whole_numbers(marks: np.ndarray, file: str) -> np.ndarray:
@@ -394,28 +513,33 @@ def _voxels_by_value(
     return values, places, np.concatenate(rows)
 
 
-def _write_array(array: np.ndarray, path: Path) -> None:
-    """Write a chunked array and wait until it is on the disk."""
-    blosc2.asarray(
+def _some_voxels(mask: np.ndarray) -> np.ndarray:
+    """Return up to 1,000 voxels of a mask, ``(n, 3)``: more than are drawn from one volume in the longest run."""
+    found = np.flatnonzero(mask)
+    if len(found) > _ANATOMY_KEPT:
+        found = np.sort(np.random.default_rng(1234).choice(found, _ANATOMY_KEPT, replace=False))
+    return np.stack(np.unravel_index(found, mask.shape), axis=1).astype(np.uint16)
+
+
+def _frame(array: np.ndarray) -> bytes:
+    """Return a chunked, compressed array as the bytes of its file."""
+    return blosc2.asarray(
         np.ascontiguousarray(array),
-        chunks=(1,) * (array.ndim - 3) + tuple(min(_CHUNK, n) for n in array.shape[-3:]),
-        blocks=(1,) * (array.ndim - 3) + tuple(min(_BLOCK, n) for n in array.shape[-3:]),
+        chunks=(1,) * (array.ndim - 3) + tuple(map(min, _CHUNK, array.shape[-3:])),
+        blocks=(1,) * (array.ndim - 3) + tuple(map(min, _BLOCK, array.shape[-3:])),
         cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
         dparams={"nthreads": 1},
-        urlpath=str(path),
-        mode="w",
-    )
-    with open(path, "rb+") as stream:
-        os.fsync(stream.fileno())
+    ).to_cframe()
+
+
+def _saved(table: np.ndarray) -> bytes:
+    """Return the bytes of an ``.npy`` file."""
+    stream = io.BytesIO()
+    np.save(stream, table)
+    return stream.getvalue()
 
 
 def _root_cause(error: BaseException) -> Exception:
     """Return the first exception of a chain, below what MONAI wraps around it."""
     *_, first = causes(error)
     return first if isinstance(first, Exception) else RuntimeError(str(first))
-
-
-def one_thread(_worker: int = 0) -> None:
-    """Keep a preparing or reading process to one thread; the processes are the parallelism."""
-    torch.set_num_threads(1)
-    blosc2.set_nthreads(1)

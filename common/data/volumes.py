@@ -16,7 +16,8 @@ from ..errors import DataError, SettingsError
 from ..views import SpatialCrop, reading_stream, step_stream
 from .classified import TARGET
 from .datalists import Case, case_name, images_of
-from .store import StoredVolume, StoreSettings, VolumeStore
+from .store import StoreSettings, VolumeStore
+from .stored import StoredVolume
 
 __all__ = ["CaseSampler", "VolumeDataset"]
 

@@ -15,13 +15,14 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from ..data.checks import read_nifti, settle
+from ..data.checks import read_image, settle
 from ..data.datalists import case_name
 from ..data.labelled import labelled_lists, segmentation_task
 from ..data.tables import read_table
 from ..errors import DataError, SettingsError
 from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
 from ..metrics.reports import UNKNOWN
+from ..transforms import without_ending
 
 __all__ = ["Pair", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
 
@@ -64,7 +65,7 @@ def read_groups(path: str | Path, column: str) -> dict[str, str]:
         raise DataError(f"{path} has no column {column!r}; its columns are {', '.join(rows[0][1])}")
     groups: dict[str, str] = {}
     for _, row in rows:
-        name, group = row["case"].removesuffix(".gz").removesuffix(".nii"), row[column]
+        name, group = without_ending(row["case"]), row[column]
         if not group:
             continue
         if groups.setdefault(name, group) != group:
@@ -74,7 +75,7 @@ def read_groups(path: str | Path, column: str) -> dict[str, str]:
 
 def _label_map(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the whole numbers of a label map, and its affine."""
-    values, affine = read_nifti(path)
+    values, affine = read_image(path)
     if values.dtype.kind not in "iu":
         if not np.isfinite(values).all():
             raise DataError(f"{path} holds NaN or infinite values; write it again")

@@ -16,6 +16,7 @@ from .pictures import (
     draw_similarity,
 )
 from .progress import ListedOutput, Progress, shared
+from .reading import UnreadableVolumes
 from .validation import PooledDice
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "SegmentationPicture",
     "SetLearningRate",
     "StopAtNonFiniteLoss",
+    "UnreadableVolumes",
     "check_resume",
     "draw_fusion",
     "draw_reconstruction",

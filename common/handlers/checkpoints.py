@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..data.store import StoredVolume
+from ..data.stored import StoredVolume
 from ..errors import SettingsError, WeightsError
 from ..sharding import joined, share
 from ..weights.files import read_checkpoint, sha256, write_checkpoint, write_json

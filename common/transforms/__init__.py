@@ -1,22 +1,44 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """MONAI dictionary transforms that MONAI lacks."""
 
+from .dicom import is_dicom, series_in
 from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
-from .preprocessing import CheckVolumed, check_affine, check_values, nonzero, volume_preprocessing
+from .preprocessing import CheckVolumed, check_affine, check_values, load_volumes, nonzero, volume_preprocessing
+from .reading import (
+    ENDINGS,
+    Header,
+    VolumeReader,
+    as_nifti,
+    explain,
+    read_header,
+    read_volume,
+    without_ending,
+)
 from .restoring import KeepLargestComponentd, RestoreSegmentationd, SaveProbabilitiesd
 from .writing import AtomicNibabelWriter
 
 __all__ = [
+    "ENDINGS",
     "AtomicNibabelWriter",
     "CheckVolumed",
+    "Header",
     "KeepLargestComponentd",
     "ResampleToSpacingd",
     "ResizeTod",
     "RestoreSegmentationd",
     "SaveProbabilitiesd",
     "SliceAxisFirstd",
+    "VolumeReader",
+    "as_nifti",
     "check_affine",
     "check_values",
+    "explain",
+    "is_dicom",
+    "load_volumes",
     "nonzero",
+    "read_header",
+    "read_volume",
+    "series_in",
     "volume_preprocessing",
+    "without_ending",
 ]

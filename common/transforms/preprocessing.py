@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -23,8 +24,17 @@ from torch import Tensor
 
 from ..errors import DataError, SettingsError
 from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
+from .reading import VolumeReader
 
-__all__ = ["CheckVolumed", "NormalizeChannelsd", "check_affine", "check_values", "nonzero", "volume_preprocessing"]
+__all__ = [
+    "CheckVolumed",
+    "NormalizeChannelsd",
+    "check_affine",
+    "check_values",
+    "load_volumes",
+    "nonzero",
+    "volume_preprocessing",
+]
 
 _SPACING_LIMITS_MM = (0.01, 50.0)
 
@@ -59,6 +69,9 @@ def check_affine(name: str, shape: Sequence[int], affine: np.ndarray, *, channel
     if not np.isfinite(spacing).all() or (spacing < low).any() or (spacing > high).any():
         printed = " x ".join(f"{value:g}" for value in spacing)
         raise DataError(f"{name} says its voxels are {printed} mm; outside {low:g} to {high:g} mm, correct its header")
+    affine = np.asarray(affine, dtype=float)
+    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(spacing):
+        raise DataError(f"{name} does not say where its axes point: they lie in one plane; correct its header")
 
 
 def check_values(name: str, values: np.ndarray) -> None:
@@ -72,6 +85,13 @@ def check_values(name: str, values: np.ndarray) -> None:
         raise DataError(f"{name} has {bad:,} voxels that are NaN or infinite; repair or leave out the file")
     if values.min() == values.max():
         raise DataError(f"{name} is constant ({values.flat[0]:g} everywhere); leave out the file")
+
+
+def load_volumes(keys: KeysCollection) -> LoadImaged:
+    """Build MONAI's loader for every format of :class:`VolumeReader`; ``EnsureChannelFirstd`` is to follow."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MONAI also makes its own readers, which complain of what they lack
+        return LoadImaged(keys, reader=VolumeReader(), image_only=True)
 
 
 class CheckVolumed(MapTransform):
@@ -185,7 +205,7 @@ def volume_preprocessing(
     schemes = [normalization] if isinstance(normalization, (str, Mapping)) else list(normalization)
     return Compose(
         [
-            LoadImaged(keys, image_only=True),  # MONAI Deploy leaves this one out and reads by itself
+            load_volumes(keys),  # MONAI Deploy leaves this one out and reads by itself
             EnsureChannelFirstd(keys),
             CheckVolumed("image", channels=channels),
             SliceAxisFirstd(keys, reorient=reorient),

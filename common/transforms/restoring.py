@@ -31,6 +31,7 @@ from torch import Tensor
 from ..errors import SettingsError
 from ..memory import comfortable_bytes
 from .geometry import ResampleToSpacingd, resample_linear
+from .reading import without_ending
 from .writing import write_channels
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class _Restoration:
 
 def _name(data: Mapping[Hashable, Any], image: MetaTensor) -> str:
     """Return the name of a case, else its image file's."""
-    return str(data.get(CASE) or Path(_file(image)).name.removesuffix(".gz").removesuffix(".nii"))
+    return str(data.get(CASE) or without_ending(Path(_file(image)).name))
 
 
 def _file(image: MetaTensor) -> str:

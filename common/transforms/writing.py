@@ -17,20 +17,29 @@ from monai.data import NibabelWriter
 from nibabel.openers import Opener
 from torch import Tensor
 
+from .reading import nifti_header, read_header, volume_format
+
 __all__ = ["AtomicNibabelWriter", "header_like", "write_channels"]
 
 
 def header_like(file: str | Path, shape: tuple[int, ...], dtype: Any) -> Any:
     """Return a NIfTI header with the affine, codes and units of ``file``, for other voxels.
 
-    What else the file's header says (scaling, display range, intent, extensions) is about its own voxels.
+    What else the file's header says (scaling, display range, intent, extensions) is about its own voxels. A file of
+    another format than NIfTI has an affine, which is written in millimetres of the scanner.
     """
-    source = nib.load(file)
-    header = source.header.copy()
+    if volume_format(file) == "NIfTI":
+        header = nifti_header(file).copy()
+    else:
+        affine = read_header(file).affine
+        header = nib.Nifti1Header()
+        header.set_data_shape(shape)
+        header.set_qform(affine, code="scanner")
+        header.set_sform(affine, code="scanner")
+        header.set_xyzt_units("mm")
     for name in ("cal_max", "cal_min", "intent_p1", "intent_p2", "intent_p3", "intent_code", "slice_code"):
         header[name] = 0
     header["intent_name"] = b""
-    header.extensions.clear()
     header.set_data_dtype(dtype)
     header.set_data_shape(shape)
     header.set_slope_inter(1, 0)
@@ -75,9 +84,9 @@ class AtomicNibabelWriter(NibabelWriter):
                 return
             voxels = np.asarray(self.data_obj)
             voxels = voxels.astype(self.output_dtype or voxels.dtype, copy=False)
-            source = nib.load(self.source)
             header = header_like(self.source, voxels.shape, voxels.dtype)
-            nib.save(type(source)(voxels, source.affine, header), temporary)
+            kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+            nib.save(kind(voxels, header.get_best_affine(), header), temporary)
 
 
 def write_channels(volumes: Iterable[Tensor], count: int, path: Path, *, like: str) -> None:

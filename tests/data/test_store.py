@@ -93,19 +93,25 @@ def test_two_processes_on_one_store(images: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "store").glob(".*")) == []
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_connected_processes_begin_at_different_places(
-    rank: int, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_connected_processes_prepare_in_orders_of_their_own(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cases = [{"image": str(path)} for path in sorted(images.iterdir())]
-    begun: list[dict[str, str]] = []
+    begun: dict[int, list[str]] = {0: [], 1: []}
     prepare = VolumeStore.prepare_one
-    for name, value in {"is_initialized": True, "get_rank": rank, "get_world_size": 2}.items():
-        monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
-    monkeypatch.setattr(VolumeStore, "prepare_one", lambda store, case: begun.append(case) or prepare(store, case))
-    volumes, _ = VolumeStore(tmp_path / "store", StoreSettings()).prepare(cases)
-    assert [volume.source for volume in volumes] == [case["image"] for case in cases]
-    assert begun == (cases[2:] + cases[:2] if rank else cases)
+    for rank, order in begun.items():
+        for name, value in {"is_initialized": True, "get_rank": rank, "get_world_size": 2}.items():
+            monkeypatch.setattr(torch.distributed, name, lambda value=value: value)
+
+        def counted(store: VolumeStore, case: dict[str, str], order: list[str] = order) -> object:
+            order.append(case["image"])
+            return prepare(store, case)
+
+        monkeypatch.setattr(VolumeStore, "prepare_one", counted)
+        volumes, _ = VolumeStore(tmp_path / f"store_{rank}", StoreSettings()).prepare(cases)
+        assert [volume.source for volume in volumes] == [case["image"] for case in cases]
+    assert sorted(begun[0]) == sorted(begun[1]) == [case["image"] for case in cases]
+    assert begun[0] != begun[1]
 
 
 def test_a_kill_in_the_middle_loses_nothing_and_a_rerun_goes_on(tmp_path: Path) -> None:

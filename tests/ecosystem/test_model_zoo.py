@@ -49,10 +49,16 @@ from .conftest import PATCH, code_of, narrow_settings, write_encoder
 Export = Callable[[str], Path]
 SCHEMA = ROOT / "tests" / "bundles" / "meta_schema_20240725.json"
 # how a package is imported, where that is not its name
-IMPORTED_AS = {"pytorch-ignite": "ignite", "scikit-image": "skimage", "scikit-learn": "sklearn"}
+IMPORTED_AS = {"pytorch-ignite": "ignite", "scikit-image": "skimage", "scikit-learn": "sklearn", "pynrrd": "nrrd"}
 # imported inside functions, which say what to install: --tuning lora, and fetching published weights with tools/
 # ... and inside a MONAI Label server, which brings it
-ON_REQUEST = {"peft", "huggingface_hub", "filelock", "starlette"}
+# ... DICOM series, BIDS names, Dask
+ON_REQUEST = {"peft", "huggingface_hub", "filelock", "starlette"} | {
+    "pydicom",
+    "highdicom",
+    "bids_validator",
+    "dask",
+}
 # what MONAI itself asks for: its command line, and the handler that configs name without its module
 OF_MONAI = {"fire", "tensorboard"}
 TWO_SIZES = ((1, 1, 2 * PATCH, PATCH, 3 * PATCH // 2), (2, 1, PATCH, PATCH, PATCH))

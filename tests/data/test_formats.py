@@ -1,0 +1,382 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Every format gives the same voxels at the same places, through checks, preprocessing, labels and predictions."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+from common.data import StoreSettings, VolumeStore, every_image, image_list, labelled_lists, pretraining_lists
+from common.data.checks import check_case, check_mask
+from common.data.files import volumes_in
+from common.errors import DataError
+from common.transforms import AtomicNibabelWriter, read_header, read_volume, volume_preprocessing
+from common.transforms.writing import header_like
+
+from ..conftest import blobs, write_volume
+
+# oblique, anisotropic, left-handed: nothing that a wrong sign or a transposition would leave as it is
+ANGLE = np.deg2rad(20)
+TURN = np.array([[np.cos(ANGLE), -np.sin(ANGLE), 0], [np.sin(ANGLE), np.cos(ANGLE), 0], [0, 0, 1]])
+AFFINE = np.eye(4)
+AFFINE[:3, :3] = TURN @ np.diag([-0.9, 1.1, 2.0])
+AFFINE[:3, 3] = [31.0, -17.0, 5.0]
+VALUES = np.round(blobs(0, (22, 26, 20))[0][..., 3:17]).astype(np.int16)
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def write_nrrd(path: Path, values: np.ndarray = VALUES, **fields: object) -> Path:
+    lps = LPS @ AFFINE
+    header = {"space": "left-posterior-superior", "space directions": lps[:3, :3].T, "space origin": lps[:3, 3]}
+    detached = {"detached_header": True} if path.suffix == ".nhdr" else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nrrd.write(str(path), values, header | fields, index_order="F", **detached)
+    return path
+
+
+def write_mgh(path: Path, values: np.ndarray = VALUES) -> Path:
+    nib.save(nib.MGHImage(values, AFFINE), path)
+    return path
+
+
+def slices(
+    values: np.ndarray = VALUES, *, series: str | None = None, patient: str = "Doe^Jane"
+) -> list[pydicom.Dataset]:
+    """Return the slices of a series, first to last along z."""
+    series, lps = series or generate_uid(), LPS @ AFFINE
+    found = []
+    for k in range(values.shape[2]):
+        meta = pydicom.dataset.FileMetaDataset()
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, MRImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        one = pydicom.Dataset()
+        one.file_meta = meta
+        one.SOPClassUID, one.SOPInstanceUID = MRImageStorage, meta.MediaStorageSOPInstanceUID
+        one.SeriesInstanceUID, one.StudyInstanceUID = series, "1.2.3"
+        one.FrameOfReferenceUID = "1.2.3.4"
+        one.PatientID, one.Modality, one.SeriesDescription = patient, "MR", "t1 mprage"
+        one.Rows, one.Columns, one.SamplesPerPixel = values.shape[1], values.shape[0], 1
+        one.PhotometricInterpretation = "MONOCHROME2"
+        one.BitsAllocated, one.BitsStored, one.HighBit, one.PixelRepresentation = 16, 16, 15, 1
+        one.PixelSpacing = [float(np.linalg.norm(lps[:3, 1])), float(np.linalg.norm(lps[:3, 0]))]
+        across = lps[:3, 0] / np.linalg.norm(lps[:3, 0]), lps[:3, 1] / np.linalg.norm(lps[:3, 1])
+        one.ImageOrientationPatient = [round(float(v), 8) for v in np.concatenate(across)]
+        one.ImagePositionPatient = [round(float(v), 6) for v in lps[:3, 3] + k * lps[:3, 2]]
+        one.RescaleSlope, one.RescaleIntercept = 2, -100
+        one.PixelData = ((values[:, :, k].T + 100) // 2).astype(np.int16).tobytes()
+        found.append(one)
+    return found
+
+
+EVEN = VALUES // 2 * 2  # what rescaling by 2 keeps
+
+
+def write_series(folder: Path, datasets: list[pydicom.Dataset] | None = None) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    datasets = slices(EVEN) if datasets is None else datasets
+    for number, each in enumerate(datasets):
+        name = f"IM{len(datasets) - number:04d}"  # the order of names says nothing
+        each.save_as(folder / name, enforce_file_format=True)
+    return folder
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "raw NRRD": lambda folder: write_nrrd(folder / "a.nrrd", encoding="raw"),
+    "gzip NRRD": lambda folder: write_nrrd(folder / "a.nrrd", encoding="gzip"),
+    "big-endian NRRD": lambda folder: write_nrrd(folder / "a.nrrd", VALUES.astype(">i2"), encoding="raw"),
+    "detached NRRD": lambda folder: write_nrrd(folder / "a.nhdr", encoding="gzip"),
+    "MGH": lambda folder: write_mgh(folder / "a.mgh"),
+    "MGZ": lambda folder: write_mgh(folder / "a.mgz"),
+    "DICOM": lambda folder: write_series(folder / "a"),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_voxels_and_geometry_are_those_of_nifti(kind: str, tmp_path: Path) -> None:
+    path = WRITERS[kind](tmp_path)
+    wanted = EVEN if kind == "DICOM" else VALUES
+    header = read_header(path)
+    values, affine = read_volume(path)
+    assert header.shape == values.shape == wanted.shape
+    np.testing.assert_array_equal(values, wanted)
+    assert values.dtype.isnative
+    for found in (header.affine, affine):
+        np.testing.assert_allclose(found, AFFINE, atol=1e-4)
+    assert volumes_in(tmp_path)[0] == path
+
+    nifti = tmp_path / "nifti" / "b.nii.gz"
+    nifti.parent.mkdir()
+    nib.save(nib.Nifti1Image(wanted, AFFINE), nifti)
+    check_case({"image": str(path)})
+    chain = volume_preprocessing()
+    ours, theirs = chain({"image": str(path)})["image"], chain({"image": str(nifti)})["image"]
+    assert ours.shape == theirs.shape
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-3)
+    np.testing.assert_allclose(ours.affine.numpy(), theirs.affine.numpy(), atol=1e-3)
+    stored = VolumeStore(tmp_path / "store", StoreSettings(dtype="float32")).prepare_one({"image": str(path)})
+    np.testing.assert_allclose(
+        stored.read((0, 0, 0), stored.shape), theirs.numpy()[0], atol=1e-3, err_msg="what is trained on"
+    )
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_prediction_is_nifti_in_the_images_geometry(kind: str, tmp_path: Path) -> None:
+    path = WRITERS[kind](tmp_path)
+    header = header_like(path, VALUES.shape, np.uint8)
+    np.testing.assert_allclose(header.get_best_affine(), AFFINE, atol=1e-4)
+    np.testing.assert_allclose(header.get_zooms(), [0.9, 1.1, 2.0], atol=1e-4)
+    assert header.get_xyzt_units()[0] == "mm"
+    writer = AtomicNibabelWriter(output_dtype=np.uint8)
+    writer.set_data_array((VALUES > 120).astype(np.uint8)[None], channel_dim=0)
+    writer.set_metadata({"source_file": str(path)})
+    writer.write(str(tmp_path / "out" / "a.nii.gz"))
+    saved = nib.load(tmp_path / "out" / "a.nii.gz")
+    np.testing.assert_allclose(saved.affine, AFFINE, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(saved.dataobj), VALUES > 120)
+
+
+def test_images_and_labels_of_different_formats_make_a_case(tmp_path: Path) -> None:
+    label = (VALUES > 150).astype(np.uint8)
+    for index in range(3):
+        write_nrrd(tmp_path / "images" / f"case_{index}.nrrd")
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        if index == 0:
+            nib.save(nib.Nifti1Image(label, AFFINE), tmp_path / "labels" / "case_0.nii.gz")
+        elif index == 1:
+            write_nrrd(tmp_path / "labels" / "case_1.seg.nrrd", label)
+        else:
+            nib.save(nib.MGHImage(label, AFFINE), tmp_path / "labels" / "case_2.mgz")
+    lists = labelled_lists(str(tmp_path))
+    cases = lists["training"] + lists["validation"]
+    assert {Path(case["label"]).name for case in cases} == {"case_0.nii.gz", "case_1.seg.nrrd", "case_2.mgz"}
+    for case in cases:
+        check_case(case)
+        check_mask(case["image"], case["label"])
+    assert len(image_list(str(tmp_path))) == 3
+    assert len(every_image(str(tmp_path))) == 3
+    assert sum(map(len, pretraining_lists(str(tmp_path)).values())) == 3, "labels are not trained on"
+
+    other = (VALUES > 150).astype(np.uint8)
+    other[0, 0, 0] = 7
+    bad = write_nrrd(tmp_path / "bad.nrrd", other)
+    with pytest.raises(DataError, match=r"bad\.nrrd holds the values 7; a mask is 1 inside"):
+        check_mask(cases[0]["image"], str(bad))
+    shifted = write_nrrd(tmp_path / "shifted.nrrd", label, **{"space origin": np.zeros(3)})
+    with pytest.raises(DataError, match=r"shifted\.nrrd.*do not share one grid"):
+        check_mask(cases[0]["image"], str(shifted))
+
+
+def test_spaces_of_nrrd(tmp_path: Path) -> None:
+    ras = {"space": "right-anterior-superior", "space directions": AFFINE[:3, :3].T, "space origin": AFFINE[:3, 3]}
+    np.testing.assert_allclose(read_header(write_nrrd(tmp_path / "ras.nrrd", **ras)).affine, AFFINE, atol=1e-6)
+    plain = tmp_path / "plain.nrrd"
+    nrrd.write(str(plain), VALUES, {"spacings": [0.5, 0.6, 0.7]}, index_order="F")
+    np.testing.assert_allclose(np.diag(read_header(plain).affine), [-0.5, -0.6, 0.7, 1])
+    nrrd.write(str(plain), VALUES, index_order="F")
+    with pytest.raises(DataError, match="does not say the size of its voxels"):
+        read_header(plain)
+    channels = np.stack([VALUES, VALUES + 1])
+    directions = np.vstack([np.full(3, np.nan), (LPS @ AFFINE)[:3, :3].T])
+    several = write_nrrd(tmp_path / "several.nrrd", channels, **{"space directions": directions})
+    values, affine = read_volume(several)
+    np.testing.assert_array_equal(values, np.moveaxis(channels, 0, -1), "channels come last, as in NIfTI")
+    np.testing.assert_allclose(affine, AFFINE, atol=1e-6)
+
+
+def rewrite(path: Path, pattern: bytes, new: bytes) -> Path:
+    content = path.read_bytes()
+    assert re.search(pattern, content)
+    path.write_bytes(re.sub(pattern, new, content, count=1))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("pattern", "new", "words"),
+    [
+        (rb"sizes: .*", b"sizes: 60000 60000 60000", "more than the limit"),
+        (rb"sizes: .*", b"sizes: 900 900 900", "cut short or damaged"),
+        (rb"sizes: .*", b"sizes: -3 26 14", "correct its header"),
+        (rb"type: .*", b"type: block", "save plain numbers"),
+        (rb"encoding: .*", b"encoding: hex", "save it as raw or gzip"),
+        (rb"encoding: .*", b"encoding: raw\nline skip: 3", "skips lines"),
+        (rb"encoding: .*", b"encoding: raw\nbyte skip: 999999", "cut short or damaged"),
+        (rb"space: .*", b"space: scanner-xyz", "lies in the space"),
+        (rb"encoding: .*", b"encoding: raw\ndata file: ../../etc/passwd", "not in its folder"),
+        (rb"encoding: .*", b"encoding: raw\ndata file: /etc/passwd", "not in its folder"),
+        (rb"encoding: .*", b"encoding: raw\ndata file: a%03d.raw 1 3 1", "over several files"),
+        (rb"NRRD000.", b"VRRD0005", "cannot be read as NRRD"),
+    ],
+)
+def test_bad_nrrd(pattern: bytes, new: bytes, words: str, tmp_path: Path) -> None:
+    path = rewrite(write_nrrd(tmp_path / "a.nrrd", encoding="raw"), pattern, new)
+    with pytest.raises(DataError, match=words) as error:
+        read_volume(path)
+    assert "a.nrrd" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def change(**fields: object) -> Callable[[list[pydicom.Dataset]], list[pydicom.Dataset]]:
+    def apply(datasets: list[pydicom.Dataset]) -> list[pydicom.Dataset]:
+        for name, value in fields.items():
+            setattr(datasets[4], name, value)
+        return datasets
+
+    return apply
+
+
+def without_position(datasets: list[pydicom.Dataset]) -> list[pydicom.Dataset]:
+    del datasets[4].ImagePositionPatient
+    return datasets
+
+
+def tilted(datasets: list[pydicom.Dataset]) -> list[pydicom.Dataset]:
+    for index, each in enumerate(datasets):
+        x, y, z = map(float, each.ImagePositionPatient)
+        each.ImagePositionPatient = [x, y + 0.8 * index, z]
+    return datasets
+
+
+BAD_SERIES: dict[str, tuple[Callable[[list[pydicom.Dataset]], list[pydicom.Dataset]], str]] = {
+    "missing slice": (lambda found: found[:5] + found[6:], "lacks slices: between .* there are 4 mm, elsewhere 2;"),
+    "two at one place": (lambda found: [*found, *slices(EVEN, series=found[0].SeriesInstanceUID)[3:4]], "at one place"),
+    "mixed orientations": (change(ImageOrientationPatient=[1, 0, 0, 0, 0, -1]), "mixes orientations"),
+    "mixed sizes": (change(Rows=25), "mixes slices of"),
+    "no position": (without_position, "has no ImagePositionPatient"),
+    "tilted": (tilted, "no regular stack"),
+    "one slice": (lambda found: found[:1], "one slice"),
+    "colours": (change(SamplesPerPixel=3), "holds colours"),
+    "huge": (
+        lambda found: [change(Rows=65535, Columns=65535)([each] * 5)[0] for each in found],
+        "more than the limit",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SERIES)
+def test_series_that_are_no_volume(kind: str, tmp_path: Path) -> None:
+    make, words = BAD_SERIES[kind]
+    write_series(tmp_path / "a", make(slices(EVEN)))
+    with pytest.raises(DataError, match=words) as error:
+        read_header(tmp_path / "a")
+    assert str(tmp_path / "a") in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_two_series_of_one_folder_are_two_volumes_and_patients_are_not_named(tmp_path: Path) -> None:
+    first = slices(EVEN)
+    second = slices(EVEN + 50)
+    for number, each in enumerate([*first, *second]):
+        (tmp_path / "a").mkdir(exist_ok=True)
+        each.save_as(tmp_path / "a" / f"{number:03d}.dcm", enforce_file_format=True)
+    (tmp_path / "a" / "README").write_text("no DICOM")
+    found = volumes_in(tmp_path)
+    assert [path.name for path in found] == ["000.dcm", f"{len(first):03d}.dcm"]
+    np.testing.assert_array_equal(read_volume(found[1])[0], EVEN + 50)
+    with pytest.raises(DataError, match="holds 2 DICOM series, not one"):
+        read_header(tmp_path / "a")
+    from common.data.sources import read_source
+
+    cases = read_source(tmp_path).cases
+    assert len({case["subject"] for case in cases}) == 1
+    assert "Doe" not in str(cases)
+    assert {case["modality"] for case in cases} == {"MR"}
+    assert len({case["name"] for case in cases}) == 2
+
+
+def test_series_of_the_same_name_are_predicted_under_names_of_their_own(tmp_path: Path) -> None:
+    for patient in ("1.2.3", "1.2.4"):
+        write_series(tmp_path / patient / "T1.5")
+    wanted = ["1.2.3_T1.5", "1.2.4_T1.5"]
+    assert [case["name"] for case in image_list(str(tmp_path))] == wanted
+    assert [case["name"] for case in every_image(str(tmp_path))] == wanted
+    assert image_list(str(tmp_path / "1.2.3" / "T1.5"))[0]["name"] == "T1.5"
+
+
+def test_a_file_of_many_frames_is_read_and_an_irregular_one_refused(tmp_path: Path) -> None:
+    one = slices(EVEN)[0]
+    planes = slices(EVEN)
+    one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedMRImageStorage
+    one.NumberOfFrames = len(planes)
+    one.PixelData = b"".join(each.PixelData for each in planes)
+    shared, measures = pydicom.Dataset(), pydicom.Dataset()
+    measures.PixelSpacing, measures.SliceThickness = one.PixelSpacing, 2.0
+    orientation, rescale = pydicom.Dataset(), pydicom.Dataset()
+    orientation.ImageOrientationPatient = one.ImageOrientationPatient
+    rescale.RescaleSlope, rescale.RescaleIntercept, rescale.RescaleType = 2, -100, "US"
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    shared.PixelValueTransformationSequence = [rescale]
+    one.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for each in planes:
+        frame, place = pydicom.Dataset(), pydicom.Dataset()
+        place.ImagePositionPatient = each.ImagePositionPatient
+        frame.PlanePositionSequence = [place]
+        frames.append(frame)
+    one.PerFrameFunctionalGroupsSequence = frames
+    for name in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"):
+        delattr(one, name)
+    path = write_series(tmp_path / "a", [one])
+    values, affine = read_volume(path)
+    np.testing.assert_array_equal(values, EVEN)
+    np.testing.assert_allclose(affine, AFFINE, atol=1e-4)
+    frames[3].PlanePositionSequence[0].ImagePositionPatient = [0, 0, 400]
+    write_series(tmp_path / "a", [one])
+    with pytest.raises(DataError, match="no regular stack"):
+        read_header(path)
+
+
+def test_pixels_that_cannot_be_read_end_in_a_sentence(tmp_path: Path) -> None:
+    datasets = slices(EVEN)
+    datasets[3].PixelData = datasets[3].PixelData[:100]
+    path = write_series(tmp_path / "a", datasets)
+    read_header(path)
+    with pytest.raises(DataError, match=r"the pixels of .* cannot be read"):
+        read_volume(path)
+
+
+def test_headers_are_judged_before_anything_is_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_volume(tmp_path / "a.nii.gz", blobs(0)[0])
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    monkeypatch.setattr(np, "empty", lambda *_: pytest.fail("allocated"))
+    for dims, words in (
+        ([3, 30000, 30000, 30000, 1, 1, 1, 1], "more than the limit"),
+        ([3, 1200, 1200, 1200, 1, 1, 1, 1], "cut short or damaged"),
+        ([3, -4, 28, 26, 1, 1, 1, 1], "correct its header"),
+        ([9, 4, 28, 26, 1, 1, 1, 1], "cannot be read as NIfTI"),
+    ):
+        raw[40:56] = np.array(dims, "<i2").tobytes()
+        path.write_bytes(gzip.compress(bytes(raw)))
+        with pytest.raises(DataError, match=words):
+            read_header(path)
+
+
+def test_a_bomb_is_unpacked_no_further_than_its_header_says(tmp_path: Path) -> None:
+    small = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
+    path = write_volume(tmp_path / "a.nii.gz", small)
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2**28)))
+    bomb = write_nrrd(tmp_path / "b.nrrd", small, encoding="gzip")
+    head, _, packed = bomb.read_bytes().partition(b"\n\n")
+    bomb.write_bytes(head + b"\n\n" + gzip.compress(gzip.decompress(packed) + bytes(2**28)))
+    unpacked = 0
+    read = gzip.GzipFile.read
+
+    def counting(self: gzip.GzipFile, size: int | None = -1) -> bytes:
+        nonlocal unpacked
+        content = read(self, size)
+        unpacked += len(content)
+        return content
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gzip.GzipFile, "read", counting)
+        for file in (path, bomb):
+            np.testing.assert_array_equal(read_volume(file)[0], small)
+    assert unpacked < 10_000

@@ -1,0 +1,127 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Looking at data and listing it, as a user does."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from common.data import pretraining_lists
+
+from ..conftest import ROOT, blobs, write_volume
+
+
+def prepare_data(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", str(ROOT / "tools" / "prepare_data.py"), *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def data(folder: Path, subjects: range) -> Path:
+    for subject in subjects:
+        for kind in ("T1w", "T2w"):
+            image = blobs(subject)[0] + (kind == "T2w")
+            write_volume(folder / f"sub-{subject:02d}" / f"sub-{subject:02d}_{kind}.nii.gz", image, spacing=4.0)
+    return folder
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_scan_shows_what_is_there_and_writes_only_where_it_is_told(tmp_path: Path) -> None:
+    folder = data(tmp_path / "my data", range(4))
+    (folder / "sub-00" / "broken_T1w.nii.gz").write_bytes(b"nothing")
+    (folder / "sub-01" / "broken_T1w.nii.gz").write_bytes(b"nothing at all")
+    write_volume(folder / "flat_T1w.nii.gz", np.zeros((4, 4), np.float32))
+    before = files(folder)
+    empty = tmp_path / "elsewhere"
+    empty.mkdir()
+    done = prepare_data("scan", folder, cwd=empty)
+    assert done.returncode == 0, done.stderr
+    told = done.stdout
+    assert "as folder: 11 volumes of 5 subject(s)" in told
+    assert "3 volume(s) cannot be used" in told
+    assert "2 x " in told, "problems of a kind are counted"
+    assert "24x28x26 (24x28x26 to 24x28x26)" in told
+    assert "4x4x4" in told
+    assert files(folder) == before
+    assert files(empty) == set()
+
+    done = prepare_data("scan", folder, "--output", tmp_path / "out", cwd=empty)
+    assert done.returncode == 0, done.stderr
+    assert files(folder) == before
+    assert files(tmp_path / "out") == {"scan.json", "scan.png"}
+    report = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert (report["volumes"], report["readable"], report["measured"]) == (11, 8, 8)
+    assert {entry["modality"]: entry["volumes"] for entry in report["modalities"]} == {"T1w": 6, "T2w": 4, "unknown": 1}
+    assert (tmp_path / "out" / "scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_list_keeps_its_split_and_is_what_pre_training_takes(tmp_path: Path) -> None:
+    folder = data(tmp_path / "data", range(10))
+    output = tmp_path / "data" / "list.json"
+    done = prepare_data("list", folder, "--output", output, "--modality", "T1w,T2w", "--min_size", "8")
+    assert done.returncode == 0, done.stderr
+    content = json.loads(output.read_text())
+    assert len(content["training"]), len(content["validation"]) == (16, 4)
+    assert content["training"][0]["image"].startswith("sub-0"), "relative to the list"
+    assert content["about"]["removed"] == {"other modality": 0, "unreadable": 0, "too small": 0}
+    assert content["about"]["filters"] == {"modality": ["T1w", "T2w"], "min_size": 8}
+    lists = pretraining_lists(datalist=str(output))
+    assert all(os.path.isfile(case["image"]) for part in lists.values() for case in part)
+    held = {case["subject"] for case in content["validation"]}
+
+    refused = prepare_data("list", folder, "--output", output)
+    assert refused.returncode == 1
+    assert "exists; --update true writes it anew and keeps its split" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    data(folder, range(10, 40))
+    done = prepare_data("list", folder, "--output", output, "--update", "true", "--seed", "77")
+    assert done.returncode == 0, done.stderr
+    grown = json.loads(output.read_text())
+    assert held < {case["subject"] for case in grown["validation"]}, "more are held out, of the new ones"
+    assert len({case["subject"] for case in grown["validation"]}) == 5
+    assert {case["subject"] for case in content["training"]} <= {case["subject"] for case in grown["training"]}
+
+    other = tmp_path / "other.json"
+    done = prepare_data("list", output, "--output", other, "--include", "*T1w*", "--exclude", "sub-03,sub-04")
+    assert done.returncode == 0, done.stderr
+    again = json.loads(other.read_text())
+    assert len(again["training"]) + len(again["validation"]) == 38
+    parts = {case["subject"]: part for part in ("training", "validation") for case in grown[part]}
+    assert all(parts[case["subject"]] == part for part in ("training", "validation") for case in again[part])
+    assert {case["image"] for case in again["training"]} == {
+        f"data/{case['image']}"
+        for case in grown["training"]
+        if "T1w" in case["image"] and case["subject"] not in ("sub-03", "sub-04")
+    }
+
+
+def test_mistakes_end_in_a_sentence(tmp_path: Path) -> None:
+    folder = data(tmp_path / "data", range(2))
+    for arguments, words in (
+        (["scan", tmp_path / "nowhere"], "no such file or folder"),
+        (["scan", folder, "--source", "openmind"], "cannot be read: No such file"),
+        (["list", folder, "--output", tmp_path / "l.json", "--modality", "CT"], "nothing is left of 4 volumes"),
+        (
+            ["list", folder, "--output", tmp_path / "l.json", "--include", "none.txt"],
+            "the list none.txt cannot be read",
+        ),
+        (["list", folder, "--output", tmp_path / "l.json", "--keep", "none.json"], "none.json cannot be read"),
+    ):
+        done = prepare_data(*arguments)
+        assert done.returncode != 0
+        assert words in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "l.json").exists()

@@ -1,0 +1,182 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Commands ``prepare`` and ``verify`` of tools/prepare_data.py: fill a volume store, and look whether it is whole."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from bundle_cells import truth
+from tqdm import tqdm
+
+__all__ = ["prepare", "verify"]
+
+_STALE_SECONDS = 24 * 3600
+_REPORT = "damaged.txt"
+
+
+def prepare(
+    data: str,
+    store_dir: str,
+    dataset_dir: str = "",
+    num_workers: int = os.cpu_count() or 1,
+    shard: str = "",
+    scheduler: str = "",
+    spacing_mm: float | Sequence[float] | str | None = 1.0,
+    reorient: bool = True,
+    store_dtype: str = "float16",
+    check_disk: bool = True,
+    strict: bool = False,
+) -> None:
+    """Prepare every volume that pre-training would use, unless it is there. Stop and start it as you like.
+
+    Settings must be those of pretrain.yaml, or pre-training prepares the volumes again.
+
+    Args:
+        data: folder of images, or a datalist.
+        store_dir: folder of the store.
+        dataset_dir: where relative paths of a datalist begin that are not beside it.
+        num_workers: processes; they take turns at volumes that do not fit into memory together.
+        shard: i/n with i from 0 to n - 1: only every n-th volume, for a cluster's job array.
+        scheduler: address of a Dask scheduler (tcp://...) whose workers do it instead of this machine's processes.
+        spacing_mm: target spacing, one or three (slice, row, column); null keeps each file's own.
+        reorient: canonical axes; false keeps each file's own.
+        store_dtype: float16 or float32.
+        check_disk: stop if the disk is too small for what the first volumes let expect.
+        strict: fail at the end if a volume cannot be used.
+    """
+    from common.data import StoreSettings, VolumeStore, pretraining_lists
+    from common.errors import SettingsError
+
+    part, parts = 0, 1
+    if shard:
+        first, _, second = str(shard).partition("/")
+        if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+            raise SettingsError(f"--shard is {shard!r}; write i/n with i from 0 to n - 1, such as 0/8 to 7/8")
+        part, parts = int(first), int(second)
+    spacing = None if spacing_mm == "null" else spacing_mm
+    if isinstance(spacing, str):
+        raise SettingsError(f"--spacing_mm is {spacing!r}; write a number, three, or null")
+    lists = pretraining_lists(dataset_dir, str(data)) if Path(data).is_file() else pretraining_lists(str(data))
+    settings = StoreSettings(spacing_mm=spacing, reorient=truth(reorient), dtype=store_dtype)
+    store = VolumeStore(store_dir, settings)
+    for name, cases in lists.items():
+        own = cases[part::parts]
+        if not own:
+            continue
+        volumes, problems = store.prepare(
+            own,
+            num_workers=num_workers,
+            strict=truth(strict),
+            shares=parts,
+            order=random.SystemRandom().getrandbits(32),
+            scheduler=scheduler or None,
+            check_disk=truth(check_disk),
+        )
+        of = f" of shard {shard}" if shard else ""
+        print(f"{name}: {len(volumes):,} of {len(own):,} volumes{of} are prepared, {len(problems):,} cannot be used")
+
+
+def verify(store_dir: str, num_workers: int = os.cpu_count() or 1, repair: bool = False) -> None:
+    """Read every file of a store and compare it with the checksum that was noted when it was written.
+
+    What is damaged is printed and written to STORE/damaged.txt; the exit status is 1 if there is any and it stays.
+
+    Args:
+        store_dir: folder of the store.
+        num_workers: threads that read.
+        repair: remove damaged volumes, so that the next run prepares them again.
+    """
+    from common.errors import DataError
+    from common.weights.files import replace_file
+
+    root, repair = Path(store_dir).expanduser(), truth(repair)
+    if not root.is_dir():
+        raise DataError(f"there is no folder {root}; give the --store_dir of a run")
+    sidecars = sorted(root.glob("*.json"))
+    if not sidecars and not any(root.glob("*.b2nd")):
+        raise DataError(f"{root} holds no prepared volume; give the --store_dir of a run")
+    damaged: dict[str, tuple[str, list[str]]] = {}  # array: what is wrong, its files
+    unknown, known = 0, set()
+    with ThreadPoolExecutor(max(1, num_workers)) as pool:
+        results = pool.map(_check, sidecars)
+        for sidecar, found in zip(
+            sidecars, tqdm(results, total=len(sidecars), desc="verifying", unit="volume"), strict=True
+        ):
+            known |= {sidecar.name, *found.files}
+            unknown += not found.summed
+            if found.problem:
+                damaged[sidecar.stem] = found.problem, [sidecar.name, *found.files]
+    others = (path for path in sorted(root.iterdir()) if path.suffix in (".b2nd", ".npy") and path.name not in known)
+    for path in others:
+        if not path.name.startswith(".") and time.time() - path.stat().st_mtime > _STALE_SECONDS:
+            # a younger one may belong to a volume that is being written: its JSON comes last
+            damaged[path.name] = "belongs to no volume; a killed run left it", [path.name]
+    lines = [f"{name}: {problem}" for name, (problem, _) in damaged.items()]
+    for line in lines:
+        print(line)
+    report = root / _REPORT
+    if lines:
+        replace_file(report, lambda temporary: Path(temporary).write_text("\n".join(lines) + "\n", "utf-8"))
+    else:
+        report.unlink(missing_ok=True)
+    if repair:
+        for _, files in damaged.values():
+            for name in files:  # the JSON first: a volume without it does not exist
+                (root / name).unlink(missing_ok=True)
+    print(
+        f"{len(sidecars):,} volumes, {len(damaged):,} damaged"
+        + (
+            f", {unknown:,} of an earlier version without checksums, of which only sizes were compared"
+            if unknown
+            else ""
+        )
+        + (f"; {report} lists them" if damaged else "")
+        + ("; they are removed, the next run prepares them again" if damaged and repair else "")
+    )
+    if damaged and not repair:
+        raise SystemExit(1)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a volume's files are like: their names, what is wrong with them, and whether there were checksums."""
+
+    files: list[str]
+    problem: str = ""
+    summed: bool = True
+
+
+def _check(sidecar: Path) -> _Found:
+    from common.weights.files import sha256
+
+    try:
+        meta = json.loads(sidecar.read_text("utf-8"))
+        sizes = {".b2nd": meta["bytes"]} | {f".{name}.b2nd": size for name, size in meta.get("masks", {}).items()}
+        sums = dict(meta.get("sha256", {}))
+        voxels = [".voxels.npy"] if meta.get("places") else []
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        named = [path.name for path in sidecar.parent.glob(f"{glob.escape(sidecar.stem)}.*") if path != sidecar]
+        return _Found(named, f"its JSON is damaged ({type(error).__name__}: {error})")
+    endings = sorted({*sizes, *sums, *voxels})
+    problem = ""
+    for ending in endings:
+        path = sidecar.with_name(sidecar.stem + ending)
+        try:
+            size = path.stat().st_size
+            if size != sizes.get(ending, size):
+                problem = f"{path.name} has {size:,} bytes instead of {sizes[ending]:,}"
+            elif ending in sums and sha256(path) != sums[ending]:
+                problem = f"{path.name} does not have the checksum that it was written with"
+        except OSError as error:
+            problem = f"{path.name} cannot be read ({error.strerror})"
+        if problem:
+            break
+    return _Found([sidecar.stem + ending for ending in endings], problem, bool(sums))

@@ -1,0 +1,346 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The commands scan and list of prepare_data.py."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from bundle_cells import truth
+from environment import ROOT
+
+if TYPE_CHECKING:
+    from common.data.files import Case
+    from common.data.survey import Measures, Survey
+
+__all__ = ["list_cases", "scan"]
+
+_PICTURES = 12
+
+
+def scan(
+    folder: str,
+    output: str | None = None,
+    source: str | None = None,
+    mask_polarity: Any = "as_named",
+    quality: bool = False,
+    threads: int = 8,
+) -> None:
+    """Print what is in a folder, from headers alone: volumes, subjects, modalities, sizes, spacings, problems.
+
+    Args:
+        folder: of volumes, or an index of them.
+        output: folder for scan.json and scan.png (histograms, middle slices of a few volumes); nothing is written
+            without.
+        source: openmind, nnssl, bids, folder or datalist; found out if not given.
+        mask_polarity: as_named or inverted, for all masks of the source or for each.
+        quality: measure every volume, not just those that are drawn, for hints at poor quality; reads all voxels.
+        threads: that read headers.
+    """
+    sys.path.insert(0, str(ROOT))
+    from common.data.survey import hints, in_threads, measure, survey
+    from common.errors import end_in_a_sentence
+    from common.weights.files import write_json
+
+    end_in_a_sentence()
+    quality = truth(quality)
+    cases, problems, kind, _, _ = _cases(folder, source, mask_polarity)
+    found = survey(cases, threads=threads)
+    groups = [str(case.get("modality") or "unknown") for case in cases]
+    rows = np.flatnonzero(found.readable)
+    drawn = rows[np.unique(np.linspace(0, len(rows) - 1, _PICTURES).astype(int))] if len(rows) else rows
+    measured = rows if quality else drawn if output else rows[:0]
+    measures: list[Measures | None] = [None] * len(cases)
+    slices: dict[int, np.ndarray] = {}
+
+    def look(row: int) -> tuple[int, Measures | None, np.ndarray | None]:
+        each, voxels = measure(cases[row])
+        return row, each, None if voxels is None or row not in wanted else voxels[:, :, voxels.shape[2] // 2].copy()
+
+    wanted = set(drawn.tolist())
+    for row, each, plane in in_threads(look, measured.tolist(), threads=min(threads, 2), doing="measuring voxels"):
+        measures[row] = each
+        if plane is not None:
+            slices[row] = plane
+    odd = hints(measures, groups)
+    report = _report(cases, found, groups, problems, folder=folder, kind=kind)
+    report["hints"] = [{"image": cases[row]["image"], "hint": hint} for row, hint in sorted(odd.items())]
+    report["measured"] = len(measured)
+    print(_table(report))
+    if output:
+        target = Path(output).expanduser()
+        target.mkdir(parents=True, exist_ok=True)
+        write_json(report, target / "scan.json")
+        _draw(cases, found, slices, odd, target / "scan.png")
+        print(f"written: {target / 'scan.json'}, {target / 'scan.png'}")
+
+
+def list_cases(
+    folder: str,
+    output: str,
+    source: str | None = None,
+    mask_polarity: Any = "as_named",
+    modality: Any = None,
+    max_quality_score: float | None = None,
+    min_size: int | None = None,
+    spacing_mm: Any = None,
+    include: Any = None,
+    exclude: Any = None,
+    duplicates: bool = False,
+    keep: str | None = None,
+    update: bool = False,
+    seed: int = 12345,
+    threads: int = 8,
+) -> None:
+    """Write a datalist to pre-train on: what passes the filters, split by subject.
+
+    Args:
+        folder: of volumes, or an index of them.
+        output: datalist JSON to write; paths below its folder are written relative to it.
+        source: openmind, nnssl, bids, folder or datalist; found out if not given.
+        mask_polarity: as_named or inverted, for all masks of the source or for each.
+        modality: names to take, such as T1w,T2w.
+        max_quality_score: highest image-quality score to take, 1 is best; volumes without a score are taken.
+        min_size: voxels that every axis must have.
+        spacing_mm: lowest and highest spacing in millimetres along any axis, such as 0.5,3.
+        include: names, subjects or paths to take, * for any letters; or a text file with one on each line.
+        exclude: the same, not to take.
+        duplicates: true leaves out volumes whose voxels are equal to those of an earlier one; reads them all once.
+        keep: earlier datalist whose subjects stay in their part; by default the one that is updated.
+        update: write over an existing output.
+        seed: of the split.
+        threads: that read files.
+    """
+    sys.path.insert(0, str(ROOT))
+    from common.data.datalists import read_datalist, report
+    from common.data.filters import Filters
+    from common.data.splits import kept_parts, split_by_subject, subjects_of
+    from common.errors import DataError, end_in_a_sentence
+    from common.weights.files import write_json
+
+    end_in_a_sentence()
+    target = Path(output).expanduser().absolute()
+    if target.exists() and not truth(update):
+        raise DataError(f"{target} exists; --update true writes it anew and keeps its split, or give another --output")
+    cases, problems, kind, root, parts = _cases(folder, source, mask_polarity)
+    filters = Filters(
+        modality=_texts(modality),
+        max_quality_score=max_quality_score,
+        min_size=min_size,
+        spacing_mm=None if spacing_mm is None else tuple(float(mm) for mm in _texts(spacing_mm)),  # type: ignore[arg-type]
+        include=_entries(include),
+        exclude=_entries(exclude),
+        duplicates=truth(duplicates),
+    )
+    cache = target.with_name(f".{target.stem}.digests.json")
+    result = filters.apply(cases, root=root, threads=threads, cache=cache)
+    report(problems + result.problems)
+    subjects = subjects_of(result.cases, root)
+    earlier = Path(keep).expanduser() if keep else target if target.exists() else None
+    if earlier is not None:
+        parts = kept_parts(read_datalist(earlier, "", keys=_paths(), channels=True), root)
+    lists = split_by_subject(result.cases, subjects, seed=seed, kept=parts)
+    for case, subject in zip(result.cases, subjects, strict=True):
+        case.setdefault("subject", subject.removeprefix("/"))
+    about = {
+        "made by": "tools/prepare_data.py list",
+        "source": {"kind": kind, "path": str(root), "mask_polarity": mask_polarity},
+        "filters": filters.settings(),
+        "found": len(cases),
+        "removed": result.removed,
+        "left out by the source": len(problems),
+        "split": {
+            "seed": seed,
+            "by": "subject",
+            "subjects": len(set(subjects)),
+            "kept from": None if earlier is None else str(earlier),
+            **{name: len(members) for name, members in lists.items()},
+        },
+    }
+    base = target.parent
+    content = {name: [_relative(case, base) for case in members] for name, members in lists.items()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_json({"about": about, **content}, target)
+    print(f"{'found as ' + kind:<24}{len(cases):>9,}")
+    for name, count in result.removed.items():
+        print(f"{name:<24}{-count:>9,}")
+    for note in result.notes:
+        print(f"note: {note}")
+    print(f"{'training':<24}{len(lists['training']):>9,}")
+    print(f"{'validation':<24}{len(lists['validation']):>9,}")
+    print(f"of {len(set(subjects)):,} subject(s); written: {target}")
+
+
+def _paths() -> tuple[str, ...]:
+    from common.data.files import LABEL, MASKS
+
+    return ("image", *MASKS, LABEL)
+
+
+def _cases(
+    folder: str, source: str | None, mask_polarity: Any
+) -> tuple[list[Case], list[str], str, Path, dict[str, str]]:
+    """Return the cases of a source, what it leaves out, which it is, where it is, and the split that it comes with."""
+    from common.data.datalists import read_datalist
+    from common.data.sources import detect, read_source
+    from common.data.splits import kept_parts
+
+    place = Path(folder).expanduser().absolute()
+    kind = source or detect(place)
+    root = place if place.is_dir() else place.parent
+    if kind != "datalist":
+        found = read_source(place, kind, mask_polarity=mask_polarity)
+        return found.cases, found.problems, kind, root, {}
+    lists = read_datalist(place, "", keys=_paths(), channels=True)
+    parts = kept_parts(lists, root) if lists["training"] and lists["validation"] else {}
+    return [case for members in lists.values() for case in members], [], kind, root, parts
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    """Return a setting of several texts; fire makes a tuple of a,b and leaves a single one."""
+    if value is None:
+        return ()
+    values = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    return tuple(str(each).strip() for each in values if str(each).strip())
+
+
+def _entries(value: Any) -> tuple[str, ...]:
+    """Return names and paths, or those that a text file lists."""
+    from common.errors import DataError
+
+    entries = _texts(value)
+    if len(entries) == 1 and entries[0].endswith(".txt"):
+        try:
+            lines = Path(entries[0]).expanduser().read_text("utf-8-sig").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"the list {entries[0]} cannot be read ({error}); correct the path") from error
+        return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
+    return entries
+
+
+def _relative(case: Case, base: Path) -> Case:
+    """Write paths below the datalist relative to it."""
+    start = f"{base}{os.sep}"
+
+    def below(value: Any) -> Any:
+        return [below(each) for each in value] if isinstance(value, list) else value.removeprefix(start)
+
+    return {key: below(value) if key in _paths() else value for key, value in case.items()}
+
+
+def _report(
+    cases: Sequence[Case], found: Survey, groups: Sequence[str], problems: Sequence[str], *, folder: str, kind: str
+) -> dict[str, Any]:
+    """Gather what scan prints and writes."""
+    from common.data.files import images_of
+    from common.data.splits import subjects_of
+    from common.data.survey import kind_of
+
+    subjects = np.array(subjects_of(cases, Path(folder).expanduser().absolute()))
+    named = np.array(groups)
+    table = []
+    for name, _ in Counter(groups).most_common():
+        rows = np.flatnonzero((named == name) & found.readable)
+        entry: dict[str, Any] = {
+            "modality": name,
+            "volumes": int((named == name).sum()),
+            "subjects": len(set(subjects[named == name])),
+            "gigabytes": round(float(found.bytes[rows].sum()) / 1e9, 3),
+        }
+        if len(rows):
+            entry["size"] = [[int(v) for v in np.percentile(found.shape[rows], q, axis=0)] for q in (0, 50, 100)]
+            entry["spacing_mm"] = [
+                [round(float(v), 3) for v in np.percentile(found.spacing_mm[rows], q, axis=0)] for q in (0, 50, 100)
+            ]
+        table.append(entry)
+    kinds: dict[str, list[str]] = {}
+    for row, problem in found.problems.items():
+        kinds.setdefault(kind_of(problem, images_of(cases[row])[0]), []).append(problem)
+    return {
+        "folder": str(Path(folder).expanduser().absolute()),
+        "source": kind,
+        "volumes": len(cases),
+        "readable": int(found.readable.sum()),
+        "gigabytes": round(float(found.bytes.sum()) / 1e9, 3),
+        "subjects": len(set(subjects.tolist())),
+        "sessions": len({(s, case.get("session")) for s, case in zip(subjects, cases, strict=True)}),
+        "with anonymization_mask": sum("anonymization_mask" in case for case in cases),
+        "with anatomy_mask": sum("anatomy_mask" in case for case in cases),
+        "with a quality score": sum("quality" in case for case in cases),
+        "modalities": table,
+        "problems": [{"kind": kind, "count": len(each), "example": each[0]} for kind, each in kinds.items()],
+        "left out": {"count": len(problems), "examples": list(problems[:5])},
+    }
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    lines = [
+        f"{report['folder']} as {report['source']}: {report['volumes']:,} volumes of {report['subjects']:,} subject(s) "
+        f"in {report['sessions']:,} session(s), {report['gigabytes']:,} GB",
+        f"{'modality':<16}{'volumes':>9}{'subjects':>10}{'GB':>10}  {'size: median (range)':<40}spacing in mm",
+    ]
+    for entry in report["modalities"]:
+        line = f"{entry['modality'][:15]:<16}{entry['volumes']:>9,}{entry['subjects']:>10,}{entry['gigabytes']:>10,.3f}"
+        if "size" in entry:
+            low, middle, high = ("x".join(f"{v:g}" for v in each) for each in entry["size"])
+            fine, usual, coarse = ("x".join(f"{v:g}" for v in each) for each in entry["spacing_mm"])
+            line += f"  {f'{middle} ({low} to {high})':<40}{usual} ({fine} to {coarse})"
+        lines.append(line)
+    lines += [
+        f"{report[name]:,} {name}"
+        for name in ("with anonymization_mask", "with anatomy_mask", "with a quality score")
+        if report[name]
+    ]
+    unusable = report["volumes"] - report["readable"]
+    lines.append(f"{unusable:,} volume(s) cannot be used{':' if unusable else ''}")
+    lines += [f"  {entry['count']:>6,} x {entry['example']}" for entry in report["problems"]]
+    if report["left out"]["count"]:
+        lines.append(f"{report['left out']['count']:,} entries are left out, such as:")
+        lines += [f"  {example}" for example in report["left out"]["examples"]]
+    if report["measured"]:
+        lines.append(
+            f"{len(report['hints']):,} of {report['measured']:,} measured volumes look odd; nothing is left out:"
+        )
+        lines += [f"  {entry['image']}: {entry['hint']}" for entry in report["hints"][:10]]
+    return "\n".join(lines)
+
+
+def _draw(
+    cases: Sequence[Case], found: Survey, slices: Mapping[int, np.ndarray], odd: Mapping[int, str], path: Path
+) -> None:
+    """Draw histograms of spacings and sizes, and the middle slices of a few volumes."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from common.data.files import case_name
+    from common.weights.files import replace_file
+
+    count = -(-max(len(slices), 1) // 6)
+    figure = plt.figure(figsize=(12, 3 + 2.2 * count), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[3, 2.2 * count])
+    left, right = upper.subplots(1, 2)
+    rows = found.readable
+    for axis, values, title in (
+        (left, found.spacing_mm[rows], "spacing in mm, finest and coarsest axis"),
+        (right, found.shape[rows], "voxels, shortest and longest axis"),
+    ):
+        if len(values):
+            axis.hist([values.min(axis=1), values.max(axis=1)], bins=30, label=["least", "most"])
+        axis.set_title(title, fontsize=10)
+        axis.set_ylabel("volumes")
+        axis.legend(fontsize=8)
+    for axis, (row, plane) in zip(np.ravel(lower.subplots(count, 6)), sorted(slices.items()), strict=False):
+        step = found.spacing_mm[row]
+        axis.imshow(plane.T, cmap="gray", origin="lower", aspect=step[1] / step[0], vmax=np.percentile(plane, 99.5))
+        axis.set_title(case_name(cases[row])[:28] + ("\nodd" if row in odd else ""), fontsize=7)
+    for axis in lower.axes:
+        axis.axis("off")
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))
+    plt.close(figure)
