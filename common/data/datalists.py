@@ -124,6 +124,9 @@ def read_datalist(
         )  # an absolute path stays as it is
         return str((here if here.exists() or not there.exists() else there).absolute())
 
+    def paths(value: str | list[str]) -> str | list[str]:
+        return [absolute(file) for file in value] if isinstance(value, list) else absolute(value)
+
     if not isinstance(content, dict):
         raise DataError(f'{path} holds a {type(content).__name__}; a datalist is an object with a "training" list')
     lists: dict[str, list[Case]] = {}
@@ -131,22 +134,18 @@ def read_datalist(
         entries = content.get(name, [])
         cases = [entry if isinstance(entry, dict) else {"image": entry} for entry in entries]
         if any("image" not in case for case in cases):
-            raise DataError(f'{path}: every entry of "{name}" needs an "image"')
+            raise DataError(f'{path}: every entry of {name!r} needs an "image"')
         for case in cases:
             for key in keys:
                 several = channels and key == "image" and isinstance(case.get(key), list) and case[key]
                 if not all(isinstance(value, str) for value in (case[key] if several else [case.get(key, "")])):
                     raise DataError(
-                        f'{path}: every {", ".join(keys)} of "{name}" must be one path'
+                        f"{path}: every {', '.join(keys)} of {name!r} must be one path"
                         + (", an image also a list of paths, one for each channel" if channels else "")
                     )
         lists[name] = [
             {
-                key: [absolute(file) for file in value]
-                if key in keys and isinstance(value, list)
-                else absolute(value)
-                if key in keys
-                else value
+                key: paths(value) if key in keys else value
                 for key, value in case.items()
                 if key in keys or isinstance(value, (str, int, float))
             }
