@@ -9,13 +9,13 @@ from pathlib import Path
 import matplotlib
 import nibabel as nib
 import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.lines import Line2D
 
 from .transforms import as_nifti
 from .weights.files import replace_file
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.lines import Line2D
 
 __all__ = ["draw_overlay", "draw_prediction"]
 

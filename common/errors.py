@@ -21,19 +21,22 @@ __all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sen
 _IN_A_WORKER = "in DataLoader worker process"
 
 
-class _MendableError(ValueError):
-    """What a user can mend."""
-
-
 if "monailabel" in sys.modules:  # a server has loaded itself before it loads a bundle
     from starlette.exceptions import HTTPException
 
-    class _MendableError(HTTPException, ValueError):  # type: ignore[no-redef]
+    class _MendableError(HTTPException, ValueError):
+        """What a user can mend."""
+
         def __init__(self, message: str = "") -> None:
             super().__init__(422, message)
 
         def __str__(self) -> str:
             return str(self.detail)
+
+else:
+
+    class _MendableError(ValueError):  # type: ignore[no-redef]
+        """What a user can mend."""
 
 
 class DataError(_MendableError):

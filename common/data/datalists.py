@@ -97,6 +97,9 @@ def read_datalist(
         other = str(Path(there, value))
         return other if os.path.exists(other) else beside
 
+    def paths(value: str | list[str]) -> str | list[str]:
+        return [absolute(file) for file in value] if isinstance(value, list) else absolute(value)
+
     lists: dict[str, list[Case]] = {}
     for name in ("training", "validation", "test"):
         entries = content.get(name, [])
@@ -104,24 +107,20 @@ def read_datalist(
             raise DataError(f'{path}: "{name}" must be a list of entries')
         cases = [entry if isinstance(entry, dict) else {"image": entry} for entry in entries]
         if any("image" not in case for case in cases):
-            raise DataError(f'{path}: every entry of "{name}" needs an "image"')
+            raise DataError(f'{path}: every entry of {name!r} needs an "image"')
         for case in cases:
             for key in keys:
                 several = channels and key == "image" and isinstance(case.get(key), list) and case[key]
                 if not all(isinstance(value, str) for value in (case[key] if several else [case.get(key, "")])):
                     raise DataError(
-                        f'{path}: every {", ".join(keys)} of "{name}" must be one path'
+                        f"{path}: every {', '.join(keys)} of {name!r} must be one path"
                         + (", an image also a list of paths, one for each channel" if channels else "")
                     )
             if not set(_texts(case.get(INVERTED, []))) <= set(MASKS):
                 raise DataError(f'{path}: "{INVERTED}" of "{name}" must be a list of {", ".join(MASKS)}')
         lists[name] = [
             {
-                key: [absolute(file) for file in value]
-                if key in keys and isinstance(value, list)
-                else absolute(value)
-                if key in keys
-                else value
+                key: paths(value) if key in keys else value
                 for key, value in case.items()
                 if key in keys or isinstance(value, (str, int, float)) or key == INVERTED
             }

@@ -25,10 +25,7 @@ __all__ = ["add_columns", "labelled_lists", "segmentation_task", "split_cases"]
 
 
 def segmentation_task(
-    labels: Sequence[str] | str,
-    *,
-    regions: Mapping[str, Sequence[int]] | None = None,
-    ignore_label: int | None = None,
+    labels: Sequence[str] | str, *, regions: Mapping[str, Sequence[int]] | None = None, ignore_label: int | None = None
 ) -> SegmentationTask:
     """Build the task from names, or from a ``dataset.json`` of nnU-Net or of the Medical Segmentation Decathlon.
 

@@ -484,9 +484,7 @@ def _whole_numbers(marks: np.ndarray, file: str) -> np.ndarray:
     return marks.astype(np.uint8 if marks.max() < 256 else np.int16)
 
 
-def _voxels_by_value(
-    label: np.ndarray | None,
-) -> tuple[dict[int, int], dict[int, tuple[int, int]], np.ndarray]:
+def _voxels_by_value(label: np.ndarray | None) -> tuple[dict[int, int], dict[int, tuple[int, int]], np.ndarray]:
     """Count the values of a label map and keep voxels of each, from which foreground crops are drawn.
 
     As in nnU-Net, 10,000 of each value, but at least one in a hundred.

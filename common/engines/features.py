@@ -291,11 +291,7 @@ class VolumeEmbedder:
 
     def _pooled(self, pool: _Pool, voxels: float) -> np.ndarray:
         mean = pool.total / voxels
-        parts = {
-            "mean": mean,
-            "std": (pool.squares / voxels - mean**2).clamp(min=0).sqrt(),
-            "max": pool.highest,
-        }
+        parts = {"mean": mean, "std": (pool.squares / voxels - mean**2).clamp(min=0).sqrt(), "max": pool.highest}
         return torch.cat([parts[name] for name in self.pooling]).float().cpu().numpy()
 
 

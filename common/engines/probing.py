@@ -446,9 +446,11 @@ def _measure(
         known = by_fold[~np.isnan(by_fold[:, index]), index]
         found[name] = {
             "estimate": float(estimate[index]),
-            "interval": None
-            if interval is None or np.isnan(interval[:, index]).any()
-            else [float(bound) for bound in interval[:, index]],
+            "interval": (
+                None
+                if interval is None or np.isnan(interval[:, index]).any()
+                else [float(bound) for bound in interval[:, index]]
+            ),
             "folds": [None if np.isnan(value) else float(value) for value in by_fold[:, index]],
             "fold_mean": float(known.mean()) if len(known) else None,
             "fold_std": float(known.std(ddof=1)) if len(known) > 1 else None,

@@ -7,20 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
+from matplotlib import pyplot as plt
 from torch import Tensor
 
 from ..data.task import SegmentationTask
 from ..drawing import draw_overlay
 from ..weights.files import replace_file
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 
 __all__ = [
     "Curves",

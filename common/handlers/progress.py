@@ -144,9 +144,7 @@ class Progress:
             record["samples_per_second"] = round(engine.state.epoch_length * self.samples_per_step / seconds, 3)
         names = {"train_loss": "train_loss_epoch"}  # TensorBoard and MLflow have that of each step under the first
         engine.state.metrics.update({names.get(name, name): value for name, value in record.items() if name != "epoch"})
-        record |= {
-            **{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))},
-        }
+        record |= {**{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}}
         self.history.append(record)
         if self.main:
             write_json(self.history, self.history_file)

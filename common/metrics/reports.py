@@ -87,9 +87,11 @@ def _summary(values: np.ndarray, names: Sequence[str], *, resamples: int, seed: 
         return {
             score: {
                 "mean": _plain(means[row, column]),
-                "interval": None
-                if bounds is None or counts[row, column] < 2
-                else [_plain(bound) for bound in bounds[:, row, column]],
+                "interval": (
+                    None
+                    if bounds is None or counts[row, column] < 2
+                    else [_plain(bound) for bound in bounds[:, row, column]]
+                ),
                 "cases": int(counts[row, column]),
             }
             for column, score in enumerate(_SUMMARISED)

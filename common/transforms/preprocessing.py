@@ -11,14 +11,7 @@ import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import (
-    Compose,
-    CropForegroundd,
-    EnsureChannelFirstd,
-    LoadImaged,
-    MapTransform,
-    NormalizeIntensity,
-)
+from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, LoadImaged, MapTransform, NormalizeIntensity
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 

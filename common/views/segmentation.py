@@ -96,12 +96,9 @@ class SegmentationViews:
                 raise ValueError(f"the image of {tuple(image.shape)} has a label map of {tuple(label.shape)}")
         crops = self.spatial(batch)  # (B, C, D, H, W)
         outside = -1 if self.zero_outside else 0
-        labels = torch.stack(
-            [
-                self.spatial.apply_label(region, draw, outside=outside)
-                for region, draw in zip(batch["label_region"], batch["spatial"], strict=True)
-            ]
-        ).unsqueeze(1)  # (B, 1, D, H, W)
+        regions = zip(batch["label_region"], batch["spatial"], strict=True)
+        labels = torch.stack([self.spatial.apply_label(region, draw, outside=outside) for region, draw in regions])
+        labels = labels.unsqueeze(1)  # (B, 1, D, H, W)
         if self.augmentation is not None:
             channels = crops.shape[1]
             streams = [view_stream(key) for key in batch["key"]]

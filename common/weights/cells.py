@@ -65,9 +65,7 @@ METHODS = {
         "SwinUNETR(Eva)?",
     ),
     "spark3d": Paper(
-        "Spark3D",
-        "Tian et al. Designing BERT for convolutional networks. arXiv:2301.03580",
-        "(Variable)?Spark(MAE)?",
+        "Spark3D", "Tian et al. Designing BERT for convolutional networks. arXiv:2301.03580", "(Variable)?Spark(MAE)?"
     ),
     "simmim": Paper(
         "SimMIM", "Xie et al. SimMIM: a simple framework for masked image modeling. arXiv:2111.09886", "SimMIM(Eva)?"
@@ -76,8 +74,7 @@ METHODS = {
 BACKBONES = {
     "resenc_l": Paper("ResEnc-L", "Isensee et al. nnU-Net revisited. arXiv:2404.09556"),
     "primus_m": Paper(
-        "Primus-M",
-        "Wald et al. Primus: Enforcing attention usage for 3D medical image segmentation. arXiv:2503.01835",
+        "Primus-M", "Wald et al. Primus: Enforcing attention usage for 3D medical image segmentation. arXiv:2503.01835"
     ),
 }
 
