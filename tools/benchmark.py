@@ -916,7 +916,7 @@ def benchmark(
         compile: torch.compile the networks.
         profile: also print where the time of a step goes.
         shared: for a CPU that others use too: one thread, and processor time instead of wall time.
-        output: Markdown file to write; in one with the marks of figures, those of data alone for --parts data, only what
+        output: Markdown file to write; in one with the marks of figures (of data figures, for --parts data), only what
             lies between them.
         settings: any top-level setting of pretrain.yaml, such as --checkpointing true.
     """
