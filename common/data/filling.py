@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import blosc2
-import nibabel as nib
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
 from ..memory import comfortable_bytes
-from .datalists import LABEL, MASKS, Case, images_of
+from ..transforms import read_header
+from .files import LABEL, MASKS, Case, images_of
 
 if TYPE_CHECKING:
     from .store import StoreSettings
@@ -215,13 +215,11 @@ def _voxels(case: Case, settings: StoreSettings) -> tuple[float, float]:
     """Return how many voxels an image has and will have, before it is cropped."""
     files = images_of(case)
     try:
-        image = nib.load(files[0])
-        shape = [max(int(n), 1) for n in image.shape]
-        spacing = np.linalg.norm(image.affine[:3, :3], axis=0)
-    except Exception:  # what is wrong is said where the file is read; a header of another format is not
-        sizes = sum(os.path.getsize(file) if os.path.isfile(file) else 0 for file in files)
-        return sizes, sizes
-    read = float(math.prod(shape) * len(files))
+        header = read_header(files[0])
+    except Exception:  # what is wrong with it is said where it is prepared
+        return 0.0, 0.0
+    read = float(math.prod(header.shape) * len(files))
+    spacing = np.linalg.norm(header.affine[:3, :3], axis=0)
     if settings.size is not None:
         return read, float(math.prod(settings.size) * settings.channels)
     if settings.spacing_mm is None:

@@ -45,16 +45,15 @@ from ..errors import DataError, causes
 from ..transforms import volume_preprocessing
 from ..weights.files import replace_file
 from .checks import check_channels, check_grid, check_mask, explain, settle
-from .datalists import ANATOMY, LABEL, MASKS, Case, case_name, images_of
+from .files import ANATOMY, INVERTED, LABEL, MASKS, Case, case_name, images_of
 from .filling import DiskEstimate, each
 from .stored import StoredVolume, VolumeTable, mask_file, pack, volume_of, voxel_file
 
-__all__ = ["INVERTED", "StoreSettings", "VolumeStore"]
+__all__ = ["StoreSettings", "VolumeStore"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-INVERTED = "inverted_masks"  # key of a case: names of its masks whose 0 and 1 are to be exchanged
 _NAMING = 1  # of files; raise when the same settings begin to give other voxels
 _LAYOUT = 2  # of the JSON: 1 had neither checksums nor voxels of the anatomy mask; both are read
 _CHUNK, _BLOCK = (64, 64, 64), (16, 16, 32)
