@@ -47,7 +47,7 @@ def export_bundle(
         pretrained: encoder to carry instead of the bundle's own; of one bundle.
         model: fine-tuned model to carry as models/model.pt, with its JSON beside it; of one bundle.
         weights_url: address under which the weights will be found: they are written into <bundle>_weights instead,
-            and large_files.yml of the bundle says where to fetch them, with their digests.
+            and large_files.yml of the bundle says where to fetch them, with their digests; of one bundle.
         source_url: address under which the zips will be found, for model_info.json.
         push: repository owner/name of the Hugging Face Hub to upload to; of one bundle. The token is that of
             'hf auth login' or HF_TOKEN.
@@ -66,7 +66,7 @@ def export_bundle(
     end_in_a_sentence()
     settings = meant_values(settings)
     names, folder = bundle_names(bundles if isinstance(bundles, str) else ",".join(bundles)), Path(output)
-    for option in ("pretrained", "model", "push"):
+    for option in ("pretrained", "model", "push", "weights_url"):
         if len(names) > 1 and locals()[option] is not None:
             raise SystemExit(f"Stopped: --{option} is for one bundle, and here are {len(names)}")
     fixed = {"labels", "channels", "regions"} & settings.keys()

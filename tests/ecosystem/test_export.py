@@ -275,6 +275,8 @@ def test_what_cannot_be_exported_is_refused(encoders: dict[str, Path], tmp_path:
         export_bundle("mae_resenc_l", output=str(tmp_path / "x"), pretrained=str(tmp_path / "none.pt"))
     with pytest.raises(SystemExit, match="for one bundle"):
         export_bundle("mae_resenc_l,mae_primus_m", output=str(tmp_path / "x"), pretrained="encoder.pt")
+    with pytest.raises(SystemExit, match="--weights_url is for one bundle"):
+        export_bundle("all", output=str(tmp_path / "x"), weights_url="https://host.example")
     assert not (tmp_path / "x").exists()
 
 
