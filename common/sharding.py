@@ -38,16 +38,16 @@ def fully_sharded(module: nn.Module, *, device: torch.device) -> nn.Module:
         SettingsError: if there are no processes or no transformer blocks, or a part is not trained.
     """
     if not dist.is_initialized():
-        raise SettingsError("fsdp.yaml shards a network over the processes of torchrun; start the run with torchrun")
+        raise SettingsError("full sharding is over the processes of torchrun; start the run with torchrun")
     blocks = [part for part in module.modules() if isinstance(part, TransformerBlock)]
     if not blocks:
         raise SettingsError(
-            "fsdp.yaml shards the blocks of a transformer, and this network has none; use multi_gpu.yaml"
+            "full sharding takes a transformer block by block, and this network has none; use multi_gpu instead of fsdp"
         )
     if not all(parameter.requires_grad for parameter in module.parameters()):
         raise SettingsError(
-            "fsdp.yaml cannot shard a method that moves weights without a gradient, such as VoCo's teacher; use "
-            "multi_gpu.yaml"
+            "full sharding does not follow weights that move without a gradient, such as those of VoCo's teacher; use "
+            "multi_gpu instead of fsdp"
         )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for part in (*blocks, module):

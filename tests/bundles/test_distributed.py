@@ -19,7 +19,7 @@ import torch
 from common.errors import sentence
 from common.weights import read_checkpoint
 
-from ..conftest import ROOT, blobs, command, pretraining, small_settings, write_volume
+from ..conftest import BUNDLES, ROOT, blobs, command, pretraining, small_settings, write_volume
 from .processes import Job, distance, run_here, run_in_processes, torchrun
 
 RESENC, PRIMUS = "mae_resenc_l", "mae_primus_m"
@@ -324,6 +324,23 @@ def test_sharded_processes_equal_one(pair: tuple[Path, dict[str, list[str | None
                 assert other[key] == pytest.approx(one[key], rel=1e-3), (name, key)
 
 
+@pytest.mark.slow
+def test_every_method_can_be_sharded(scans: Path, tmp_path: Path) -> None:
+    """Against copied weights in two processes, since SwinUNETR depends on which crops a process has."""
+    cells = [bundle for bundle in BUNDLES if bundle.endswith("primus_m")]
+    assert len(cells) == 8
+    own = {"optimizer": SGD, "lr": 0.01, "accumulation_steps": 2, "checkpointing": True}
+    runs = [
+        tiny(bundle, scans, tmp_path / bundle / overlay, overlay=overlay, **own)
+        for bundle in cells
+        for overlay in ("fsdp", "multi_gpu")
+    ]
+    assert run_in_processes(runs, tmp_path) == [[None, None]] * len(runs)
+    for bundle in cells:
+        sharded, copied = (tmp_path / bundle / overlay / STATE for overlay in ("fsdp", "multi_gpu"))
+        assert distance(sharded, copied, "method") <= 1e-6, bundle
+
+
 def test_classification_in_two_processes_equals_one(
     pair: tuple[Path, dict[str, list[str | None]]], scans: Path
 ) -> None:
@@ -363,8 +380,8 @@ def test_sharded_and_other_runs_go_on_with_each_other(
 def test_what_cannot_be_is_refused_in_a_sentence(pair: tuple[Path, dict[str, list[str | None]]]) -> None:
     _, ended = pair
     for name, sign in (
-        ("teacher", "such as VoCo's teacher; use multi_gpu.yaml"),
-        ("no blocks", "this network has none; use multi_gpu.yaml"),
+        ("teacher", "such as those of VoCo's teacher; use multi_gpu"),
+        ("no blocks", "this network has none; use multi_gpu"),
         ("volumes", "has other volumes (3) than process 0"),
         ("rates", "has other settings than process 0 (lr 0.01 -> 0.1)"),
         ("lengths", "has other settings than process 0 (epochs 3 -> 4)"),

@@ -1,0 +1,43 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ..conftest import ROOT
+
+TOOL = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "sharding.py")]
+
+
+@pytest.mark.slow
+def test_a_process_holds_half_of_what_is_sharded() -> None:
+    narrow = ["--embed_dim", "48", "--depth", "4", "--num_heads", "4", "--repeats", "1"]
+    result = subprocess.run([*TOOL, "simmim_primus_m", *narrow], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    rows = [
+        line.strip("| ").split(" | ")
+        for line in result.stdout.splitlines()
+        if line.startswith(("| copied", "| sharded"))
+    ]
+    together = {row[0]: float(row[4]) for row in rows}
+    assert together["sharded"] == pytest.approx(together["copied"] / 2, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sign"),
+    [
+        (["mae_resenc_l"], "no bundle with a Primus backbone"),
+        (["mae_primus_m", "--batch_size", "3"], "batch_size 3 does not split over 2 processes"),
+        (
+            ["mae_primus_m", "--device", "cuda", "--processes", "99", "--batch_size", "99"],
+            "99 processes need as many GPUs",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(arguments: list[str], sign: str) -> None:
+    result = subprocess.run([*TOOL, *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Stopped: ")
+    assert sign in result.stderr
