@@ -22,6 +22,7 @@ import re
 import shutil
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,21 @@ def federated(
     config = json.loads(file.read_text("utf-8"))
     if told := unknown_settings(settings, config):
         raise SystemExit(f"Stopped: {told}")
+    if fixed := settings.keys() & {
+        "epochs",
+        "resume",
+        "bundle_root",
+        "dataset_dir",
+        "output_dir",
+        "ckpt_dir",
+        "store_dir",
+    }:
+        raise SystemExit(
+            f"Stopped: a federation sets {', '.join(sorted(fixed))} itself, from --rounds, --local_epochs, --sites and "
+            "--output"
+        )
+    if (config | settings).get("tuning") == "lora":
+        raise SystemExit("Stopped: adapters of --tuning lora are not averaged; use full or norm")
     if rounds < 1 or local_epochs < 1:
         raise SystemExit(f"Stopped: rounds {rounds} and local_epochs {local_epochs} must be at least 1")
     if job and not site_bundle:
@@ -152,6 +168,7 @@ def _write_start(bundle: Path, config: dict[str, Any], network: str) -> None:
     if network == "local_network":  # without what it compares with the data, which are elsewhere
         config[network] |= {"settings": {}, "receipt_file": None}
     sys.path.insert(0, str(bundle))
+    import_module("scripts.errors").end_in_a_sentence()  # the errors of the bundle's own code too
     torch.manual_seed(config["seed"])
     write_checkpoint(ConfigParser(config).get_parsed_content(network).state_dict(), START)
 

@@ -41,6 +41,13 @@ METRICS = {"pretrain": "val_loss", "train": "val_dice"}
 # what a federation leaves at a site, and the part of its weights that this file holds
 FILES = {"pretrain": ("pretrained_encoder.pt", "backbone."), "train": ("model.pt", "")}
 Weights = dict[str, np.ndarray]
+# what the tool takes from nvflare
+NVFLARE = {
+    "nvflare": [],
+    "nvflare.app_opt.pt.file_model_persistor": ["PTFileModelPersistor"],
+    "nvflare.app_opt.pt.recipes.fedavg": ["FedAvgRecipe"],
+    "nvflare.recipe": ["SimEnv", "add_final_global_evaluation", "set_per_site_config"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -282,6 +289,18 @@ def test_the_tool_says_what_is_wrong(bundle: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "nvflare", None)
     with pytest.raises(SystemExit, match="pip install nvflare"):
         federated.federated(str(bundle), "pretrain", sites="A=/data/a")
+    for module, names in NVFLARE.items():
+        monkeypatch.setitem(sys.modules, module, SimpleNamespace(**dict.fromkeys(names)))
+    for told, workflow, more in (
+        ("there is no", "evaluation", {}),
+        ("unknown setting --epoch", "pretrain", {"epoch": 3}),
+        ("a federation sets epochs itself", "pretrain", {"epochs": 3}),
+        ("must be at least 1", "pretrain", {"rounds": 0}),
+        ("add --site_bundle", "pretrain", {"job": "job"}),
+        ("--tuning lora", "train", {"tuning": "lora"}),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            federated.federated(str(bundle), workflow, sites="A=/data/a", **more)
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)
