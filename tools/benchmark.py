@@ -818,7 +818,7 @@ def _step_tables(steps: Sequence[dict[str, Any]], options: Options) -> list[str]
             [
                 step["cell"],
                 step["input"],
-                f"{step['seconds']:.2f}",
+                f"{step['seconds']:.3g}",
                 f"{step['peak']:.2f}",
                 f"**{ratios['plain']:.2f}**",
                 f"{step['peak'] / step['plain_peak']:.2f}",
