@@ -212,7 +212,8 @@ def _configs(
     for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
         config = _expanded(ConfigParser.load_config_file(str(file)))
         own = dict(of_model if file.stem in ("train", "inference", "evaluate") else sizes)
-        if file.stem == "train" and "normalization" in own:  # figures of the model's data; training finds its own
+        if file.stem == "train" and isinstance(own.get("normalization"), list):
+            # figures of the model's data; training finds its own
             own["normalization"] = ["ct" if isinstance(one, dict) else one for one in own["normalization"]]
         if file.stem == "features" and "patch_size" in of_model:
             own["patch_size"] = of_model["patch_size"]
