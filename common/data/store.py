@@ -49,7 +49,7 @@ from .files import ANATOMY, INVERTED, LABEL, MASKS, Case, case_name, images_of
 from .filling import DiskEstimate, each
 from .stored import StoredVolume, VolumeTable, mask_file, pack, volume_of, voxel_file
 
-__all__ = ["StoreSettings", "VolumeStore"]
+__all__ = ["StoreSettings", "VolumeStore", "meta_digest", "stored_file"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,6 +61,10 @@ _VOXELS_KEPT, _ANATOMY_KEPT = 10_000, 1_000
 _STALE_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600
 _THREADS, _FEW = 16, 2000  # waiting for a file system, if there are more files than these
 _LARGEST = float(np.finfo(np.float16).max)
+_FILE = re.compile(
+    rf"(.*-[0-9a-f]{{20}})(\.json|(?:\.(?:{'|'.join((*MASKS, LABEL))}))?\.b2nd|(?:\.{ANATOMY})?\.voxels\.npy)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -203,6 +207,7 @@ class VolumeStore:
         }
         if self.location(case) != path:
             raise DataError(f"{image} changed while it was prepared; run again when it is complete")
+        meta["digest"] = meta_digest(meta)
         content[path.with_suffix(".json")] = (json.dumps(meta, indent=1) + "\n").encode()  # the last
         self._write(content)
         stored = self.get(case)
@@ -339,17 +344,20 @@ class VolumeStore:
         """Return what a table says of a stored volume, None if it is not there or not whole."""
         try:
             meta = json.loads(Path(self.root, name).with_suffix(".json").read_text("utf-8"))
-            if meta["layout"] > _LAYOUT:
-                raise DataError(
-                    f"{self.root / name} was written by a later version of this project (layout {meta['layout']}, this "
-                    f"one reads up to {_LAYOUT}); update, or give another --store_dir"
-                )
+            layout, later = meta["layout"], meta["layout"] > _LAYOUT
             sizes = {"": meta["bytes"]} | meta.get("masks", {})
             row = [name, meta["shape"], source, sizes, meta.get("values", {}), meta.get("places", {})]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError):
+            packed = json.dumps(row, separators=(",", ":")).encode()
+            whole = not later and self._whole(packed) and all(side > 0 for side in volume_of(packed, self.root).shape)
+        # whatever else its JSON holds was not written here
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return None
-        packed = json.dumps(row, separators=(",", ":")).encode()
-        return packed if self._whole(packed) else None
+        if later:
+            raise DataError(
+                f"{self.root / name} was written by a later version of this project (layout {layout}, this "
+                f"one reads up to {_LAYOUT}); update, or give another --store_dir"
+            )
+        return packed if whole else None
 
     def _whole(self, row: bytes) -> bool:
         """Return whether the files of a volume are there in their sizes."""
@@ -422,6 +430,23 @@ class VolumeStore:
             with contextlib.suppress(OSError):
                 if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
                     os.unlink(path)
+
+
+def stored_file(name: str) -> tuple[str, str] | None:
+    """Return the name of a volume and the ending, of a file name that a store writes; None for any other.
+
+    Example:
+        >>> stored_file("a-0123456789abcdef0123.label.b2nd"), stored_file("sub-01_T1w.nii.gz")
+        (('a-0123456789abcdef0123', '.label.b2nd'), None)
+    """
+    found = _FILE.fullmatch(name)
+    return None if found is None else (found[1], found[2])
+
+
+def meta_digest(meta: Mapping[str, Any]) -> str:
+    """Return a digest of the JSON of a volume, which is noted in it, without that note."""
+    plain = json.loads(json.dumps({key: value for key, value in meta.items() if key != "digest"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -580,28 +580,90 @@ def test_shards_together_are_the_whole_and_verify_finds_damage(
     first.write_bytes(data)
     second.write_bytes(second.read_bytes()[:-1])
     third.with_suffix(".json").write_text("{")
-    (root / "left-0.b2nd").write_text("of a killed run")
-    os.utime(root / "left-0.b2nd", (0, 0))
-    (root / "young-0.b2nd").write_text("being written")
+    left, young = f"left-{'0' * 20}.b2nd", f"young-{'0' * 20}.b2nd"
+    (root / left).write_text("of a killed run")
+    os.utime(root / left, (0, 0))
+    (root / young).write_text("being written")
     with pytest.raises(SystemExit):
         verify(str(root))
     out = capsys.readouterr().out
     assert f"{first.stem}: {first.name} does not have the checksum" in out
     assert f"{second.stem}: {second.name} has" in out
     assert f"{third.stem}: its JSON is damaged" in out
-    assert "left-0.b2nd: belongs to no volume" in out
+    assert f"{left}: belongs to no volume" in out
     assert "young" not in out
     assert "4 volumes, 4 damaged" in out
     assert len((root / "damaged.txt").read_text().splitlines()) == 4
     verify(str(root), repair="true")
     assert sorted(path.name for path in root.glob("*.b2nd")) == sorted(
-        [path.name for path in root.glob("case_3*.b2nd")] + ["young-0.b2nd"]
+        [path.name for path in root.glob("case_3*.b2nd")] + [young]
     )
     prepare(str(images), str(root), num_workers=1)
     capsys.readouterr()
     verify(str(root))
     assert "4 volumes, 0 damaged" in capsys.readouterr().out
     assert not (root / "damaged.txt").exists()
+
+
+def test_verify_touches_nothing_but_what_a_store_writes(images: Path, tmp_path: Path) -> None:
+    foreign = images / "sub-01_T1w.json"
+    foreign.write_text('{"EchoTime": 3}')
+    write_volume(images / "sub-01_T1w.nii.gz", blobs(0)[0])
+    (images / "other.b2nd").write_text("of somebody")
+    (images / f"content-{'a' * 20}.json").write_text("[1, 2]")
+    (images / f"content-{'a' * 20}.nii.gz").write_text("x")
+    before = content(images)
+    for file in images.iterdir():
+        os.utime(file, (0, 0))
+    with pytest.raises(DataError, match=r"holds no prepared volume.*give the --store_dir of a run"):
+        verify(str(images), repair="true")
+    assert content(images) == before, "neither removed nor damaged.txt written"
+
+    VolumeStore(images, StoreSettings()).prepare([{"image": str(images / "case_0.nii.gz")}])
+    (sidecar,) = images.glob("case_0-*.json")
+    theirs = json.loads(sidecar.read_text()) | {"masks": {"../../x": 3}}
+    theirs.pop("digest")
+    sidecar.write_text(json.dumps(theirs))
+    verify(str(images), repair="true")
+    left = content(images)
+    assert left.pop("damaged.txt")
+    assert left == before
+
+
+def test_verify_finds_an_altered_json(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    (volume,), _ = store.prepare(listed(images)[:1])
+    sidecar = Path(volume.path).with_suffix(".json")
+    meta = json.loads(sidecar.read_text())
+    older = {key: value for key, value in meta.items() if key != "digest"}
+    for written, told in (
+        (meta | {"affine_mm": np.eye(4).tolist()[::-1]}, "its JSON is not as it was written"),
+        (older | {"shape": [24, 24, 24]}, "is of shape (26, 28, 24), but its JSON says (24, 24, 24)"),
+    ):
+        sidecar.write_text(json.dumps(written))
+        with pytest.raises(SystemExit):
+            verify(str(store.root))
+        assert told in capsys.readouterr().out
+    for whole in (older, meta):
+        sidecar.write_text(json.dumps(whole))
+        verify(str(store.root))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe", b"[" * 100_000, b"[]", b'{"layout": 2, "bytes": 3, "shape": "abc", "masks": {"a\\u0000": 3}}', b"{"],
+)
+def test_a_damaged_json_is_a_volume_that_is_not_there(damage: bytes, images: Path, tmp_path: Path) -> None:
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    (volume,), _ = store.prepare(listed(images)[:1])
+    sidecar = Path(volume.path).with_suffix(".json")
+    whole = sidecar.read_bytes()
+    sidecar.write_bytes(damage)
+    shutil.rmtree(store.root / "catalogues")
+    assert store.get(listed(images)[0]) is None
+    (again,), problems = store.prepare(listed(images)[:1])
+    assert (again, problems) == (volume, [])
+    assert sidecar.read_bytes() == whole
 
 
 def test_commands_refuse_in_a_sentence(images: Path, tmp_path: Path) -> None:
