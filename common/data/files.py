@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -110,13 +111,17 @@ def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder below ``folder`` with the names of its files, both sorted.
 
     Hidden ones are left out. Links to files are followed, links to folders are not, so that no loop is walked; folders
-    that cannot be read are told.
+    that cannot be read or searched are told.
     """
 
     def unreadable(error: OSError) -> None:
         tqdm.write(f"the folder {error.filename} cannot be read ({error.strerror}) and is left out")
 
     for here, folders, names in os.walk(folder, onerror=unreadable):
+        if not os.access(here, os.X_OK):  # its names can be listed and nothing else
+            unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), here))
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield Path(here), sorted(name for name in names if not name.startswith("."))
 
