@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -85,7 +86,11 @@ def survey(cases: Sequence[Case], *, threads: int = 8) -> Survey:
 
 
 def _bytes(file: Path) -> int:
-    return sum(each.stat().st_size for each in file.iterdir()) if file.is_dir() else file.stat().st_size
+    total = 0
+    for each in file.iterdir() if file.is_dir() else [file]:
+        with contextlib.suppress(OSError):  # a link that leads nowhere
+            total += each.stat().st_size
+    return total
 
 
 def kind_of(problem: str, file: str) -> str:
