@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..transforms import ENDINGS, is_dicom, series_in, without_ending
+from ..transforms import ENDINGS, files_behind, is_dicom, series_in, volume_format, without_ending
 
 __all__ = [
     "ANATOMY",
@@ -24,6 +26,7 @@ __all__ = [
     "MASKS",
     "Case",
     "case_name",
+    "behind",
     "existing_folder",
     "images_of",
     "labelled_folders",
@@ -105,6 +108,26 @@ def existing_folder(folder: str | Path) -> Path:
     if not path.is_dir():
         raise DataError(f"there is no folder {path}; give --dataset_dir the folder that holds your volumes")
     return path
+
+
+def behind(file: str, seen: dict[str, str]) -> str:
+    """Return a digest of the names, sizes and times of the other files that a volume is read from, empty if none.
+
+    Args:
+        file: of a volume.
+        seen: remembers the digests of folders with several DICOM series.
+    """
+    dicom = volume_format(file) == "DICOM"
+    key = (file if os.path.isdir(file) else os.path.dirname(file)) if dicom else file
+    if key not in seen:
+        found = []
+        for other in files_behind(file):
+            status = os.stat(other)
+            found.append([os.path.basename(other), status.st_size, status.st_mtime_ns])
+        seen[key] = hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else ""
+        if not dicom:
+            return seen.pop(key)
+    return seen[key]
 
 
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -19,7 +19,7 @@ import numpy as np
 from ..errors import DataError, SettingsError
 from ..transforms import read_volume
 from ..weights.files import write_json
-from .files import Case, images_of
+from .files import Case, behind, images_of
 from .survey import Survey, in_threads, survey
 
 __all__ = ["Filtered", "Filters", "voxel_digest"]
@@ -176,6 +176,7 @@ def _first_of_each(
     candidates = [place for place, shape in enumerate(shapes) if shared[shape] > 1]
     kept = Path(cache) if cache else None
     known: dict[str, str] = {}
+    seen: dict[str, str] = {}
     if kept is not None and kept.is_file():
         try:
             known = dict(json.loads(kept.read_text("utf-8")))
@@ -187,16 +188,17 @@ def _first_of_each(
         try:
             status = file.stat()
             key = f"{file}:{status.st_size}:{status.st_mtime_ns}"
+            key += f":{others}" if (others := behind(str(file), seen)) else ""
             return key, known.get(key) or voxel_digest(str(file))
-        except (DataError, OSError):
+        except (DataError, OSError, ValueError):
             return str(file), f"unreadable {file}"  # is told when it is prepared
 
     digests = in_threads(digest, candidates, threads=min(threads, 4), doing="comparing voxels")
     if kept is not None:
         write_json(known | {key: value for key, value in digests if not value.startswith("unreadable")}, kept)
-    seen: set[str] = set()
+    met: set[str] = set()
     first = [True] * len(cases)
     for place, (_, value) in zip(candidates, digests, strict=True):
-        first[place] = value not in seen
-        seen.add(value)
+        first[place] = value not in met
+        met.add(value)
     return first

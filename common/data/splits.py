@@ -106,4 +106,4 @@ def split_by_subject(
 
 
 def _digest(seed: int, subject: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{subject}".encode()).digest()
+    return hashlib.sha256(f"{seed}\0{subject}".encode(errors="surrogatepass")).digest()

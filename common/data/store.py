@@ -32,7 +32,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,7 +45,7 @@ from ..errors import DataError, causes
 from ..transforms import volume_preprocessing
 from ..weights.files import replace_file
 from .checks import check_channels, check_grid, check_mask, explain, settle
-from .files import ANATOMY, INVERTED, LABEL, MASKS, Case, case_name, images_of
+from .files import ANATOMY, INVERTED, LABEL, MASKS, Case, behind, case_name, images_of
 from .filling import DiskEstimate, each
 from .stored import StoredVolume, VolumeTable, mask_file, pack, volume_of, voxel_file
 
@@ -99,6 +99,14 @@ class StoreSettings:
             raise DataError(f"store_dtype is {self.dtype!r}; it must be float16 or float32")
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What folders were resolved to and what they hold, while a list is looked at."""
+
+    folders: dict[str, str] = field(default_factory=dict)
+    behind: dict[str, str] = field(default_factory=dict)
+
+
 class VolumeStore:
     """Prepare volumes once and hand out their stored form.
 
@@ -128,7 +136,7 @@ class VolumeStore:
         Raises:
             DataError: if a source file is missing.
         """
-        return self.root / self._name(case, {})
+        return self.root / self._name(case, _Seen())
 
     def get(self, case: Case) -> StoredVolume | None:
         """Return the prepared volume of a case, None if it is not there yet.
@@ -136,7 +144,7 @@ class VolumeStore:
         Raises:
             DataError: if a source file is missing, or a later version of this project wrote the volume.
         """
-        row = self._row(self._name(case, {}), images_of(case)[0])
+        row = self._row(self._name(case, _Seen()), images_of(case)[0])
         return None if row is None else volume_of(row, self.root)
 
     def prepare_one(self, case: Case) -> StoredVolume:
@@ -279,8 +287,8 @@ class VolumeStore:
             problems = [DataError(problem) for problem in known.problems]
             settle(problems, len(known), strict=strict)
             return known, problems
-        folders: dict[str, str] = {}
-        names = _in_threads(lambda case: _tried(lambda: self._name(case, folders)), cases)
+        seen = _Seen()
+        names = _in_threads(lambda case: _tried(lambda: self._name(case, seen)), cases)
         found = {
             images_of(case)[0]: name for case, name in zip(cases, names, strict=True) if isinstance(name, DataError)
         }
@@ -324,16 +332,18 @@ class VolumeStore:
         path = self.location(case)
         return sum(file.stat().st_size for file in self.root.glob(f"{glob.escape(path.stem)}.*"))
 
-    def _name(self, case: Case, folders: dict[str, str]) -> str:
-        """Return the name of a case's array; ``folders`` remembers what folders were resolved to."""
+    def _name(self, case: Case, seen: _Seen) -> str:
+        """Return the name of a case's array."""
         identity: list[object] = [_NAMING]
         for key in ("image", *_masks(case)):
             for file in images_of(case) if key == "image" else [case[key]]:
                 try:
-                    source, status = _resolved(file, folders)
-                except OSError as error:
+                    source, status = _resolved(file, seen.folders)
+                    others = behind(file, seen.behind)  # by the name that it is given, not that of what a link leads to
+                except (OSError, ValueError) as error:  # ValueError: no name that a file could have
                     raise explain(file, error) from error
                 identity += [source, status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
+                identity += [{"files": others}] if others else []
         inverted = _inverted(case)
         identity += [{"inverted": inverted}] if inverted else []
         identity.append(self._described)
@@ -386,7 +396,7 @@ class VolumeStore:
         digest = hashlib.sha256(json.dumps([_NAMING, self._described]).encode())
         for case in cases:
             parts = [*images_of(case), *(f"{name}\0{case[name]}" for name in _masks(case)), *_inverted(case), ""]
-            digest.update("\0\0".join(parts).encode(errors="surrogateescape"))
+            digest.update("\0\0".join(parts).encode(errors="surrogatepass"))
         return digest.hexdigest()[:20]
 
     def _newest(self, key: str) -> VolumeTable | None:
@@ -424,8 +434,10 @@ class VolumeStore:
 
     def _remove_stale(self) -> None:
         """Remove what killed runs left; young files may belong to a running process."""
-        with os.scandir(self.root) as entries:
-            left = [entry.path for entry in entries if entry.name.startswith(".") and ".part" in entry.name]
+        left: list[str] = []
+        for folder in (self.root, self._folder):
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                left += [entry.path for entry in entries if entry.name.startswith(".") and ".part" in entry.name]
         for path in left:
             with contextlib.suppress(OSError):
                 if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
@@ -482,8 +494,12 @@ def _resolved(file: str, folders: dict[str, str]) -> tuple[str, os.stat_result]:
 
 
 def _readable(name: str) -> str:
-    """Return as much of a case's name as a file name may hold."""
-    return re.sub(r"[/\\\0]|^\.", "_", name[:80]).encode(errors="surrogateescape")[:80].decode(errors="ignore")
+    """Return as much of a case's name as a file name may hold; of surrogates, those that stand for single bytes."""
+    return (
+        re.sub(r"[/\\\0\ud800-\udc7f\udd00-\udfff]|^\.", "_", name[:80])
+        .encode(errors="surrogateescape")[:80]
+        .decode(errors="ignore")
+    )
 
 
 def _inverted(case: Case) -> list[str]:

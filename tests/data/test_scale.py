@@ -30,6 +30,7 @@ from common.data import CropDataset, StoreSettings, VolumeStore, VolumeTable, fi
 from common.data import store as store_module
 from common.data.filling import DiskEstimate, each, memory_needed
 from common.data.store import _frame
+from common.data.splits import split_by_subject
 from common.data.stored import pack
 from common.errors import DataError, SettingsError
 from common.views import SpatialCrop, reading_stream
@@ -684,6 +685,32 @@ def test_names_stay_within_the_store_and_its_limits(images: Path, tmp_path: Path
         volume = store.prepare_one({"image": str(images / "case_0.nii.gz"), "name": name})
         assert Path(volume.path).parent == store.root
         assert not Path(volume.path).name.startswith(".")
+
+
+def test_names_that_no_file_can_have_are_reported(images: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(bytes(images / "caf") + b"\xe9.nii.gz")
+    shutil.copy(images / "case_0.nii.gz", odd)
+    wrong = [str(images / name) for name in ("a\0b.nii.gz", "\ud800.nii.gz", "\udcff.nii.gz")]
+    cases = [{"image": path} for path in [odd, str(images / "case_1.nii.gz"), *wrong]]
+    cases.append({"image": str(images / "case_2.nii.gz"), "name": "\ud800 two"})
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    found, problems = store.prepare(cases)
+    assert [volume.source for volume in found] == [cases[index]["image"] for index in (0, 1, 5)]
+    assert len(problems) == 3
+    assert all("correct the list or restore the file" in str(problem) for problem in problems)
+    assert split_by_subject(cases, [case["image"] for case in cases], seed=0)
+
+
+def test_parts_that_killed_runs_left_are_removed(images: Path, tmp_path: Path) -> None:
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    store.prepare(listed(images))
+    parts = [store.root / ".x.0.part", store.root / "catalogues" / ".y.table.z.part"]
+    for part in [*parts, store.root / "catalogues" / ".young.part"]:
+        part.write_text("x")
+    for part in parts:
+        os.utime(part, (0, 0))
+    store.prepare(listed(images))
+    assert [path.name for path in store.root.rglob("*.part")] == [".young.part"]
 
 
 def test_intensities_beyond_float16_are_refused(tmp_path: Path) -> None:
