@@ -8,6 +8,7 @@ Loaded into such a server, the errors here are of that class too, so that a view
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import traceback
 from collections.abc import Iterator
@@ -100,7 +101,13 @@ def sentence(error: BaseException) -> str | None:
 
 
 def end_in_a_sentence() -> None:
-    """Let this process end with that sentence instead of a traceback, into which MONAI would wrap the message."""
+    """Let this process end with that sentence instead of a traceback, into which MONAI would wrap the message.
+
+    Names of files that cannot be printed are printed with escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

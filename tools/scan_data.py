@@ -44,7 +44,7 @@ def scan(
     """
     sys.path.insert(0, str(ROOT))
     from common.data.survey import hints, in_threads, measure, survey
-    from common.errors import end_in_a_sentence
+    from common.errors import DataError, end_in_a_sentence
     from common.weights.files import write_json
 
     end_in_a_sentence()
@@ -56,21 +56,29 @@ def scan(
     drawn = rows[np.unique(np.linspace(0, len(rows) - 1, _PICTURES).astype(int))] if len(rows) else rows
     measured = rows if quality else drawn if output else rows[:0]
     measures: list[Measures | None] = [None] * len(cases)
-    slices: dict[int, np.ndarray] = {}
+    slices: dict[int, tuple[np.ndarray, float]] = {}
 
-    def look(row: int) -> tuple[int, Measures | None, np.ndarray | None]:
-        each, voxels = measure(cases[row])
-        return row, each, None if voxels is None or row not in wanted else voxels[:, :, voxels.shape[2] // 2].copy()
+    def look(row: int) -> tuple[Measures, np.ndarray | None, float] | str:
+        try:
+            each, voxels, spacing = measure(cases[row])
+        except DataError as error:
+            return str(error)
+        plane = voxels[:, :, voxels.shape[2] // 2].copy() if row in wanted else None
+        return each, plane, float(spacing[1] / spacing[0])
 
     wanted = set(drawn.tolist())
-    for row, each, plane in in_threads(look, measured.tolist(), threads=min(threads, 2), doing="measuring voxels"):
-        measures[row] = each
+    results = in_threads(look, measured.tolist(), threads=min(threads, 2), doing="measuring voxels")
+    for row, result in zip(measured.tolist(), results, strict=True):
+        if isinstance(result, str):
+            found.refuse(row, result)
+            continue
+        measures[row], plane, aspect = result
         if plane is not None:
-            slices[row] = plane
+            slices[row] = plane, aspect
     odd = hints(measures, groups)
     report = _report(cases, found, groups, problems, folder=folder, kind=kind)
     report["hints"] = [{"image": cases[row]["image"], "hint": hint} for row, hint in sorted(odd.items())]
-    report["measured"] = len(measured)
+    report["measured"] = sum(each is not None for each in measures)
     print(_table(report))
     if output:
         target = Path(output).expanduser()
@@ -146,7 +154,7 @@ def list_cases(
         parts = kept_parts(read_datalist(earlier, "", keys=_paths(), channels=True), root)
     lists = split_by_subject(result.cases, subjects, seed=seed, kept=parts)
     for case, subject in zip(result.cases, subjects, strict=True):
-        case.setdefault("subject", subject.removeprefix("/"))
+        case.setdefault("subject", subject.removeprefix(f"{case.get('dataset') or ''}/"))
     about = {
         "made by": "tools/prepare_data.py list",
         "source": {"kind": kind, "path": str(root), "mask_polarity": mask_polarity},
@@ -169,6 +177,8 @@ def list_cases(
     print(f"{'found as ' + kind:<24}{len(cases):>9,}")
     for name, count in result.removed.items():
         print(f"{name:<24}{-count:>9,}")
+    if lists["training"] == lists["validation"]:
+        result.notes.append("all volumes are in both parts, since their subjects cannot be split")
     for note in result.notes:
         print(f"note: {note}")
     print(f"{'training':<24}{len(lists['training']):>9,}")
@@ -186,7 +196,7 @@ def _cases(
     folder: str, source: str | None, mask_polarity: Any
 ) -> tuple[list[Case], list[str], str, Path, dict[str, str]]:
     """Return the cases of a source, what it leaves out, which it is, where it is, and the split that it comes with."""
-    from common.data.datalists import read_datalist
+    from common.data.datalists import images_of, read_datalist
     from common.data.sources import detect, read_source
     from common.data.splits import kept_parts
 
@@ -198,7 +208,8 @@ def _cases(
         return found.cases, found.problems, kind, root, {}
     lists = read_datalist(place, "", keys=_paths(), channels=True)
     parts = kept_parts(lists, root) if lists["training"] and lists["validation"] else {}
-    return [case for members in lists.values() for case in members], [], kind, root, parts
+    unique = {tuple(images_of(case)): case for members in lists.values() for case in members}
+    return list(unique.values()), [], kind, root, parts
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -311,9 +322,13 @@ def _table(report: Mapping[str, Any]) -> str:
 
 
 def _draw(
-    cases: Sequence[Case], found: Survey, slices: Mapping[int, np.ndarray], odd: Mapping[int, str], path: Path
+    cases: Sequence[Case],
+    found: Survey,
+    slices: Mapping[int, tuple[np.ndarray, float]],
+    odd: Mapping[int, str],
+    path: Path,
 ) -> None:
-    """Draw histograms of spacings and sizes, and the middle slices of a few volumes."""
+    """Draw histograms of spacings and sizes, and the middle axial slices of a few volumes with their aspects."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -336,10 +351,11 @@ def _draw(
         axis.set_title(title, fontsize=10)
         axis.set_ylabel("volumes")
         axis.legend(fontsize=8)
-    for axis, (row, plane) in zip(np.ravel(lower.subplots(count, 6)), sorted(slices.items()), strict=False):
-        step = found.spacing_mm[row]
-        axis.imshow(plane.T, cmap="gray", origin="lower", aspect=step[1] / step[0], vmax=np.percentile(plane, 99.5))
-        axis.set_title(case_name(cases[row])[:28] + ("\nodd" if row in odd else ""), fontsize=7)
+    for axis, (row, (plane, aspect)) in zip(np.ravel(lower.subplots(count, 6)), sorted(slices.items()), strict=False):
+        axis.imshow(plane.T, cmap="gray", origin="lower", aspect=aspect, vmax=np.percentile(plane, 99.5))
+        name = case_name(cases[row])[:28].encode(errors="backslashreplace").decode()
+        name = "".join(letter if letter.isprintable() else "?" for letter in name)
+        axis.set_title(name + ("\nodd" if row in odd else ""), fontsize=7, parse_math=False)
     for axis in lower.axes:
         axis.axis("off")
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))

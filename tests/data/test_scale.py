@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader, Dataset
 from common.data import CropDataset, StoreSettings, VolumeStore, VolumeTable, filling, prepare_pretraining_data
 from common.data import store as store_module
 from common.data.filling import DiskEstimate, each, memory_needed
-from common.data.store import _frame
 from common.data.splits import split_by_subject
+from common.data.store import _frame
 from common.data.stored import pack
 from common.errors import DataError, SettingsError
 from common.views import SpatialCrop, reading_stream
@@ -549,17 +549,25 @@ def test_the_disk_needed_is_told_and_too_small_a_disk_is_refused(
     def run(**options: Any) -> None:
         estimate = DiskEstimate(cases, StoreSettings(), tmp_path, **options)
         for case in cases:
-            estimate.add(case, lambda _: 4096)
+            estimate.add(case, lambda _: 9000)
 
     run()
-    out = capsys.readouterr().out
-    assert "the 100 volumes will take about 400.0 KiB" in out
-    assert "9.5 MiB are free" in out
-    run(shares=20)
-    assert "20 shares of about 100 volumes will take about 7.8 MiB" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"15\.6 MiB .* another --store_dir"):
-        run(shares=40)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "the 100 volumes will take up to about 1.3 MiB" in first, "before anything is prepared: 1.72 bytes a voxel"
+    assert "the 100 volumes will take about 878.9 KiB" in second
+    assert "9.5 MiB are free" in first
+    assert "9.5 MiB are free" in second
+    run(shares=10)
+    assert "10 shares of about 100 volumes will take about 8.6 MiB" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"about 11\.2 MiB .* another --store_dir"):
+        run(shares=13)
+    assert "up to about 17.1 MiB" in capsys.readouterr().out, "it may be too small: the first eight decide"
+    with pytest.raises(DataError, match=r"up to about 52\.5 MiB .* another --store_dir"):
+        DiskEstimate(cases, StoreSettings(), tmp_path, shares=40)
     run(shares=40, refuse=False)
+    capsys.readouterr()
+    DiskEstimate(cases[:1], StoreSettings(), tmp_path)
+    assert "the 1 volumes will take up to about 13.4 KiB" in capsys.readouterr().out
 
 
 # the commands
@@ -722,6 +730,19 @@ def test_intensities_beyond_float16_are_refused(tmp_path: Path) -> None:
 
 
 # Dask
+
+
+def test_a_scheduler_without_workers_ends_in_a_sentence(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(filling, "_WAIT_SECONDS", 0.3)
+    options = {"n_workers": 0, "processes": False, "protocol": "tcp", "dashboard_address": None}
+    with (
+        distributed.LocalCluster(**options) as cluster,
+        pytest.raises(SettingsError, match=r"has no workers after 0\.3 s; start some"),
+    ):
+        VolumeStore(tmp_path / "store", StoreSettings()).prepare(listed(images), scheduler=cluster.scheduler_address)
 
 
 @pytest.mark.slow

@@ -10,10 +10,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from common.data import pretraining_lists
 
 from ..conftest import ROOT, blobs, write_volume
+
+sys.path.insert(0, str(ROOT / "tools"))
+from scan_data import list_cases, scan
 
 
 def prepare_data(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -106,6 +110,59 @@ def test_list_keeps_its_split_and_is_what_pre_training_takes(tmp_path: Path) -> 
         for case in grown["training"]
         if "T1w" in case["image"] and case["subject"] not in ("sub-03", "sub-04")
     }
+
+
+def test_scan_draws_any_name_and_reports_what_it_could_not_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = blobs(0)[0]
+    folder = tmp_path / "data"
+    for name in (
+        "cost $5^$ \\frac.nii.gz",
+        "tab\tand\nline.nii.gz",
+        os.fsdecode(b"caf\xe9.nii.gz"),
+        "cut.nii.gz",
+        "nan.nii.gz",
+    ):
+        if not os.path.exists(folder):
+            folder.mkdir()
+        write_volume(folder / "x.nii.gz", np.full_like(image, np.nan) if name.startswith("nan") else image)
+        os.rename(folder / "x.nii.gz", folder / name)
+    cut = folder / "cut.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:9000])
+    scan(str(folder), output=str(tmp_path / "out"), quality=True)
+    told = capsys.readouterr().out
+    assert "2 volume(s) cannot be used" in told
+    assert "voxels that are NaN or infinite" in told
+    report = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert (report["volumes"], report["readable"], report["measured"]) == (5, 3, 3)
+    assert sum(entry["count"] for entry in report["problems"]) == 2
+
+
+def test_a_list_of_one_subject_may_grow_and_no_subject_moves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = data(tmp_path / "data", range(1)), tmp_path / "data" / "list.json"
+    list_cases(str(folder), str(output))
+    assert "note: all volumes are in both parts" in capsys.readouterr().out
+    list_cases(str(output), str(tmp_path / "again.json"))
+    assert len(json.loads((tmp_path / "again.json").read_text())["training"]) == 2, "each once"
+    data(folder, range(1, 12))
+    capsys.readouterr()
+    list_cases(str(folder), str(output), update=True)
+    assert "note" not in capsys.readouterr().out
+
+    plain = tmp_path / "plain.json"  # no columns, folders of a data set
+    images = [f"data/ds1/sub-{index:02}/T1w.nii.gz" for index in range(30)]
+    plain.write_text(json.dumps({"training": [{"image": image} for image in images[:20]]}))
+    listed = tmp_path / "listed.json"
+    list_cases(str(plain), str(listed))
+    before = {case["image"] for case in json.loads(listed.read_text())["validation"]}
+    plain.write_text(json.dumps({"training": [{"image": image} for image in images]}))
+    list_cases(str(plain), str(listed), update=True, seed=9)
+    after = json.loads(listed.read_text())
+    assert before < {case["image"] for case in after["validation"]}
+    assert not {case["image"] for case in after["training"]} & before
 
 
 def test_mistakes_end_in_a_sentence(tmp_path: Path) -> None:
