@@ -19,6 +19,7 @@ import torch.distributed as dist
 __all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "sentence"]
 
 
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _IN_A_WORKER = "in DataLoader worker process"
 
 
@@ -65,8 +66,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def sentence(error: BaseException) -> str | None:
     """Return what to tell the user, if anywhere in the chain of exceptions there is something that a user can mend.
 
-    That is one of the errors above, a value that this package's own code refused, a full disk, or the end of another
-    process of the same run.
+    That is one of the errors above, a value that this package's own code refused, a full disk, a place that may not be
+    read or written, or the end of another process of the same run.
 
     Example:
         >>> try:
@@ -88,6 +89,9 @@ def sentence(error: BaseException) -> str | None:
         if isinstance(chain, OSError) and chain.errno == errno.ENOSPC:
             where = chain.filename or "the output folder"
             return f"the disk is full while writing {where}; free some space and run again, it goes on from there"
+        if isinstance(chain, OSError) and chain.errno in _NOT_ALLOWED:
+            reason = chain.strerror or type(chain).__name__
+            return f"{chain.filename or 'a file'} cannot be read or written ({reason}); correct the path or its rights"
         if isinstance(chain, dist.DistError) or (isinstance(chain, RuntimeError) and "/gloo/" in str(chain)):
             return (
                 f"another process of this run ended or cannot be reached ({str(chain).splitlines()[0]}); see what that "

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bundle_cells import truth
+from commands import whole
 from tqdm import tqdm
 
 __all__ = ["prepare", "verify"]
@@ -54,6 +55,7 @@ def prepare(
     from common.data import StoreSettings, VolumeStore, pretraining_lists
     from common.errors import SettingsError
 
+    num_workers = whole("num_workers", num_workers)
     part, parts = 0, 1
     if shard:
         first, _, second = str(shard).partition("/")
@@ -98,6 +100,7 @@ def verify(store_dir: str, num_workers: int = os.cpu_count() or 1, repair: bool 
     from common.errors import DataError
     from common.weights.files import replace_file
 
+    num_workers = whole("num_workers", num_workers)
     root, repair = Path(store_dir).expanduser(), truth(repair)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the --store_dir of a run")

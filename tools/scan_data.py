@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bundle_cells import truth
+from commands import whole
 from environment import ROOT
 
 if TYPE_CHECKING:
@@ -48,7 +50,8 @@ def scan(
     from common.weights.files import write_json
 
     end_in_a_sentence()
-    quality = truth(quality)
+    quality, threads = truth(quality), whole("threads", threads, least=1)
+    target = _output_folder(Path(output)) if output else None
     cases, problems, kind, _, _ = _cases(folder, source, mask_polarity)
     found = survey(cases, threads=threads)
     groups = [str(case.get("modality") or "unknown") for case in cases]
@@ -80,9 +83,7 @@ def scan(
     report["hints"] = [{"image": cases[row]["image"], "hint": hint} for row, hint in sorted(odd.items())]
     report["measured"] = sum(each is not None for each in measures)
     print(_table(report))
-    if output:
-        target = Path(output).expanduser()
-        target.mkdir(parents=True, exist_ok=True)
+    if target:
         write_json(report, target / "scan.json")
         _draw(cases, found, slices, odd, target / "scan.png")
         print(f"written: {target / 'scan.json'}, {target / 'scan.png'}")
@@ -132,19 +133,21 @@ def list_cases(
     from common.weights.files import write_json
 
     end_in_a_sentence()
+    seed, threads = whole("seed", seed), whole("threads", threads, least=1)
     target = Path(output).expanduser().absolute()
     if target.exists() and not truth(update):
         raise DataError(f"{target} exists; --update true writes it anew and keeps its split, or give another --output")
-    cases, problems, kind, root, parts = _cases(folder, source, mask_polarity)
     filters = Filters(
         modality=_texts(modality),
         max_quality_score=max_quality_score,
         min_size=min_size,
-        spacing_mm=None if spacing_mm is None else tuple(float(mm) for mm in _texts(spacing_mm)),  # type: ignore[arg-type]
+        spacing_mm=None if spacing_mm is None else _numbers("spacing_mm", spacing_mm),  # type: ignore[arg-type]
         include=_entries(include),
         exclude=_entries(exclude),
         duplicates=truth(duplicates),
     )
+    cases, problems, kind, root, parts = _cases(folder, source, mask_polarity)
+    _output_folder(target.parent)
     cache = target.with_name(f".{target.stem}.digests.json")
     result = filters.apply(cases, root=root, threads=threads, cache=cache)
     report(problems + result.problems)
@@ -172,7 +175,6 @@ def list_cases(
     }
     base = target.parent
     content = {name: [_relative(case, base) for case in members] for name, members in lists.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_json({"about": about, **content}, target)
     print(f"{'found as ' + kind:<24}{len(cases):>9,}")
     for name, count in result.removed.items():
@@ -184,6 +186,30 @@ def list_cases(
     print(f"{'training':<24}{len(lists['training']):>9,}")
     print(f"{'validation':<24}{len(lists['validation']):>9,}")
     print(f"of {len(set(subjects)):,} subject(s); written: {target}")
+
+
+def _output_folder(folder: Path) -> Path:
+    """Make a folder that is to be written to, before any work is done for it."""
+    from common.errors import DataError
+
+    folder = folder.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise DataError(f"the folder {folder} cannot be written ({error.strerror}); give another --output") from error
+    return folder
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Return a setting of several numbers."""
+    from common.errors import SettingsError
+
+    try:
+        return tuple(float(each) for each in _texts(value))
+    except ValueError as error:
+        raise SettingsError(f"--{name} is {value!r}; write numbers with commas between them, such as 0.5,3") from error
 
 
 def _paths() -> tuple[str, ...]:
@@ -198,14 +224,22 @@ def _cases(
     """Return the cases of a source, what it leaves out, which it is, where it is, and the split that it comes with."""
     from common.data.datalists import images_of, read_datalist
     from common.data.sources import detect, read_source
+    from common.data.sources.base import inverted
     from common.data.splits import kept_parts
+    from common.errors import SettingsError
 
+    turned = inverted(mask_polarity)
     place = Path(folder).expanduser().absolute()
     kind = source or detect(place)
     root = place if place.is_dir() else place.parent
     if kind != "datalist":
         found = read_source(place, kind, mask_polarity=mask_polarity)
         return found.cases, found.problems, kind, root, {}
+    if turned:
+        raise SettingsError(
+            f"mask_polarity is {mask_polarity!r}, but {place} is a datalist, which says itself with inverted_masks what is "
+            "inverted; make it from the source with --mask_polarity, or add them to its entries"
+        )
     lists = read_datalist(place, "", keys=_paths(), channels=True)
     parts = kept_parts(lists, root) if lists["training"] and lists["validation"] else {}
     unique = {tuple(images_of(case)): case for members in lists.values() for case in members}

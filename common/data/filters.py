@@ -6,6 +6,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -50,11 +51,19 @@ class Filters:
     duplicates: bool = False
 
     def __post_init__(self) -> None:
-        if self.spacing_mm is not None and (len(self.spacing_mm) != 2 or self.spacing_mm[0] > self.spacing_mm[1]):
+        for name in ("max_quality_score", "min_size"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise SettingsError(f"{name} is {value!r}; it must be a number")
+        if self.max_quality_score is not None and not math.isfinite(self.max_quality_score):
+            raise SettingsError(f"max_quality_score is {self.max_quality_score}; it must be a number")
+        if self.spacing_mm is not None and (
+            len(self.spacing_mm) != 2 or not 0 <= self.spacing_mm[0] <= self.spacing_mm[1] < math.inf
+        ):
             raise SettingsError(
                 f"spacing_mm is {self.spacing_mm}; it must be the lowest and the highest, such as 0.5,3"
             )
-        if self.min_size is not None and self.min_size < 1:
+        if self.min_size is not None and not (self.min_size >= 1 and self.min_size == int(self.min_size)):
             raise SettingsError(f"min_size is {self.min_size}; it must be a number of voxels")
 
     def apply(

@@ -22,6 +22,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import re
@@ -41,7 +42,7 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ..errors import DataError, causes
+from ..errors import DataError, SettingsError, causes
 from ..transforms import volume_preprocessing
 from ..weights.files import replace_file
 from .checks import check_channels, check_grid, check_mask, explain, settle
@@ -78,6 +79,10 @@ class StoreSettings:
         normalization: scheme of ``NormalizeChannelsd``, one for all channels or one for each.
         channels: of an image.
         size: voxels (slice, row, column) that every volume is resized to at the end; None for none.
+
+    Raises:
+        SettingsError: if the spacing or the size is not positive.
+        DataError: if there is no such ``dtype``.
     """
 
     spacing_mm: float | Sequence[float] | None = 1.0
@@ -89,12 +94,22 @@ class StoreSettings:
 
     def __post_init__(self) -> None:
         if self.spacing_mm is not None:  # one spelling for one meaning: it becomes part of the files' names
-            sides = [self.spacing_mm] * 3 if isinstance(self.spacing_mm, (int, float)) else list(self.spacing_mm)
-            object.__setattr__(self, "spacing_mm", tuple(float(side) for side in sides))
+            try:
+                sides = [self.spacing_mm] * 3 if isinstance(self.spacing_mm, (int, float)) else list(self.spacing_mm)
+                spacing = tuple(float(side) for side in sides)
+            except (TypeError, ValueError):
+                spacing = ()
+            if len(spacing) != 3 or not all(0 < side < math.inf for side in spacing):
+                raise SettingsError(
+                    f"spacing_mm is {self.spacing_mm!r}; write one positive number, three, or null for each file's own"
+                )
+            object.__setattr__(self, "spacing_mm", spacing)
         if isinstance(self.normalization, str):
             object.__setattr__(self, "normalization", [self.normalization])
         if self.size is not None:
             object.__setattr__(self, "size", tuple(int(side) for side in self.size))
+            if len(self.size) != 3 or min(self.size) < 1:
+                raise SettingsError(f"size is {self.size!r}; it must be three numbers of voxels")
         if self.dtype not in ("float16", "float32"):
             raise DataError(f"store_dtype is {self.dtype!r}; it must be float16 or float32")
 
