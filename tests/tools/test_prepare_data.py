@@ -130,8 +130,6 @@ def test_scan_draws_any_name_and_reports_what_it_could_not_measure(
         "cut.nii.gz",
         "nan.nii.gz",
     ):
-        if not os.path.exists(folder):
-            folder.mkdir()
         write_volume(folder / "x.nii.gz", np.full_like(image, np.nan) if name.startswith("nan") else image)
         os.rename(folder / "x.nii.gz", folder / name)
     cut = folder / "cut.nii.gz"
