@@ -237,8 +237,8 @@ def _cases(
         return found.cases, found.problems, kind, root, {}
     if turned:
         raise SettingsError(
-            f"mask_polarity is {mask_polarity!r}, but {place} is a datalist, which says itself with inverted_masks what "
-            "is inverted; make it from the source with --mask_polarity, or add them to its entries"
+            f"mask_polarity is {mask_polarity!r}, but {place} is a datalist, which says itself with inverted_masks "
+            "what is inverted; make it from the source with --mask_polarity, or add them to its entries"
         )
     lists = read_datalist(place, "", keys=_paths(), channels=True)
     parts = kept_parts(lists, root) if lists["training"] and lists["validation"] else {}
