@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
 import os
 import re
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import nrrd
 import numpy as np
 import pydicom
 import pytest
+from monai.transforms import LoadImaged
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from common.data import StoreSettings, VolumeStore, every_image, image_list, labelled_lists, pretraining_lists
@@ -24,6 +26,7 @@ from common.data.filters import Filters
 from common.data.survey import survey
 from common.errors import DataError
 from common.transforms import AtomicNibabelWriter, read_header, read_volume, volume_preprocessing
+from common.transforms.preprocessing import load_volumes
 from common.transforms.writing import header_like
 
 from ..conftest import blobs, write_volume
@@ -410,6 +413,19 @@ def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
     found = survey([{"image": str(path)}])
     assert not found.problems
     assert found.bytes[0] > 0
+
+
+def test_the_readers_that_monai_makes_besides_are_silent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    LoadImaged("image")
+    assert "nvImageCodec" in caplog.text
+    caplog.clear()
+    load_volumes("image")
+    assert not caplog.text
 
 
 def test_pixels_that_cannot_be_read_end_in_a_sentence(tmp_path: Path) -> None:
