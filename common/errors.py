@@ -8,6 +8,7 @@ Loaded into such a server, the errors here are of that class too, so that a view
 from __future__ import annotations
 
 import errno
+import io
 import sys
 import traceback
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import torch.distributed as dist
 __all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "sentence"]
 
 
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _IN_A_WORKER = "in DataLoader worker process"
 
 
@@ -64,8 +66,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def sentence(error: BaseException) -> str | None:
     """Return what to tell the user, if anywhere in the chain of exceptions there is something that a user can mend.
 
-    That is one of the errors above, a value that this package's own code refused, a full disk, or the end of another
-    process of the same run.
+    That is one of the errors above, a value that this package's own code refused, a full disk, a place that may not be
+    read or written, or the end of another process of the same run.
 
     Example:
         >>> try:
@@ -87,6 +89,9 @@ def sentence(error: BaseException) -> str | None:
         if isinstance(chain, OSError) and chain.errno == errno.ENOSPC:
             where = chain.filename or "the output folder"
             return f"the disk is full while writing {where}; free some space and run again, it goes on from there"
+        if isinstance(chain, OSError) and chain.errno in _NOT_ALLOWED:
+            reason = chain.strerror or type(chain).__name__
+            return f"{chain.filename or 'a file'} cannot be read or written ({reason}); correct the path or its rights"
         if isinstance(chain, dist.DistError) or (isinstance(chain, RuntimeError) and "/gloo/" in str(chain)):
             return (
                 f"another process of this run ended or cannot be reached ({str(chain).splitlines()[0]}); see what that "
@@ -100,7 +105,13 @@ def sentence(error: BaseException) -> str | None:
 
 
 def end_in_a_sentence() -> None:
-    """Let this process end with that sentence instead of a traceback, into which MONAI would wrap the message."""
+    """Let this process end with that sentence instead of a traceback, into which MONAI would wrap the message.
+
+    Names of files that cannot be printed are printed with escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import json
 import os
 import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from bundle_cells import truth
+from commands import whole
 from tqdm import tqdm
 
 __all__ = ["prepare", "verify"]
@@ -55,6 +55,7 @@ def prepare(
     from common.data import StoreSettings, VolumeStore, pretraining_lists
     from common.errors import SettingsError
 
+    num_workers = whole("num_workers", num_workers)
     part, parts = 0, 1
     if shard:
         first, _, second = str(shard).partition("/")
@@ -88,48 +89,61 @@ def verify(store_dir: str, num_workers: int = os.cpu_count() or 1, repair: bool 
     """Read every file of a store and compare it with the checksum that was noted when it was written.
 
     What is damaged is printed and written to STORE/damaged.txt; the exit status is 1 if there is any and it stays.
+    Files that no store writes are neither looked at nor removed, and a folder without any volume of a store is refused.
 
     Args:
         store_dir: folder of the store.
         num_workers: threads that read.
         repair: remove damaged volumes, so that the next run prepares them again.
     """
+    from common.data.store import stored_file
     from common.errors import DataError
     from common.weights.files import replace_file
 
+    num_workers = whole("num_workers", num_workers)
     root, repair = Path(store_dir).expanduser(), truth(repair)
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the --store_dir of a run")
-    sidecars = sorted(root.glob("*.json"))
-    if not sidecars and not any(root.glob("*.b2nd")):
-        raise DataError(f"{root} holds no prepared volume; give the --store_dir of a run")
-    damaged: dict[str, tuple[str, list[str]]] = {}  # array: what is wrong, its files
-    unknown, known = 0, set()
+    own: dict[str, list[str]] = {}  # volume: the endings of its files that are there
+    for path in sorted(root.iterdir()):
+        if (found := stored_file(path.name)) is not None and not path.name.startswith("."):
+            own.setdefault(found[0], []).append(found[1])
+    sidecars = [root / f"{name}.json" for name, endings in own.items() if ".json" in endings]
+    sidecars = [path for path in sidecars if ".b2nd" in own[path.name.removesuffix(".json")] or _is_sidecar(path)]
+    if not any(map(_is_sidecar, sidecars)):
+        raise DataError(
+            f"{root} holds no prepared volume (no <name>-<digest>.json of a store); give the --store_dir of a run"
+        )
+    damaged: dict[str, tuple[str, list[str]]] = {}  # volume: what is wrong, its files
+    unknown = 0
     with ThreadPoolExecutor(max(1, num_workers)) as pool:
         results = pool.map(_check, sidecars)
-        for sidecar, found in zip(
+        for sidecar, (problem, summed) in zip(
             sidecars, tqdm(results, total=len(sidecars), desc="verifying", unit="volume"), strict=True
         ):
-            known |= {sidecar.name, *found.files}
-            unknown += not found.summed
-            if found.problem:
-                damaged[sidecar.stem] = found.problem, [sidecar.name, *found.files]
-    others = (path for path in sorted(root.iterdir()) if path.suffix in (".b2nd", ".npy") and path.name not in known)
-    for path in others:
-        if not path.name.startswith(".") and time.time() - path.stat().st_mtime > _STALE_SECONDS:
-            # a younger one may belong to a volume that is being written: its JSON comes last
-            damaged[path.name] = "belongs to no volume; a killed run left it", [path.name]
+            name = sidecar.name.removesuffix(".json")
+            unknown += not problem and not summed
+            if problem:  # the JSON first: a volume without it does not exist
+                damaged[name] = problem, [sidecar.name, *(name + end for end in own[name] if end != ".json")]
+    for name, endings in own.items():
+        for path in [] if ".json" in endings else [root / (name + ending) for ending in endings]:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    # a younger one may belong to a volume that is being written: its JSON comes last
+                    damaged[path.name] = "belongs to no volume; a killed run left it", [path.name]
     lines = [f"{name}: {problem}" for name, (problem, _) in damaged.items()]
     for line in lines:
         print(line)
     report = root / _REPORT
     if lines:
-        replace_file(report, lambda temporary: Path(temporary).write_text("\n".join(lines) + "\n", "utf-8"))
+        replace_file(
+            report, lambda temporary: Path(temporary).write_text("\n".join(lines) + "\n", "utf-8", "backslashreplace")
+        )
     else:
         report.unlink(missing_ok=True)
     if repair:
         for _, files in damaged.values():
-            for name in files:  # the JSON first: a volume without it does not exist
+            for name in files:
                 (root / name).unlink(missing_ok=True)
     print(
         f"{len(sidecars):,} volumes, {len(damaged):,} damaged"
@@ -145,38 +159,47 @@ def verify(store_dir: str, num_workers: int = os.cpu_count() or 1, repair: bool 
         raise SystemExit(1)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """What a volume's files are like: their names, what is wrong with them, and whether there were checksums."""
+def _is_sidecar(path: Path) -> bool:
+    """Return whether a file is the JSON of a volume; the first layout had no checksums."""
+    try:
+        meta = json.loads(path.read_text("utf-8"))
+        return isinstance(meta["layout"], int) and ("sha256" in meta or ("shape" in meta and "bytes" in meta))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
-    files: list[str]
-    problem: str = ""
-    summed: bool = True
 
+def _check(sidecar: Path) -> tuple[str, bool]:
+    """Return what is wrong with the files of a volume, and whether there were checksums."""
+    import blosc2
 
-def _check(sidecar: Path) -> _Found:
+    from common.data.store import meta_digest, stored_file
     from common.weights.files import sha256
 
+    name = sidecar.name.removesuffix(".json")
     try:
         meta = json.loads(sidecar.read_text("utf-8"))
-        sizes = {".b2nd": meta["bytes"]} | {f".{name}.b2nd": size for name, size in meta.get("masks", {}).items()}
+        shape = tuple(int(side) for side in meta["shape"])
+        sizes = {".b2nd": meta["bytes"]} | {f".{mask}.b2nd": size for mask, size in meta.get("masks", {}).items()}
         sums = dict(meta.get("sha256", {}))
-        voxels = [".voxels.npy"] if meta.get("places") else []
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        named = [path.name for path in sidecar.parent.glob(f"{glob.escape(sidecar.stem)}.*") if path != sidecar]
-        return _Found(named, f"its JSON is damaged ({type(error).__name__}: {error})")
-    endings = sorted({*sizes, *sums, *voxels})
-    problem = ""
+        endings = sorted({*sizes, *sums, *([".voxels.npy"] if meta.get("places") else [])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"its JSON is damaged ({type(error).__name__}: {error})", True
+    if "digest" in meta and meta["digest"] != meta_digest(meta):
+        return "its JSON is not as it was written", True
     for ending in endings:
-        path = sidecar.with_name(sidecar.stem + ending)
+        if stored_file(name + ending) != (name, ending):
+            return f"its JSON names {name + ending!r}, which no store writes", True
+        path = sidecar.with_name(name + ending)
         try:
             size = path.stat().st_size
             if size != sizes.get(ending, size):
-                problem = f"{path.name} has {size:,} bytes instead of {sizes[ending]:,}"
-            elif ending in sums and sha256(path) != sums[ending]:
-                problem = f"{path.name} does not have the checksum that it was written with"
+                return f"{path.name} has {size:,} bytes instead of {sizes[ending]:,}", True
+            if ending in sums and sha256(path) != sums[ending]:
+                return f"{path.name} does not have the checksum that it was written with", True
+            if ending.endswith(".b2nd") and (own := tuple(blosc2.open(str(path), mode="r").shape[-3:])) != shape:
+                return f"{path.name} is of shape {own}, but its JSON says {shape}", True
         except OSError as error:
-            problem = f"{path.name} cannot be read ({error.strerror})"
-        if problem:
-            break
-    return _Found([sidecar.stem + ending for ending in endings], problem, bool(sums))
+            return f"{path.name} cannot be read ({error.strerror})", True
+        except (RuntimeError, ValueError, TypeError) as error:
+            return f"{path.name} is no array of a store ({error})", True
+    return "", bool(sums)

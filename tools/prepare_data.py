@@ -20,11 +20,11 @@ from environment import ROOT, RUNTIME, ensure
 if __name__ == "__main__":
     ensure(RUNTIME)
     sys.path.insert(0, str(ROOT))
-    import fire
+    from commands import run
     from fill_store import prepare, verify
     from scan_data import list_cases, scan
 
     from common.errors import end_in_a_sentence
 
     end_in_a_sentence()
-    fire.Fire({"scan": scan, "list": list_cases, "prepare": prepare, "verify": verify})
+    run({"scan": scan, "list": list_cases, "prepare": prepare, "verify": verify}, sys.argv[1:])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from bundle_cells import truth
+from commands import whole
 from environment import ROOT
 
 if TYPE_CHECKING:
@@ -44,11 +46,12 @@ def scan(
     """
     sys.path.insert(0, str(ROOT))
     from common.data.survey import hints, in_threads, measure, survey
-    from common.errors import end_in_a_sentence
+    from common.errors import DataError, end_in_a_sentence
     from common.weights.files import write_json
 
     end_in_a_sentence()
-    quality = truth(quality)
+    quality, threads = truth(quality), whole("threads", threads, least=1)
+    target = _output_folder(Path(output)) if output else None
     cases, problems, kind, _, _ = _cases(folder, source, mask_polarity)
     found = survey(cases, threads=threads)
     groups = [str(case.get("modality") or "unknown") for case in cases]
@@ -56,25 +59,31 @@ def scan(
     drawn = rows[np.unique(np.linspace(0, len(rows) - 1, _PICTURES).astype(int))] if len(rows) else rows
     measured = rows if quality else drawn if output else rows[:0]
     measures: list[Measures | None] = [None] * len(cases)
-    slices: dict[int, np.ndarray] = {}
+    slices: dict[int, tuple[np.ndarray, float]] = {}
 
-    def look(row: int) -> tuple[int, Measures | None, np.ndarray | None]:
-        each, voxels = measure(cases[row])
-        return row, each, None if voxels is None or row not in wanted else voxels[:, :, voxels.shape[2] // 2].copy()
+    def look(row: int) -> tuple[Measures, np.ndarray | None, float] | str:
+        try:
+            each, voxels, spacing = measure(cases[row])
+        except DataError as error:
+            return str(error)
+        plane = voxels[:, :, voxels.shape[2] // 2].copy() if row in wanted else None
+        return each, plane, float(spacing[1] / spacing[0])
 
     wanted = set(drawn.tolist())
-    for row, each, plane in in_threads(look, measured.tolist(), threads=min(threads, 2), doing="measuring voxels"):
-        measures[row] = each
+    results = in_threads(look, measured.tolist(), threads=min(threads, 2), doing="measuring voxels")
+    for row, result in zip(measured.tolist(), results, strict=True):
+        if isinstance(result, str):
+            found.refuse(row, result)
+            continue
+        measures[row], plane, aspect = result
         if plane is not None:
-            slices[row] = plane
+            slices[row] = plane, aspect
     odd = hints(measures, groups)
     report = _report(cases, found, groups, problems, folder=folder, kind=kind)
     report["hints"] = [{"image": cases[row]["image"], "hint": hint} for row, hint in sorted(odd.items())]
-    report["measured"] = len(measured)
+    report["measured"] = sum(each is not None for each in measures)
     print(_table(report))
-    if output:
-        target = Path(output).expanduser()
-        target.mkdir(parents=True, exist_ok=True)
+    if target:
         write_json(report, target / "scan.json")
         _draw(cases, found, slices, odd, target / "scan.png")
         print(f"written: {target / 'scan.json'}, {target / 'scan.png'}")
@@ -124,19 +133,21 @@ def list_cases(
     from common.weights.files import write_json
 
     end_in_a_sentence()
+    seed, threads = whole("seed", seed), whole("threads", threads, least=1)
     target = Path(output).expanduser().absolute()
     if target.exists() and not truth(update):
         raise DataError(f"{target} exists; --update true writes it anew and keeps its split, or give another --output")
-    cases, problems, kind, root, parts = _cases(folder, source, mask_polarity)
     filters = Filters(
         modality=_texts(modality),
         max_quality_score=max_quality_score,
         min_size=min_size,
-        spacing_mm=None if spacing_mm is None else tuple(float(mm) for mm in _texts(spacing_mm)),  # type: ignore[arg-type]
+        spacing_mm=None if spacing_mm is None else _numbers("spacing_mm", spacing_mm),  # type: ignore[arg-type]
         include=_entries(include),
         exclude=_entries(exclude),
         duplicates=truth(duplicates),
     )
+    cases, problems, kind, root, parts = _cases(folder, source, mask_polarity)
+    _output_folder(target.parent)
     cache = target.with_name(f".{target.stem}.digests.json")
     result = filters.apply(cases, root=root, threads=threads, cache=cache)
     report(problems + result.problems)
@@ -146,7 +157,7 @@ def list_cases(
         parts = kept_parts(read_datalist(earlier, "", keys=_paths(), channels=True), root)
     lists = split_by_subject(result.cases, subjects, seed=seed, kept=parts)
     for case, subject in zip(result.cases, subjects, strict=True):
-        case.setdefault("subject", subject.removeprefix("/"))
+        case.setdefault("subject", subject.removeprefix(f"{case.get('dataset') or ''}/"))
     about = {
         "made by": "tools/prepare_data.py list",
         "source": {"kind": kind, "path": str(root), "mask_polarity": mask_polarity},
@@ -164,16 +175,41 @@ def list_cases(
     }
     base = target.parent
     content = {name: [_relative(case, base) for case in members] for name, members in lists.items()}
-    target.parent.mkdir(parents=True, exist_ok=True)
     write_json({"about": about, **content}, target)
     print(f"{'found as ' + kind:<24}{len(cases):>9,}")
     for name, count in result.removed.items():
         print(f"{name:<24}{-count:>9,}")
+    if lists["training"] == lists["validation"]:
+        result.notes.append("all volumes are in both parts, since their subjects cannot be split")
     for note in result.notes:
         print(f"note: {note}")
     print(f"{'training':<24}{len(lists['training']):>9,}")
     print(f"{'validation':<24}{len(lists['validation']):>9,}")
     print(f"of {len(set(subjects)):,} subject(s); written: {target}")
+
+
+def _output_folder(folder: Path) -> Path:
+    """Make a folder that is to be written to, before any work is done for it."""
+    from common.errors import DataError
+
+    folder = folder.expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise DataError(f"the folder {folder} cannot be written ({error.strerror}); give another --output") from error
+    return folder
+
+
+def _numbers(name: str, value: Any) -> tuple[float, ...]:
+    """Return a setting of several numbers."""
+    from common.errors import SettingsError
+
+    try:
+        return tuple(float(each) for each in _texts(value))
+    except ValueError as error:
+        raise SettingsError(f"--{name} is {value!r}; write numbers with commas between them, such as 0.5,3") from error
 
 
 def _paths() -> tuple[str, ...]:
@@ -186,19 +222,28 @@ def _cases(
     folder: str, source: str | None, mask_polarity: Any
 ) -> tuple[list[Case], list[str], str, Path, dict[str, str]]:
     """Return the cases of a source, what it leaves out, which it is, where it is, and the split that it comes with."""
-    from common.data.datalists import read_datalist
+    from common.data.datalists import images_of, read_datalist
     from common.data.sources import detect, read_source
+    from common.data.sources.base import inverted
     from common.data.splits import kept_parts
+    from common.errors import SettingsError
 
+    turned = inverted(mask_polarity)
     place = Path(folder).expanduser().absolute()
     kind = source or detect(place)
     root = place if place.is_dir() else place.parent
     if kind != "datalist":
         found = read_source(place, kind, mask_polarity=mask_polarity)
         return found.cases, found.problems, kind, root, {}
+    if turned:
+        raise SettingsError(
+            f"mask_polarity is {mask_polarity!r}, but {place} is a datalist, which says itself with inverted_masks "
+            "what is inverted; make it from the source with --mask_polarity, or add them to its entries"
+        )
     lists = read_datalist(place, "", keys=_paths(), channels=True)
     parts = kept_parts(lists, root) if lists["training"] and lists["validation"] else {}
-    return [case for members in lists.values() for case in members], [], kind, root, parts
+    unique = {tuple(images_of(case)): case for members in lists.values() for case in members}
+    return list(unique.values()), [], kind, root, parts
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -311,9 +356,13 @@ def _table(report: Mapping[str, Any]) -> str:
 
 
 def _draw(
-    cases: Sequence[Case], found: Survey, slices: Mapping[int, np.ndarray], odd: Mapping[int, str], path: Path
+    cases: Sequence[Case],
+    found: Survey,
+    slices: Mapping[int, tuple[np.ndarray, float]],
+    odd: Mapping[int, str],
+    path: Path,
 ) -> None:
-    """Draw histograms of spacings and sizes, and the middle slices of a few volumes."""
+    """Draw histograms of spacings and sizes, and the middle axial slices of a few volumes with their aspects."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -336,10 +385,11 @@ def _draw(
         axis.set_title(title, fontsize=10)
         axis.set_ylabel("volumes")
         axis.legend(fontsize=8)
-    for axis, (row, plane) in zip(np.ravel(lower.subplots(count, 6)), sorted(slices.items()), strict=False):
-        step = found.spacing_mm[row]
-        axis.imshow(plane.T, cmap="gray", origin="lower", aspect=step[1] / step[0], vmax=np.percentile(plane, 99.5))
-        axis.set_title(case_name(cases[row])[:28] + ("\nodd" if row in odd else ""), fontsize=7)
+    for axis, (row, (plane, aspect)) in zip(np.ravel(lower.subplots(count, 6)), sorted(slices.items()), strict=False):
+        axis.imshow(plane.T, cmap="gray", origin="lower", aspect=aspect, vmax=np.percentile(plane, 99.5))
+        name = case_name(cases[row])[:28].encode(errors="backslashreplace").decode()
+        name = "".join(letter if letter.isprintable() else "?" for letter in name)
+        axis.set_title(name + ("\nodd" if row in odd else ""), fontsize=7, parse_math=False)
     for axis in lower.axes:
         axis.axis("off")
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))

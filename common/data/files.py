@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..transforms import ENDINGS, is_dicom, series_in, without_ending
+from ..transforms import ENDINGS, files_behind, is_dicom, series_in, volume_format, without_ending
 
 __all__ = [
     "ANATOMY",
@@ -22,6 +25,7 @@ __all__ = [
     "LABELLED",
     "MASKS",
     "Case",
+    "behind",
     "case_name",
     "existing_folder",
     "images_of",
@@ -106,17 +110,41 @@ def existing_folder(folder: str | Path) -> Path:
     return path
 
 
+def behind(file: str, seen: dict[str, str]) -> str:
+    """Return a digest of the names, sizes and times of the other files that a volume is read from, empty if none.
+
+    Args:
+        file: of a volume.
+        seen: remembers the digests of folders with several DICOM series.
+    """
+    dicom = volume_format(file) == "DICOM"
+    key = (file if os.path.isdir(file) else os.path.dirname(file)) if dicom else file
+    if key not in seen:
+        found = []
+        for other in files_behind(file):
+            status = os.stat(other)
+            found.append([os.path.basename(other), status.st_size, status.st_mtime_ns])
+        seen[key] = hashlib.sha256(json.dumps(found).encode()).hexdigest() if found else ""
+        if not dicom:
+            return seen.pop(key)
+    return seen[key]
+
+
 def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
     """Yield every folder below ``folder`` with the names of its files, both sorted.
 
     Hidden ones are left out. Links to files are followed, links to folders are not, so that no loop is walked; folders
-    that cannot be read are told.
+    that cannot be read or searched are told.
     """
 
     def unreadable(error: OSError) -> None:
         tqdm.write(f"the folder {error.filename} cannot be read ({error.strerror}) and is left out")
 
     for here, folders, names in os.walk(folder, onerror=unreadable):
+        if not os.access(here, os.X_OK):  # its names can be listed and nothing else
+            unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), here))
+            folders.clear()
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield Path(here), sorted(name for name in names if not name.startswith("."))
 

@@ -37,6 +37,9 @@ _PROCESS = 300 * 2**20  # bytes of a preparing process without a volume
 # bytes for each voxel of a file and of what it becomes; measured: 15 to 29 and 9, docs/data.md
 _PER_VOXEL_READ, _PER_VOXEL_MADE, _PER_VOXEL_OF_A_MASK = 26, 10, 8
 _MEASURED, _SAMPLED = 8, 200  # volumes that tell how well they compress, headers that tell how large they are
+# bytes for each voxel: the least compressible and the most compressible volumes of docs/benchmark.md
+_WORST, _BEST = {"float16": 0.43 * 4, "float32": 0.83 * 4}, {"float16": 0.22 * 4, "float32": 0.45 * 4}
+_WAIT_SECONDS = 120  # for a Dask worker
 _Result = tuple[Case, BaseException | None]
 
 
@@ -164,7 +167,9 @@ def _on_dask(function: Callable[[Case], object], cases: Sequence[Case], schedule
         executor = client.get_executor(pure=False)
         try:
             while queue or running:
-                most = 2 * max(1, sum(client.nthreads().values()))
+                if not (threads := client.nthreads()):
+                    _wait_for_workers(client, scheduler)
+                most = 2 * max(1, sum(threads.values()))
                 while queue and len(running) < most:
                     case = queue.popleft()
                     running[executor.submit(_call, function, case)] = case
@@ -182,6 +187,22 @@ def _on_dask(function: Callable[[Case], object], cases: Sequence[Case], schedule
             for future in running:
                 future.cancel()
             executor.shutdown(wait=False)
+
+
+def _wait_for_workers(client: Any, scheduler: str) -> None:
+    """Wait some time for a worker, which a cluster may be about to start.
+
+    Raises:
+        SettingsError: if none comes.
+    """
+    tqdm.write(f"the Dask scheduler {scheduler} has no workers; waiting up to {_WAIT_SECONDS} s for one")
+    try:
+        client.wait_for_workers(1, timeout=_WAIT_SECONDS)
+    except TimeoutError as error:
+        raise SettingsError(
+            f"the Dask scheduler {scheduler} has no workers after {_WAIT_SECONDS} s; start some and run again, what is "
+            "prepared stays"
+        ) from error
 
 
 def _call(function: Callable[[Case], object], case: Case) -> None:
@@ -228,7 +249,10 @@ def _voxels(case: Case, settings: StoreSettings) -> tuple[float, float]:
 
 
 class DiskEstimate:
-    """Say what a long preparation will take on the disk, once the first volumes show how well they compress.
+    """Say what a preparation will take on the disk: by the headers at once, better when the first volumes are done.
+
+    Before anything is prepared it is refused if the disk is too small even for volumes that compress as well as any
+    that were measured; in between, the first eight decide.
 
     Args:
         cases: to prepare.
@@ -236,39 +260,48 @@ class DiskEstimate:
         root: of the store.
         shares: into how many parts the work is split, of which these cases are one.
         refuse: raise if the disk is too small, not only say so.
+
+    Raises:
+        DataError: if the disk is too small.
     """
 
     def __init__(
         self, cases: Sequence[Case], settings: StoreSettings, root: Path, *, shares: int = 1, refuse: bool = True
     ) -> None:
         self.cases, self.settings, self.root, self.shares, self.refuse = cases, settings, root, shares, refuse
-        self.silent = len(cases) < 4 * _MEASURED
         self.free = shutil.disk_usage(root).free
         self.voxels = self.bytes = 0.0
         self.count = 0
+        few = random.Random(0).sample(list(cases), min(_SAMPLED, len(cases)))
+        self.mean = sum(map(self._made, few)) / max(len(few), 1)
+        most, least = (each[settings.dtype] * self.mean * len(cases) * shares for each in (_WORST, _BEST))
+        if most:
+            told = f"{self._of()} volumes will take up to about {_readable(most)} in {root} by their headers"
+            self._tell(f"{told}, where {_readable(self.free)} are free", least)
 
     def add(self, case: Case, written: Callable[[Case], int]) -> None:
-        """Take note of a case that is done; at the eighth, print the estimate.
+        """Take note of a case that is done; at the eighth, print a better estimate if there are many more.
 
         Raises:
             DataError: if the disk is too small.
         """
-        if self.silent:
+        if self.count == _MEASURED:
             return
         self.count += 1
         self.voxels += self._made(case)
         self.bytes += written(case)
-        if self.count < _MEASURED:
+        if self.count < _MEASURED or len(self.cases) == _MEASURED:
             return
-        self.silent = True
-        few = random.Random(0).sample(list(self.cases), min(_SAMPLED, len(self.cases)))
-        mean = sum(map(self._made, few)) / len(few)
-        needed = self.bytes / max(self.voxels, 1) * mean * len(self.cases) * self.shares
-        of = f"the {self.shares} shares of about {len(self.cases):,}" if self.shares > 1 else f"the {len(self.cases):,}"
-        told = (
-            f"{of} volumes will take about {_readable(needed)} in {self.root} ({_readable(self.bytes / self.count)} "
-            f"each for the first {self.count}), where {_readable(self.free)} are free"
-        )
+        needed = self.bytes / max(self.voxels, 1) * self.mean * len(self.cases) * self.shares
+        each = f"{_readable(self.bytes / self.count)} each for the first {self.count}"
+        told = f"{self._of()} volumes will take about {_readable(needed)} in {self.root} ({each})"
+        self._tell(f"{told}, where {_readable(self.free)} are free", needed)
+
+    def _of(self) -> str:
+        count = f"{len(self.cases):,}"
+        return f"the {self.shares} shares of about {count}" if self.shares > 1 else f"the {count}"
+
+    def _tell(self, told: str, needed: float) -> None:
         if needed > self.free and self.refuse:
             raise DataError(
                 f"{told}; give another --store_dir or a coarser --spacing_mm, or prepare with --check_disk false"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -19,7 +20,7 @@ import numpy as np
 from ..errors import DataError, SettingsError
 from ..transforms import read_volume
 from ..weights.files import write_json
-from .files import Case, images_of
+from .files import Case, behind, images_of
 from .survey import Survey, in_threads, survey
 
 __all__ = ["Filtered", "Filters", "voxel_digest"]
@@ -50,11 +51,19 @@ class Filters:
     duplicates: bool = False
 
     def __post_init__(self) -> None:
-        if self.spacing_mm is not None and (len(self.spacing_mm) != 2 or self.spacing_mm[0] > self.spacing_mm[1]):
+        for name in ("max_quality_score", "min_size"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise SettingsError(f"{name} is {value!r}; it must be a number")
+        if self.max_quality_score is not None and not math.isfinite(self.max_quality_score):
+            raise SettingsError(f"max_quality_score is {self.max_quality_score}; it must be a number")
+        if self.spacing_mm is not None and (
+            len(self.spacing_mm) != 2 or not 0 <= self.spacing_mm[0] <= self.spacing_mm[1] < math.inf
+        ):
             raise SettingsError(
                 f"spacing_mm is {self.spacing_mm}; it must be the lowest and the highest, such as 0.5,3"
             )
-        if self.min_size is not None and self.min_size < 1:
+        if self.min_size is not None and not (self.min_size >= 1 and self.min_size == int(self.min_size)):
             raise SettingsError(f"min_size is {self.min_size}; it must be a number of voxels")
 
     def apply(
@@ -176,6 +185,7 @@ def _first_of_each(
     candidates = [place for place, shape in enumerate(shapes) if shared[shape] > 1]
     kept = Path(cache) if cache else None
     known: dict[str, str] = {}
+    seen: dict[str, str] = {}
     if kept is not None and kept.is_file():
         try:
             known = dict(json.loads(kept.read_text("utf-8")))
@@ -187,16 +197,17 @@ def _first_of_each(
         try:
             status = file.stat()
             key = f"{file}:{status.st_size}:{status.st_mtime_ns}"
+            key += f":{others}" if (others := behind(str(file), seen)) else ""
             return key, known.get(key) or voxel_digest(str(file))
-        except (DataError, OSError):
+        except (DataError, OSError, ValueError):
             return str(file), f"unreadable {file}"  # is told when it is prepared
 
     digests = in_threads(digest, candidates, threads=min(threads, 4), doing="comparing voxels")
     if kept is not None:
         write_json(known | {key: value for key, value in digests if not value.startswith("unreadable")}, kept)
-    seen: set[str] = set()
+    met: set[str] = set()
     first = [True] * len(cases)
     for place, (_, value) in zip(candidates, digests, strict=True):
-        first[place] = value not in seen
-        seen.add(value)
+        first[place] = value not in met
+        met.add(value)
     return first

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from ..errors import DataError
 from .files import Case, images_of, subject_of
 
 __all__ = ["kept_parts", "split_by_subject", "subjects_of", "validation_count"]
+
+_PARTS = ("training", "validation")
+_WITH_DATA_SET = re.compile(r".+/sub-[A-Za-z0-9+]+")
 
 
 def validation_count(subjects: int) -> int:
@@ -40,23 +44,28 @@ def subjects_of(cases: Sequence[Case], root: str | Path) -> list[str]:
     start = os.path.abspath(root) + os.sep
     found = []
     for case in cases:
-        if case.get("subject"):
-            found.append(f"{case.get('dataset', '')}/{case['subject']}")
-            continue
-        path = images_of(case)[0].removeprefix(start).lstrip("/")
-        dataset, subject = subject_of(path)
-        found.append(f"{dataset}/{subject or path}")
+        dataset, subject = str(case.get("dataset") or ""), str(case.get("subject") or "")
+        if not subject:
+            path = images_of(case)[0].removeprefix(start).lstrip("/")
+            there, subject = subject_of(path)
+            dataset, subject = dataset or there, subject or path
+        elif not dataset and _WITH_DATA_SET.fullmatch(subject):  # both in one column
+            dataset, _, subject = subject.rpartition("/")
+        found.append(f"{dataset}/{subject}")
     return found
 
 
 def kept_parts(lists: Mapping[str, Sequence[Case]], root: str | Path) -> dict[str, str]:
-    """Return the part that each subject of an earlier list is in.
+    """Return the part that each subject of an earlier list is in; none, if all its cases are in both parts.
 
     Raises:
         DataError: if a subject is in two.
     """
     parts: dict[str, str] = {}
-    for part in ("training", "validation"):
+    training, validation = ({tuple(images_of(case)) for case in lists.get(part, [])} for part in _PARTS)
+    if training == validation:  # of one subject, which could not be split
+        return parts
+    for part in _PARTS:
         for subject in subjects_of(lists.get(part, []), root):
             if parts.setdefault(subject, part) != part:
                 raise DataError(f"the list has the subject {subject} both in training and in validation; split it anew")
@@ -106,4 +115,4 @@ def split_by_subject(
 
 
 def _digest(seed: int, subject: str) -> bytes:
-    return hashlib.sha256(f"{seed}\0{subject}".encode()).digest()
+    return hashlib.sha256(f"{seed}\0{subject}".encode(errors="surrogatepass")).digest()

@@ -22,6 +22,7 @@ import glob
 import hashlib
 import io
 import json
+import math
 import os
 import random
 import re
@@ -32,7 +33,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,15 +42,15 @@ import numpy as np
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ..errors import DataError, causes
+from ..errors import DataError, SettingsError, causes
 from ..transforms import volume_preprocessing
 from ..weights.files import replace_file
 from .checks import check_channels, check_grid, check_mask, explain, settle
-from .files import ANATOMY, INVERTED, LABEL, MASKS, Case, case_name, images_of
+from .files import ANATOMY, INVERTED, LABEL, MASKS, Case, behind, case_name, images_of
 from .filling import DiskEstimate, each
 from .stored import StoredVolume, VolumeTable, mask_file, pack, volume_of, voxel_file
 
-__all__ = ["StoreSettings", "VolumeStore"]
+__all__ = ["StoreSettings", "VolumeStore", "meta_digest", "stored_file"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,6 +62,10 @@ _VOXELS_KEPT, _ANATOMY_KEPT = 10_000, 1_000
 _STALE_SECONDS, _UNUSED_SECONDS = 24 * 3600, 30 * 24 * 3600
 _THREADS, _FEW = 16, 2000  # waiting for a file system, if there are more files than these
 _LARGEST = float(np.finfo(np.float16).max)
+_FILE = re.compile(
+    rf"(.*-[0-9a-f]{{20}})(\.json|(?:\.(?:{'|'.join((*MASKS, LABEL))}))?\.b2nd|(?:\.{ANATOMY})?\.voxels\.npy)",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,10 @@ class StoreSettings:
         normalization: scheme of ``NormalizeChannelsd``, one for all channels or one for each.
         channels: of an image.
         size: voxels (slice, row, column) that every volume is resized to at the end; None for none.
+
+    Raises:
+        SettingsError: if the spacing or the size is not positive.
+        DataError: if there is no such ``dtype``.
     """
 
     spacing_mm: float | Sequence[float] | None = 1.0
@@ -85,14 +94,32 @@ class StoreSettings:
 
     def __post_init__(self) -> None:
         if self.spacing_mm is not None:  # one spelling for one meaning: it becomes part of the files' names
-            sides = [self.spacing_mm] * 3 if isinstance(self.spacing_mm, (int, float)) else list(self.spacing_mm)
-            object.__setattr__(self, "spacing_mm", tuple(float(side) for side in sides))
+            try:
+                sides = [self.spacing_mm] * 3 if isinstance(self.spacing_mm, (int, float)) else list(self.spacing_mm)
+                spacing = tuple(float(side) for side in sides)
+            except (TypeError, ValueError):
+                spacing = ()
+            if len(spacing) != 3 or not all(0 < side < math.inf for side in spacing):
+                raise SettingsError(
+                    f"spacing_mm is {self.spacing_mm!r}; write one positive number, three, or null for each file's own"
+                )
+            object.__setattr__(self, "spacing_mm", spacing)
         if isinstance(self.normalization, str):
             object.__setattr__(self, "normalization", [self.normalization])
         if self.size is not None:
             object.__setattr__(self, "size", tuple(int(side) for side in self.size))
+            if len(self.size) != 3 or min(self.size) < 1:
+                raise SettingsError(f"size is {self.size!r}; it must be three numbers of voxels")
         if self.dtype not in ("float16", "float32"):
             raise DataError(f"store_dtype is {self.dtype!r}; it must be float16 or float32")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What folders were resolved to and what they hold, while a list is looked at."""
+
+    folders: dict[str, str] = field(default_factory=dict)
+    behind: dict[str, str] = field(default_factory=dict)
 
 
 class VolumeStore:
@@ -124,7 +151,7 @@ class VolumeStore:
         Raises:
             DataError: if a source file is missing.
         """
-        return self.root / self._name(case, {})
+        return self.root / self._name(case, _Seen())
 
     def get(self, case: Case) -> StoredVolume | None:
         """Return the prepared volume of a case, None if it is not there yet.
@@ -132,7 +159,7 @@ class VolumeStore:
         Raises:
             DataError: if a source file is missing, or a later version of this project wrote the volume.
         """
-        row = self._row(self._name(case, {}), images_of(case)[0])
+        row = self._row(self._name(case, _Seen()), images_of(case)[0])
         return None if row is None else volume_of(row, self.root)
 
     def prepare_one(self, case: Case) -> StoredVolume:
@@ -203,6 +230,7 @@ class VolumeStore:
         }
         if self.location(case) != path:
             raise DataError(f"{image} changed while it was prepared; run again when it is complete")
+        meta["digest"] = meta_digest(meta)
         content[path.with_suffix(".json")] = (json.dumps(meta, indent=1) + "\n").encode()  # the last
         self._write(content)
         stored = self.get(case)
@@ -274,8 +302,8 @@ class VolumeStore:
             problems = [DataError(problem) for problem in known.problems]
             settle(problems, len(known), strict=strict)
             return known, problems
-        folders: dict[str, str] = {}
-        names = _in_threads(lambda case: _tried(lambda: self._name(case, folders)), cases)
+        seen = _Seen()
+        names = _in_threads(lambda case: _tried(lambda: self._name(case, seen)), cases)
         found = {
             images_of(case)[0]: name for case, name in zip(cases, names, strict=True) if isinstance(name, DataError)
         }
@@ -319,16 +347,18 @@ class VolumeStore:
         path = self.location(case)
         return sum(file.stat().st_size for file in self.root.glob(f"{glob.escape(path.stem)}.*"))
 
-    def _name(self, case: Case, folders: dict[str, str]) -> str:
-        """Return the name of a case's array; ``folders`` remembers what folders were resolved to."""
+    def _name(self, case: Case, seen: _Seen) -> str:
+        """Return the name of a case's array."""
         identity: list[object] = [_NAMING]
         for key in ("image", *_masks(case)):
             for file in images_of(case) if key == "image" else [case[key]]:
                 try:
-                    source, status = _resolved(file, folders)
-                except OSError as error:
+                    source, status = _resolved(file, seen.folders)
+                    others = behind(file, seen.behind)  # by the name that it is given, not that of what a link leads to
+                except (OSError, ValueError) as error:  # ValueError: no name that a file could have
                     raise explain(file, error) from error
                 identity += [source, status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
+                identity += [{"files": others}] if others else []
         inverted = _inverted(case)
         identity += [{"inverted": inverted}] if inverted else []
         identity.append(self._described)
@@ -339,17 +369,20 @@ class VolumeStore:
         """Return what a table says of a stored volume, None if it is not there or not whole."""
         try:
             meta = json.loads(Path(self.root, name).with_suffix(".json").read_text("utf-8"))
-            if meta["layout"] > _LAYOUT:
-                raise DataError(
-                    f"{self.root / name} was written by a later version of this project (layout {meta['layout']}, this "
-                    f"one reads up to {_LAYOUT}); update, or give another --store_dir"
-                )
+            layout, later = meta["layout"], meta["layout"] > _LAYOUT
             sizes = {"": meta["bytes"]} | meta.get("masks", {})
             row = [name, meta["shape"], source, sizes, meta.get("values", {}), meta.get("places", {})]
-        except (OSError, json.JSONDecodeError, KeyError, TypeError):
+            packed = json.dumps(row, separators=(",", ":")).encode()
+            whole = not later and self._whole(packed) and all(side > 0 for side in volume_of(packed, self.root).shape)
+        # whatever else its JSON holds was not written here
+        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             return None
-        packed = json.dumps(row, separators=(",", ":")).encode()
-        return packed if self._whole(packed) else None
+        if later:
+            raise DataError(
+                f"{self.root / name} was written by a later version of this project (layout {layout}, this "
+                f"one reads up to {_LAYOUT}); update, or give another --store_dir"
+            )
+        return packed if whole else None
 
     def _whole(self, row: bytes) -> bool:
         """Return whether the files of a volume are there in their sizes."""
@@ -378,7 +411,7 @@ class VolumeStore:
         digest = hashlib.sha256(json.dumps([_NAMING, self._described]).encode())
         for case in cases:
             parts = [*images_of(case), *(f"{name}\0{case[name]}" for name in _masks(case)), *_inverted(case), ""]
-            digest.update("\0\0".join(parts).encode(errors="surrogateescape"))
+            digest.update("\0\0".join(parts).encode(errors="surrogatepass"))
         return digest.hexdigest()[:20]
 
     def _newest(self, key: str) -> VolumeTable | None:
@@ -416,12 +449,31 @@ class VolumeStore:
 
     def _remove_stale(self) -> None:
         """Remove what killed runs left; young files may belong to a running process."""
-        with os.scandir(self.root) as entries:
-            left = [entry.path for entry in entries if entry.name.startswith(".") and ".part" in entry.name]
+        left: list[str] = []
+        for folder in (self.root, self._folder):
+            with contextlib.suppress(FileNotFoundError), os.scandir(folder) as entries:
+                left += [entry.path for entry in entries if entry.name.startswith(".") and ".part" in entry.name]
         for path in left:
             with contextlib.suppress(OSError):
                 if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
                     os.unlink(path)
+
+
+def stored_file(name: str) -> tuple[str, str] | None:
+    """Return the name of a volume and the ending, of a file name that a store writes; None for any other.
+
+    Example:
+        >>> stored_file("a-0123456789abcdef0123.label.b2nd"), stored_file("sub-01_T1w.nii.gz")
+        (('a-0123456789abcdef0123', '.label.b2nd'), None)
+    """
+    found = _FILE.fullmatch(name)
+    return None if found is None else (found[1], found[2])
+
+
+def meta_digest(meta: Mapping[str, Any]) -> str:
+    """Return a digest of the JSON of a volume, which is noted in it, without that note."""
+    plain = json.loads(json.dumps({key: value for key, value in meta.items() if key != "digest"}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:
@@ -457,8 +509,12 @@ def _resolved(file: str, folders: dict[str, str]) -> tuple[str, os.stat_result]:
 
 
 def _readable(name: str) -> str:
-    """Return as much of a case's name as a file name may hold."""
-    return re.sub(r"[/\\\0]|^\.", "_", name[:80]).encode(errors="surrogateescape")[:80].decode(errors="ignore")
+    """Return as much of a case's name as a file name may hold; of surrogates, those that stand for single bytes."""
+    return (
+        re.sub(r"[/\\\0\ud800-\udc7f\udd00-\udfff]|^\.", "_", name[:80])
+        .encode(errors="surrogateescape")[:80]
+        .decode(errors="ignore")
+    )
 
 
 def _inverted(case: Case) -> list[str]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import nibabel as nib
 import numpy as np
 from skimage.filters import threshold_otsu
 from tqdm import tqdm
@@ -22,7 +24,7 @@ __all__ = ["Measures", "Survey", "hints", "in_threads", "kind_of", "measure", "s
 
 T = TypeVar("T")
 _AT_ONCE = 1024  # items handed to threads; more would only wait in memory
-_SIDE = 128  # voxels along an axis that are measured at most
+_SIDE = 128  # voxels along an axis that are measured, up to twice as many
 _EXTENT_MM = (60.0, 700.0)
 
 
@@ -61,6 +63,11 @@ class Survey:
         """Return which rows can be used."""
         return self.shape[:, 0] > 0
 
+    def refuse(self, row: int, problem: str) -> None:
+        """Note that a row cannot be used, which its header did not say."""
+        self.problems[row] = problem
+        self.shape[row] = 0
+
 
 def survey(cases: Sequence[Case], *, threads: int = 8) -> Survey:
     """Read the headers of all cases."""
@@ -85,7 +92,11 @@ def survey(cases: Sequence[Case], *, threads: int = 8) -> Survey:
 
 
 def _bytes(file: Path) -> int:
-    return sum(each.stat().st_size for each in file.iterdir()) if file.is_dir() else file.stat().st_size
+    total = 0
+    for each in file.iterdir() if file.is_dir() else [file]:
+        with contextlib.suppress(OSError):  # a link that leads nowhere
+            total += each.stat().st_size
+    return total
 
 
 def kind_of(problem: str, file: str) -> str:
@@ -116,30 +127,37 @@ class Measures:
     extent_mm: tuple[float, ...]
 
 
-def measure(case: Case) -> tuple[Measures | None, np.ndarray | None]:
-    """Read a volume and measure it, subsampled to at most 128 voxels along an axis.
+def measure(case: Case) -> tuple[Measures, np.ndarray, np.ndarray]:
+    """Read a volume and measure it, of long axes every n-th voxel, to 128 to 255 of them.
 
     Returns:
-        its measures and the voxels measured; None for a volume that cannot be read or holds nothing.
+        its measures, the voxels measured in axes that lead right, forward and up, and their spacing.
+
+    Raises:
+        DataError: if it cannot be read, or holds NaN or infinite voxels.
     """
-    try:
-        values, affine = read_image(images_of(case)[0])
-    except DataError:
-        return None, None
+    file = images_of(case)[0]
+    values, affine = read_image(file)
+    if bad := int(values.size - np.isfinite(values).sum()):
+        raise DataError(f"{file} has {bad:,} voxels that are NaN or infinite; repair or leave out the file")
+    steps = [max(1, side // _SIDE) for side in values.shape]
+    towards = nib.io_orientation(affine)  # of each axis of the file: which of space, and its sign
+    order = np.argsort(towards[:, 0])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    extent = tuple(float(mm * side) for mm, side in zip(spacing, values.shape, strict=True))
-    step = tuple(slice(None, None, max(1, side // _SIDE)) for side in values.shape)
-    voxels = np.nan_to_num(np.asarray(values[step], np.float32), posinf=0, neginf=0)
+    extent = tuple(float(spacing[axis] * values.shape[axis]) for axis in order)
+    voxels = nib.apply_orientation(values[tuple(slice(None, None, step) for step in steps)], towards)
+    voxels = np.array(voxels, np.float32)
+    spacing = (spacing * steps)[order]
     voxels -= min(float(voxels.min()), 0.0)
     if voxels.min() == voxels.max():
-        return Measures(0.0, 0.0, 1.0, extent), voxels
+        return Measures(0.0, 0.0, 1.0, extent), voxels, spacing
     marked = voxels > threshold_otsu(voxels)
     faces = [np.take(marked, side, axis).ravel() for axis in range(3) for side in (0, -1)]
     energy = float(np.sqrt(np.square(voxels, dtype=np.float64).sum()))
     share = voxels[voxels > 0].astype(np.float64) / energy
     most = np.sqrt(voxels.size) * np.log(np.sqrt(voxels.size))
     focus = float(-(share * np.log(share)).sum() / most)
-    return Measures(float(marked.mean()), float(np.concatenate(faces).mean()), focus, extent), voxels
+    return Measures(float(marked.mean()), float(np.concatenate(faces).mean()), focus, extent), voxels, spacing
 
 
 def hints(measures: Sequence[Measures | None], groups: Sequence[str]) -> dict[int, str]:

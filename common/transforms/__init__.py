@@ -10,8 +10,10 @@ from .reading import (
     VolumeReader,
     as_nifti,
     explain,
+    files_behind,
     read_header,
     read_volume,
+    volume_format,
     without_ending,
 )
 from .restoring import KeepLargestComponentd, RestoreSegmentationd, SaveProbabilitiesd
@@ -33,12 +35,14 @@ __all__ = [
     "check_affine",
     "check_values",
     "explain",
+    "files_behind",
     "is_dicom",
     "load_volumes",
     "nonzero",
     "read_header",
     "read_volume",
     "series_in",
+    "volume_format",
     "volume_preprocessing",
     "without_ending",
 ]

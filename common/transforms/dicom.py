@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 from ..errors import DataError
 from .reading import ENDINGS, MOST_VOXELS, Header
 
-__all__ = ["find_series", "is_dicom", "series_in"]
+__all__ = ["find_series", "is_dicom", "may_be_dicom", "series_in"]
 
 _NEEDED = [
     *("SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality"),
@@ -31,15 +32,22 @@ _NEEDED = [
 ]
 
 
+def may_be_dicom(name: str) -> bool:
+    """Return whether a file may be DICOM, by its name."""
+    suffix = Path(name).suffix.lower()
+    return suffix in ("", ".dcm", ".dicom", ".ima") or re.fullmatch(r"\.\d+", suffix) is not None
+
+
 def is_dicom(path: Path) -> bool:
     """Return whether a file is DICOM: by its first bytes, looked at only if its name may be one of DICOM's."""
-    suffix = path.suffix.lower()
-    if suffix not in ("", ".dcm", ".dicom", ".ima") and not re.fullmatch(r"\.\d+", suffix):
+    if not may_be_dicom(path.name):
         return False
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for ever
+            return False
         with open(path, "rb") as stream:
             return stream.read(132)[128:] == b"DICM"
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 
@@ -94,9 +102,9 @@ def find_series(path: str) -> tuple[Header, Callable[[], np.ndarray]]:
         )
     own = None if place.is_dir() else str(_look(place).SeriesInstanceUID)
     series, problems = series_in(file for file in folder.iterdir() if file.is_file() and is_dicom(file))
-    if problems:
-        raise problems[0]
     if own is None:
+        if problems and not series:
+            raise problems[0]
         if len(series) != 1:
             raise DataError(f"{path} holds {len(series)} DICOM series, not one; name a file of the one that is meant")
         (own,) = series
@@ -106,7 +114,14 @@ def find_series(path: str) -> tuple[Header, Callable[[], np.ndarray]]:
         raise DataError(f"{path} holds colours; save plain numbers, one per voxel")
     if any(int(getattr(dataset, "NumberOfFrames", 1) or 1) > 1 for dataset in datasets):
         return _frames(path, files)
-    return _slices(path, files, datasets)
+    try:
+        return _slices(path, files, datasets)
+    except DataError as error:
+        if not problems:
+            raise
+        # a file that cannot be read does not say of which series it is; that this one is not whole does
+        description = str(getattr(datasets[0], "SeriesDescription", "") or own)
+        raise DataError(f"series {description!r}: {error}; beside it, {problems[0]}") from error
 
 
 def _slices(path: str, files: Sequence[Path], datasets: Sequence[Any]) -> tuple[Header, Callable[[], np.ndarray]]:

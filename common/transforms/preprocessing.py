@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -82,8 +83,10 @@ def check_values(name: str, values: np.ndarray) -> None:
 
 def load_volumes(keys: KeysCollection) -> LoadImaged:
     """Build MONAI's loader for every format of :class:`VolumeReader`; ``EnsureChannelFirstd`` is to follow."""
+    # MONAI also makes its own readers, which complain of what they lack, in every process
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # MONAI also makes its own readers, which complain of what they lack
+        warnings.simplefilter("ignore")
         return LoadImaged(keys, reader=VolumeReader(), image_only=True)
 
 

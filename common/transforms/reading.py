@@ -23,7 +23,9 @@ from __future__ import annotations
 import gzip
 import io
 import math
+import os
 import re
+import stat
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,6 +47,7 @@ __all__ = [
     "VolumeReader",
     "as_nifti",
     "explain",
+    "files_behind",
     "nifti_header",
     "read_header",
     "read_volume",
@@ -55,6 +58,7 @@ __all__ = [
 ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mgh", ".mgz")
 MOST_VOXELS = 2**31  # 1290 along every axis; what claims more is no scan
 _DEFLATE = 1032  # bytes that one compressed byte can become at most
+_SMALL = 2**16  # bytes; an NRRD without voxels of its own is smaller
 _MOST_BEFORE_VOXELS = 2**26  # bytes of extensions in a NIfTI, or of an NRRD's text
 
 
@@ -164,6 +168,9 @@ def as_nifti(path: str | Path) -> nib.Nifti1Image:
 def _find(path: str) -> _Found:
     readers = {"NIfTI": _nifti, "MGH": _mgh, "NRRD": _nrrd, "DICOM": _dicom}
     try:
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # to open a pipe would wait for ever
+            raise DataError(f"{path} is a pipe, socket or device and no file; leave it out")
         return readers[volume_format(path)](path)
     except RecursionError as error:
         raise DataError(f"{path} cannot be read as {volume_format(path)}; convert it or leave it out") from error
@@ -373,6 +380,30 @@ def _nrrd_affine(path: str, header: dict[str, Any], dimensions: int) -> tuple[np
     affine[:3, :3] = np.stack([vectors[axis] for axis in spatial], axis=1)  # type: ignore[misc]
     affine[:3, 3] = np.asarray(header.get("space origin", np.zeros(3)), dtype=float)
     return np.diag([*_NRRD_SPACES[space], 1.0]) @ affine, spatial
+
+
+def files_behind(path: str) -> list[str]:
+    """Return the other files that a volume is read from: those of a DICOM series, the data file of an NRRD header.
+
+    Of a series these are all files of its folder that may be DICOM, by their names. Nothing is said of a file that
+    cannot be read.
+    """
+    from .dicom import may_be_dicom
+
+    kind = volume_format(path)
+    try:
+        if kind == "DICOM":
+            folder = path if os.path.isdir(path) else os.path.dirname(path) or "."
+            with os.scandir(folder) as entries:
+                return sorted(entry.path for entry in entries if may_be_dicom(entry.name) and entry.is_file())
+        if kind == "NRRD" and (path.lower().endswith(".nhdr") or os.path.getsize(path) < _SMALL):
+            with open(path, "rb") as stream:
+                text = re.split(rb"\r?\n\r?\n", stream.read(_SMALL), maxsplit=1)[0]
+            named = re.search(rb"^data ?file:(.*)$", text, re.MULTILINE | re.IGNORECASE)
+            return [_nrrd_data_file(path, os.fsdecode(named[1]))] if named else []
+    except (OSError, ValueError):
+        pass
+    return []
 
 
 def _dicom(path: str) -> _Found:

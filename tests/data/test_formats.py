@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import gzip
+import json
+import logging
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +16,17 @@ import nrrd
 import numpy as np
 import pydicom
 import pytest
+from monai.transforms import LoadImaged
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from common.data import StoreSettings, VolumeStore, every_image, image_list, labelled_lists, pretraining_lists
 from common.data.checks import check_case, check_mask
 from common.data.files import volumes_in
+from common.data.filters import Filters
+from common.data.survey import survey
 from common.errors import DataError
 from common.transforms import AtomicNibabelWriter, read_header, read_volume, volume_preprocessing
+from common.transforms.preprocessing import load_volumes
 from common.transforms.writing import header_like
 
 from ..conftest import blobs, write_volume
@@ -332,6 +339,93 @@ def test_a_file_of_many_frames_is_read_and_an_irregular_one_refused(tmp_path: Pa
     write_series(tmp_path / "a", [one])
     with pytest.raises(DataError, match="no regular stack"):
         read_header(path)
+
+
+def touched(path: Path) -> None:
+    """Change a file in place, so that its folder does not change."""
+    status = path.stat()
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 10**9))
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "detached"])
+def test_a_change_of_any_file_of_a_volume_is_noticed(kind: str, tmp_path: Path) -> None:
+    if kind == "detached":
+        path = write_nrrd(tmp_path / "a.nhdr", encoding="raw")
+        other = tmp_path / "a.raw"
+    else:
+        path = write_series(tmp_path / "a")
+        other = path / "IM0003"
+        if kind == "file":
+            path = path / "IM0001"
+    assert other.is_file()
+    store, case = VolumeStore(tmp_path / "store", StoreSettings()), {"image": str(path)}
+    store.prepare([case])
+    before = store.location(case)
+    touched(other)
+    assert store.location(case) != before
+    assert store.get(case) is None
+    duplicates = [case, {"image": str(write_volume(tmp_path / "b.nii.gz", VALUES))}]
+    cache = tmp_path / "digests.json"
+    Filters(duplicates=True).apply(duplicates, cache=cache)
+    kept = set(json.loads(cache.read_text()))
+    assert len(kept) == 2
+    touched(other)
+    Filters(duplicates=True).apply(duplicates, cache=cache)
+    assert len(set(json.loads(cache.read_text())) - kept) == 1
+
+
+def test_a_link_to_a_file_of_another_name_is_an_ordinary_file(tmp_path: Path) -> None:
+    blob = write_volume(tmp_path / "blobs" / "x.nii.gz", blobs(0)[0])
+    blob = blob.rename(tmp_path / "blobs" / "0123abc")
+    (tmp_path / "a.nii.gz").symlink_to(blob)
+    store, case = VolumeStore(tmp_path / "store", StoreSettings()), {"image": str(tmp_path / "a.nii.gz")}
+    before = store.location(case)
+    (tmp_path / "blobs" / "another").write_text("x")
+    assert store.location(case) == before
+
+
+def test_a_bad_file_beside_a_series_does_not_spoil_it(tmp_path: Path) -> None:
+    path = write_series(tmp_path / "a")
+    whole = read_volume(path)[0]
+    bad = bytes(128) + b"DICM" + b"\x01\x00\x02\x00zz"
+    (path / "IM9999").write_bytes(bad)
+    np.testing.assert_array_equal(read_volume(path)[0], whole)
+    (path / "IM0005").write_bytes(bad)
+    with pytest.raises(DataError, match=r"series 't1 mprage': .*lacks slices: .*; beside it, .*IM0005 cannot be read"):
+        read_header(path)
+    for file in path.iterdir():
+        file.write_bytes(bad)
+    with pytest.raises(DataError, match="cannot be read as DICOM"):
+        read_header(path)
+
+
+@pytest.mark.parametrize("name", ["IM0000", "pipe.nii", "pipe.nrrd", "pipe.mgz"])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    path = write_series(tmp_path / "a")
+    os.mkfifo(path / name)
+    assert path in [*volumes_in(tmp_path), *(file.parent for file in volumes_in(tmp_path))]
+    with pytest.raises(DataError, match="is a pipe, socket or device"):
+        read_header(path / name)
+    (path / "dangling").symlink_to(tmp_path / "nothing")
+    found = survey([{"image": str(path)}])
+    assert not found.problems
+    assert found.bytes[0] > 0
+
+
+def test_the_readers_that_monai_makes_besides_are_silent(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    logger = logging.getLogger("monai.data.nvimgcodec_pydicom_plugin")
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    logger.manager._clear_cache()  # type: ignore[attr-defined]
+    LoadImaged("image")
+    assert "nvImageCodec" in caplog.text
+    caplog.clear()
+    load_volumes("image")
+    assert not caplog.text
 
 
 def test_pixels_that_cannot_be_read_end_in_a_sentence(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.data import CropDataset, StoreSettings, VolumeStore, VolumeTable, filling, prepare_pretraining_data
 from common.data import store as store_module
 from common.data.filling import DiskEstimate, each, memory_needed
+from common.data.splits import split_by_subject
 from common.data.store import _frame
 from common.data.stored import pack
 from common.errors import DataError, SettingsError
@@ -548,17 +549,25 @@ def test_the_disk_needed_is_told_and_too_small_a_disk_is_refused(
     def run(**options: Any) -> None:
         estimate = DiskEstimate(cases, StoreSettings(), tmp_path, **options)
         for case in cases:
-            estimate.add(case, lambda _: 4096)
+            estimate.add(case, lambda _: 9000)
 
     run()
-    out = capsys.readouterr().out
-    assert "the 100 volumes will take about 400.0 KiB" in out
-    assert "9.5 MiB are free" in out
-    run(shares=20)
-    assert "20 shares of about 100 volumes will take about 7.8 MiB" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"15\.6 MiB .* another --store_dir"):
-        run(shares=40)
+    first, second = capsys.readouterr().out.splitlines()
+    assert "the 100 volumes will take up to about 1.3 MiB" in first, "before anything is prepared: 1.72 bytes a voxel"
+    assert "the 100 volumes will take about 878.9 KiB" in second
+    assert "9.5 MiB are free" in first
+    assert "9.5 MiB are free" in second
+    run(shares=10)
+    assert "10 shares of about 100 volumes will take about 8.6 MiB" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"about 11\.2 MiB .* another --store_dir"):
+        run(shares=13)
+    assert "up to about 17.1 MiB" in capsys.readouterr().out, "it may be too small: the first eight decide"
+    with pytest.raises(DataError, match=r"up to about 52\.5 MiB .* another --store_dir"):
+        DiskEstimate(cases, StoreSettings(), tmp_path, shares=40)
     run(shares=40, refuse=False)
+    capsys.readouterr()
+    DiskEstimate(cases[:1], StoreSettings(), tmp_path)
+    assert "the 1 volumes will take up to about 13.4 KiB" in capsys.readouterr().out
 
 
 # the commands
@@ -580,28 +589,90 @@ def test_shards_together_are_the_whole_and_verify_finds_damage(
     first.write_bytes(data)
     second.write_bytes(second.read_bytes()[:-1])
     third.with_suffix(".json").write_text("{")
-    (root / "left-0.b2nd").write_text("of a killed run")
-    os.utime(root / "left-0.b2nd", (0, 0))
-    (root / "young-0.b2nd").write_text("being written")
+    left, young = f"left-{'0' * 20}.b2nd", f"young-{'0' * 20}.b2nd"
+    (root / left).write_text("of a killed run")
+    os.utime(root / left, (0, 0))
+    (root / young).write_text("being written")
     with pytest.raises(SystemExit):
         verify(str(root))
     out = capsys.readouterr().out
     assert f"{first.stem}: {first.name} does not have the checksum" in out
     assert f"{second.stem}: {second.name} has" in out
     assert f"{third.stem}: its JSON is damaged" in out
-    assert "left-0.b2nd: belongs to no volume" in out
+    assert f"{left}: belongs to no volume" in out
     assert "young" not in out
     assert "4 volumes, 4 damaged" in out
     assert len((root / "damaged.txt").read_text().splitlines()) == 4
     verify(str(root), repair="true")
     assert sorted(path.name for path in root.glob("*.b2nd")) == sorted(
-        [path.name for path in root.glob("case_3*.b2nd")] + ["young-0.b2nd"]
+        [path.name for path in root.glob("case_3*.b2nd")] + [young]
     )
     prepare(str(images), str(root), num_workers=1)
     capsys.readouterr()
     verify(str(root))
     assert "4 volumes, 0 damaged" in capsys.readouterr().out
     assert not (root / "damaged.txt").exists()
+
+
+def test_verify_touches_nothing_but_what_a_store_writes(images: Path, tmp_path: Path) -> None:
+    foreign = images / "sub-01_T1w.json"
+    foreign.write_text('{"EchoTime": 3}')
+    write_volume(images / "sub-01_T1w.nii.gz", blobs(0)[0])
+    (images / "other.b2nd").write_text("of somebody")
+    (images / f"content-{'a' * 20}.json").write_text("[1, 2]")
+    (images / f"content-{'a' * 20}.nii.gz").write_text("x")
+    before = content(images)
+    for file in images.iterdir():
+        os.utime(file, (0, 0))
+    with pytest.raises(DataError, match=r"holds no prepared volume.*give the --store_dir of a run"):
+        verify(str(images), repair="true")
+    assert content(images) == before, "neither removed nor damaged.txt written"
+
+    VolumeStore(images, StoreSettings()).prepare([{"image": str(images / "case_0.nii.gz")}])
+    (sidecar,) = images.glob("case_0-*.json")
+    theirs = json.loads(sidecar.read_text()) | {"masks": {"../../x": 3}}
+    theirs.pop("digest")
+    sidecar.write_text(json.dumps(theirs))
+    verify(str(images), repair="true")
+    left = content(images)
+    assert left.pop("damaged.txt")
+    assert left == before
+
+
+def test_verify_finds_an_altered_json(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    (volume,), _ = store.prepare(listed(images)[:1])
+    sidecar = Path(volume.path).with_suffix(".json")
+    meta = json.loads(sidecar.read_text())
+    older = {key: value for key, value in meta.items() if key != "digest"}
+    for written, told in (
+        (meta | {"affine_mm": np.eye(4).tolist()[::-1]}, "its JSON is not as it was written"),
+        (older | {"shape": [24, 24, 24]}, "is of shape (26, 28, 24), but its JSON says (24, 24, 24)"),
+    ):
+        sidecar.write_text(json.dumps(written))
+        with pytest.raises(SystemExit):
+            verify(str(store.root))
+        assert told in capsys.readouterr().out
+    for whole in (older, meta):
+        sidecar.write_text(json.dumps(whole))
+        verify(str(store.root))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"\xff\xfe", b"[" * 100_000, b"[]", b'{"layout": 2, "bytes": 3, "shape": "abc", "masks": {"a\\u0000": 3}}', b"{"],
+)
+def test_a_damaged_json_is_a_volume_that_is_not_there(damage: bytes, images: Path, tmp_path: Path) -> None:
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    (volume,), _ = store.prepare(listed(images)[:1])
+    sidecar = Path(volume.path).with_suffix(".json")
+    whole = sidecar.read_bytes()
+    sidecar.write_bytes(damage)
+    shutil.rmtree(store.root / "catalogues")
+    assert store.get(listed(images)[0]) is None
+    (again,), problems = store.prepare(listed(images)[:1])
+    assert (again, problems) == (volume, [])
+    assert sidecar.read_bytes() == whole
 
 
 def test_commands_refuse_in_a_sentence(images: Path, tmp_path: Path) -> None:
@@ -624,6 +695,32 @@ def test_names_stay_within_the_store_and_its_limits(images: Path, tmp_path: Path
         assert not Path(volume.path).name.startswith(".")
 
 
+def test_names_that_no_file_can_have_are_reported(images: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(bytes(images / "caf") + b"\xe9.nii.gz")
+    shutil.copy(images / "case_0.nii.gz", odd)
+    wrong = [str(images / name) for name in ("a\0b.nii.gz", "\ud800.nii.gz", "\udcff.nii.gz")]
+    cases = [{"image": path} for path in [odd, str(images / "case_1.nii.gz"), *wrong]]
+    cases.append({"image": str(images / "case_2.nii.gz"), "name": "\ud800 two"})
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    found, problems = store.prepare(cases)
+    assert [volume.source for volume in found] == [cases[index]["image"] for index in (0, 1, 5)]
+    assert len(problems) == 3
+    assert all("correct the list or restore the file" in str(problem) for problem in problems)
+    assert split_by_subject(cases, [case["image"] for case in cases], seed=0)
+
+
+def test_parts_that_killed_runs_left_are_removed(images: Path, tmp_path: Path) -> None:
+    store = VolumeStore(tmp_path / "store", StoreSettings())
+    store.prepare(listed(images))
+    parts = [store.root / ".x.0.part", store.root / "catalogues" / ".y.table.z.part"]
+    for part in [*parts, store.root / "catalogues" / ".young.part"]:
+        part.write_text("x")
+    for part in parts:
+        os.utime(part, (0, 0))
+    store.prepare(listed(images))
+    assert [path.name for path in store.root.rglob("*.part")] == [".young.part"]
+
+
 def test_intensities_beyond_float16_are_refused(tmp_path: Path) -> None:
     image = blobs(0)[0] * 1000
     case = {"image": str(write_volume(tmp_path / "a.nii.gz", image))}
@@ -633,6 +730,19 @@ def test_intensities_beyond_float16_are_refused(tmp_path: Path) -> None:
 
 
 # Dask
+
+
+def test_a_scheduler_without_workers_ends_in_a_sentence(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    distributed = pytest.importorskip("distributed")
+    monkeypatch.setattr(filling, "_WAIT_SECONDS", 0.3)
+    options = {"n_workers": 0, "processes": False, "protocol": "tcp", "dashboard_address": None}
+    with (
+        distributed.LocalCluster(**options) as cluster,
+        pytest.raises(SettingsError, match=r"has no workers after 0\.3 s; start some"),
+    ):
+        VolumeStore(tmp_path / "store", StoreSettings()).prepare(listed(images), scheduler=cluster.scheduler_address)
 
 
 @pytest.mark.slow

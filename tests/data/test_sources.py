@@ -262,6 +262,29 @@ def test_volumes_of_an_unreadable_folder_are_told(
     assert "b cannot be read (Permission denied) and is left out" in capsys.readouterr().out
 
 
+def test_folders_that_cannot_be_searched_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("ds1", "ds2"):
+        write_volume(tmp_path / name / "sub-01" / "anat" / "sub-01_T1w.nii.gz", blobs(0)[0])
+        (tmp_path / name / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.9.0"}')
+    status, access = os.stat, os.access
+
+    def refuse(path: Any, **options: Any) -> Any:
+        if str(path).startswith(f"{tmp_path}/ds2/"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return status(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("ds2") and access(path, mode))
+    assert detect(tmp_path) == "bids"
+    found = read_source(tmp_path)
+    assert [case["dataset"] for case in found.cases] == ["ds1"]
+    assert found.problems == [f"the folder {tmp_path}/ds2 cannot be read (Permission denied) and is left out"]
+    assert len(read_source(tmp_path, "folder").cases) == 1
+    assert "ds2 cannot be read (Permission denied) and is left out" in capsys.readouterr().out
+
+
 def test_pre_training_takes_each_source(tmp_path: Path) -> None:
     rows = []
     for number in range(6):

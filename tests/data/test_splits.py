@@ -67,6 +67,48 @@ def test_subjects_stay_together_in_any_order_and_the_seed_matters() -> None:
     assert len(split(cases_of(range(30), volumes=1), least=8)["validation"]) == 8
 
 
+@pytest.mark.parametrize(
+    ("columns", "names"),
+    [
+        ({}, "d/ds1/sub-{:02}/anat/x_T1w.nii.gz"),
+        ({}, "d/scan {}.nii.gz"),
+        ({"dataset": "ds9"}, "d/sub-{:02}/x_T1w.nii.gz"),
+        ({"dataset": "ds9"}, "d/scan {}.nii.gz"),
+    ],
+)
+def test_a_subject_that_a_list_names_is_the_one_that_it_was(columns: dict[str, Any], names: str) -> None:
+    cases = [{"image": f"/r/{names.format(index)}", **columns} for index in range(12)]
+    subjects = subjects_of(cases, "/r")
+    written = [
+        case | {"subject": subject.removeprefix(f"{case.get('dataset', '')}/")}
+        for case, subject in zip(cases, subjects, strict=True)
+    ]
+    assert subjects_of(written, "/r") == subjects
+    assert len(set(subjects)) == 12
+
+
+def test_a_list_of_one_subject_is_no_split() -> None:
+    alone = split(cases_of(range(1)))
+    assert kept_parts(alone, "/d") == {}
+    grown = split(cases_of(range(20)), kept=kept_parts(alone, "/d"))
+    assert not {case["subject"] for case in grown["training"]} & {case["subject"] for case in grown["validation"]}
+
+
+def test_volumes_are_measured_in_axes_of_space_and_with_their_steps(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).random((20, 300, 40)).astype(np.float32)
+    affine = np.array([[0, 0, -3.0, 0], [2.0, 0, 0, 0], [0, -0.5, 0, 0], [0, 0, 0, 1]])  # axes to P, S, L
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "a.nii.gz")
+    measures, voxels, spacing = measure({"image": str(tmp_path / "a.nii.gz")})
+    assert voxels.shape == (40, 20, 150)
+    assert spacing.tolist() == [3.0, 2.0, 1.0], "of the second axis every other voxel"
+    assert measures.extent_mm == (120.0, 40.0, 150.0)
+    np.testing.assert_allclose(voxels[0, 3, -1], values[3, 0, -1])
+    values[1, 2, 3] = np.nan
+    nib.save(nib.Nifti1Image(values, affine), tmp_path / "a.nii.gz")
+    with pytest.raises(DataError, match="1 voxels that are NaN or infinite"):
+        measure({"image": str(tmp_path / "a.nii.gz")})
+
+
 def test_folders_are_split_by_subject_and_the_same_when_asked_again(tmp_path: Path) -> None:
     for subject in range(8):
         for session in range(3):
@@ -195,7 +237,8 @@ def test_quality_hints_warn_of_what_is_odd_and_of_nothing_else(tmp_path: Path) -
         "narrow": "perhaps a wrong field of view",
     }
     (tmp_path / "bad.nii.gz").write_bytes(b"")
-    assert measure({"image": str(tmp_path / "bad.nii.gz")}) == (None, None)
+    with pytest.raises(DataError, match="cannot be read"):
+        measure({"image": str(tmp_path / "bad.nii.gz")})
     assert hints([None, Measures(0.5, 0.1, 0.9, (200, 200, 200))], ["a", "a"]) == {}
 
 

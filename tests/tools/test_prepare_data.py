@@ -3,17 +3,27 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from common.data import pretraining_lists
+from common.errors import DataError, SettingsError, sentence
 
 from ..conftest import ROOT, blobs, write_volume
+
+sys.path.insert(0, str(ROOT / "tools"))
+from commands import check_arguments, run
+from fill_store import prepare, verify
+from scan_data import list_cases, scan
 
 
 def prepare_data(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
@@ -106,6 +116,147 @@ def test_list_keeps_its_split_and_is_what_pre_training_takes(tmp_path: Path) -> 
         for case in grown["training"]
         if "T1w" in case["image"] and case["subject"] not in ("sub-03", "sub-04")
     }
+
+
+def test_scan_draws_any_name_and_reports_what_it_could_not_measure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = blobs(0)[0]
+    folder = tmp_path / "data"
+    for name in (
+        "cost $5^$ \\frac.nii.gz",
+        "tab\tand\nline.nii.gz",
+        os.fsdecode(b"caf\xe9.nii.gz"),
+        "cut.nii.gz",
+        "nan.nii.gz",
+    ):
+        write_volume(folder / "x.nii.gz", np.full_like(image, np.nan) if name.startswith("nan") else image)
+        os.rename(folder / "x.nii.gz", folder / name)
+    cut = folder / "cut.nii.gz"
+    cut.write_bytes(cut.read_bytes()[:9000])
+    scan(str(folder), output=str(tmp_path / "out"), quality=True)
+    told = capsys.readouterr().out
+    assert "2 volume(s) cannot be used" in told
+    assert "voxels that are NaN or infinite" in told
+    report = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert (report["volumes"], report["readable"], report["measured"]) == (5, 3, 3)
+    assert sum(entry["count"] for entry in report["problems"]) == 2
+
+
+def test_a_list_of_one_subject_may_grow_and_no_subject_moves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, output = data(tmp_path / "data", range(1)), tmp_path / "data" / "list.json"
+    list_cases(str(folder), str(output))
+    assert "note: all volumes are in both parts" in capsys.readouterr().out
+    list_cases(str(output), str(tmp_path / "again.json"))
+    assert len(json.loads((tmp_path / "again.json").read_text())["training"]) == 2, "each once"
+    data(folder, range(1, 12))
+    capsys.readouterr()
+    list_cases(str(folder), str(output), update=True)
+    assert "note" not in capsys.readouterr().out
+
+    plain = tmp_path / "plain.json"  # no columns, folders of a data set
+    images = [f"data/ds1/sub-{index:02}/T1w.nii.gz" for index in range(30)]
+    plain.write_text(json.dumps({"training": [{"image": image} for image in images[:20]]}))
+    listed = tmp_path / "listed.json"
+    list_cases(str(plain), str(listed))
+    before = {case["image"] for case in json.loads(listed.read_text())["validation"]}
+    plain.write_text(json.dumps({"training": [{"image": image} for image in images]}))
+    list_cases(str(plain), str(listed), update=True, seed=9)
+    after = json.loads(listed.read_text())
+    assert before < {case["image"] for case in after["validation"]}
+    assert not {case["image"] for case in after["training"]} & before
+
+
+COMMANDS = {"scan": scan, "list": list_cases, "prepare": prepare, "verify": verify}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("prepare x --store_dir y --num_worker 3", "prepare has no setting --num_worker; did you mean --num_workers?"),
+        ("prepare x --store-dir=y --xyz=3", "prepare has no setting --xyz; it has: data, store_dir,"),
+        ("verify x -repai true", "did you mean --repair?"),
+        ("scan x --output", "--output of scan has no value"),
+        ("list x --output --update", "--output of list has no value"),
+        ("verify a 1 true more", "does not know what to do with 'more'"),
+        ("verify a 1 true --repair", "does not know what to do with 'true'"),
+    ],
+)
+def test_settings_are_judged_before_any_work(line: str, words: str) -> None:
+    called: list[str] = []
+    commands = {
+        name: functools.wraps(command)(lambda *_, **__: called.append("x")) for name, command in COMMANDS.items()
+    }
+    with pytest.raises(SettingsError) as error:
+        run(commands, line.split())
+    assert words in str(error.value)
+    assert not called
+    for right in (
+        "list x --output y --noduplicates --min-size 3 -k z",
+        "scan x --quality",
+        "verify x --repair true",
+        "wrong",
+    ):
+        check_arguments(COMMANDS, right.split())
+
+
+def test_texts_stay_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data(tmp_path / "2024_01", range(2))
+    monkeypatch.chdir(tmp_path)
+    run(COMMANDS, ["scan", "2024_01", "--output", "1e3"])
+    assert (tmp_path / "1e3" / "scan.json").is_file()
+    run(COMMANDS, ["prepare", "2024_01", "--store_dir", "7", "--num_workers", "1"])
+    assert len(list((tmp_path / "7").glob("*.json"))) == 4
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("prepare data --store_dir s --spacing_mm 0", "spacing_mm is 0; write one positive number"),
+        ("prepare data --store_dir s --spacing_mm 1,2", "spacing_mm is (1, 2); write one positive"),
+        ("prepare data --store_dir s --num_workers x", "--num_workers is 'x'; it must be a whole number from 0"),
+        ("prepare data --store_dir file/s", "the store .*file/s cannot be made"),
+        ("verify data --num_workers x", "--num_workers is 'x'"),
+        ("list data --output l.json --max_quality_score abc", "max_quality_score is 'abc'"),
+        ("list data --output l.json --min_size abc", "min_size is 'abc'"),
+        ("list data --output l.json --spacing_mm abc", "--spacing_mm is 'abc'; write numbers"),
+        ("list data --output l.json --spacing_mm -1,2", r"spacing_mm is \(-1.0, 2.0\)"),
+        ("list data --output l.json --seed x", "--seed is 'x'"),
+        ("list data --output file/l.json", "the folder .*file cannot be written"),
+        ("scan data --output file", "the folder file cannot be written"),
+        ("scan data --threads x", "--threads is 'x'"),
+        ("scan list.json --mask_polarity foo", "mask_polarity is 'foo'; it is as_named or inverted"),
+        ("scan list.json --mask_polarity 3", "mask_polarity is 3; it is as_named or inverted"),
+        ("scan list.json --mask_polarity inverted", "is a datalist, which says itself"),
+    ],
+)
+def test_wrong_values_and_places_end_in_a_sentence(
+    line: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data(tmp_path / "data", range(1))
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "list.json").write_text(json.dumps({"training": [{"image": "data/sub-00/sub-00_T1w.nii.gz"}]}))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((DataError, SettingsError)) as error:
+        run(COMMANDS, line.split())
+    told = sentence(error.value)
+    assert told is not None
+    assert re.search(words.replace("(1, 2)", r"\(1, 2\)"), told), told
+    assert not (tmp_path / "l.json").exists()
+
+
+def test_a_place_that_may_not_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (errno.EACCES, errno.EROFS, errno.EPERM):
+        told = sentence(OSError(number, os.strerror(number), "/mnt/store/.x.part"))
+        assert (
+            told
+            == f"/mnt/store/.x.part cannot be read or written ({os.strerror(number)}); correct the path or its rights"
+        )
+    monkeypatch.setattr(os, "access", lambda path, mode: "out" not in str(path))
+    with pytest.raises(DataError, match=r"out cannot be written \(Permission denied\); give another --output"):
+        scan(str(data(tmp_path / "data", range(1))), output=str(tmp_path / "out"))
 
 
 def test_mistakes_end_in_a_sentence(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ All but ``folder`` with DICOM, whose series are told apart by their headers, are
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def detect(path: str | Path) -> str:
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        there = [name for name, file in (("openmind", TABLE), ("nnssl", INDEX)) if (place / file).is_file()]
+        there = [name for name, file in (("openmind", TABLE), ("nnssl", INDEX)) if os.path.isfile(place / file)]
         if len(there) > 1:
             raise DataError(f"{place} holds both {TABLE} and {INDEX}; say which with --source openmind or nnssl")
         return there[0] if there else "bids" if bids_roots(place) else "folder"

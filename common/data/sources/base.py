@@ -41,8 +41,9 @@ def inverted(mask_polarity: Polarity) -> list[str]:
         >>> inverted("as_named"), inverted({"anatomy_mask": "inverted"})
         ([], ['anatomy_mask'])
     """
-    each = dict.fromkeys(MASKS, mask_polarity) if isinstance(mask_polarity, str) else dict(mask_polarity)
-    if set(each) - set(MASKS) or set(each.values()) - {"as_named", "inverted"}:
+    known = isinstance(mask_polarity, (str, Mapping))
+    each = dict(mask_polarity) if isinstance(mask_polarity, Mapping) else dict.fromkeys(MASKS, mask_polarity)
+    if not known or set(each) - set(MASKS) or any(value not in ("as_named", "inverted") for value in each.values()):
         raise SettingsError(
             f"mask_polarity is {mask_polarity!r}; it is as_named or inverted, or one of them for each of "
             f"{', '.join(MASKS)}"

@@ -7,6 +7,7 @@ standard does not know are left out and counted.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 from sys import intern
@@ -23,12 +24,27 @@ _NO_SCANS = ("defacemask",)
 _BESIDE = ("derivatives", "sourcedata", "code", "stimuli")
 
 
-def bids_roots(path: Path) -> list[Path]:
-    """Return the data set that a folder is, or those that it holds if it holds nothing else."""
-    if (path / DESCRIPTION).is_file():
+def bids_roots(path: Path, *, problems: list[str] | None = None) -> list[Path]:
+    """Return the data set that a folder is, or those that it holds if it holds nothing else.
+
+    Folders that cannot be read do not count; ``problems`` gathers a sentence for each.
+    """
+    if os.path.isfile(path / DESCRIPTION):
         return [path]
-    inner = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
-    return inner if all((each / DESCRIPTION).is_file() for each in inner) else []
+    try:
+        inner = sorted(each for each in path.iterdir() if each.is_dir() and not each.name.startswith("."))
+    except OSError:
+        return []
+    roots = []
+    for each in inner:
+        try:
+            if not (each / DESCRIPTION).is_file():
+                return []
+            roots.append(each)
+        except OSError as error:
+            if problems is not None:
+                problems.append(f"the folder {each} cannot be read ({error.strerror}) and is left out")
+    return roots
 
 
 def read_bids(path: Path) -> Found:
@@ -44,10 +60,10 @@ def read_bids(path: Path) -> Found:
             "BIDS is read with the package bids-validator, which is not installed; pip install bids-validator, or read "
             "the folder as it is with --source folder"
         ) from error
-    roots = bids_roots(path)
+    found, left_out, examples = Found(), Counter[str](), dict[str, str]()
+    roots = bids_roots(path, problems=found.problems)
     if not roots:
         raise DataError(f"{path} is no BIDS data set: there is no {DESCRIPTION}; add it, or take --source folder")
-    found, left_out, examples = Found(), Counter[str](), dict[str, str]()
     for root in roots:
         dataset = intern("" if root == path else root.name)
         for here, names in walk(root):

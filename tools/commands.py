@@ -1,0 +1,95 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Commands of a tool whose settings are judged before any work is done; fire alone finds a misspelt one afterwards."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+__all__ = ["check_arguments", "run", "whole"]
+
+_FLAG = re.compile(r"--?([A-Za-z][\w-]*)(=.*)?", re.DOTALL)
+
+
+def run(commands: Mapping[str, Callable[..., None]], arguments: Sequence[str]) -> None:
+    """Call the command that the arguments name.
+
+    Texts stay as they are written: a folder may be called 2024.
+
+    Raises:
+        SettingsError: if it does not have one of the settings.
+    """
+    import fire
+    from fire.decorators import SetParseFn
+
+    check_arguments(commands, arguments)
+    for command in commands.values():
+        parameters = inspect.signature(command).parameters.values()
+        texts = [each.name for each in parameters if each.annotation in ("str", "str | None")]
+        SetParseFn(str, *texts)(command)
+    fire.Fire(dict(commands), command=list(arguments))
+
+
+def check_arguments(commands: Mapping[str, Callable[..., None]], arguments: Sequence[str]) -> None:
+    """Refuse settings that a command does not have, settings without a value, and too many arguments.
+
+    Raises:
+        SettingsError: naming the command, the setting and what is meant perhaps.
+    """
+    from common.errors import SettingsError
+
+    if not arguments or arguments[0] not in commands:
+        return  # fire lists the commands
+    name, known = arguments[0], inspect.signature(commands[arguments[0]]).parameters
+    named: set[str] = set()
+    placed: list[str] = []
+    rest = list(arguments[1:])
+    while rest and rest[0] != "--":
+        argument = rest.pop(0)
+        if (match := _FLAG.fullmatch(argument)) is None:
+            placed.append(argument)
+            continue
+        flag = match[1].replace("-", "_")
+        if flag in ("help", "h"):
+            return
+        if flag not in known and flag.startswith("no") and _is_switch(known.get(flag[2:])):
+            named.add(flag[2:])
+            continue
+        short = [each for each in known if len(flag) == 1 and each.startswith(flag)]
+        flag = short[0] if len(short) == 1 else flag
+        if flag not in known:
+            near = difflib.get_close_matches(flag, known, n=2, cutoff=0.5)
+            hint = (
+                f"; did you mean {' or '.join(f'--{each}' for each in near)}?"
+                if near
+                else f"; it has: {', '.join(known)}"
+            )
+            raise SettingsError(f"{name} has no setting {argument.partition('=')[0]}{hint}")
+        named.add(flag)
+        if match[2] is None:
+            if rest and _FLAG.fullmatch(rest[0]) is None and rest[0] != "--":
+                rest.pop(0)
+            elif not _is_switch(known[flag]):
+                raise SettingsError(f"--{flag} of {name} has no value; write --{flag} VALUE")
+    if len(placed) > len(known) - len(named):
+        raise SettingsError(f"{name} does not know what to do with {placed[-1]!r}; it has: {', '.join(known)}")
+
+
+def whole(name: str, value: Any, *, least: int = 0) -> int:
+    """Return a whole number of the command line.
+
+    Raises:
+        SettingsError: if it is none, or too small.
+    """
+    from common.errors import SettingsError
+
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingsError(f"--{name} is {value!r}; it must be a whole number from {least}")
+    return value
+
+
+def _is_switch(parameter: inspect.Parameter | None) -> bool:
+    return parameter is not None and isinstance(parameter.default, bool)
