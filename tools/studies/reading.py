@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +232,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         card = read_card(base / chosen if str(chosen).endswith((".yaml", ".yml")) else str(chosen))
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from error
-    about = card if isinstance(card, dict) else asdict(card)
+    about = card.content()
 
     def path(key: str) -> str | None:
         value = entry.get(key)
