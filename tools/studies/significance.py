@@ -14,13 +14,14 @@ from statsmodels.stats.multitest import multipletests
 
 from common.metrics import known_mean
 
-from .comparison import RESAMPLES, average_precision, case_scores, compare, one_hot
+from .comparison import average_precision, case_scores, compare, one_hot
 from .results import Block, shared_runs
 
 __all__ = ["ALPHA", "Ranks", "by_unit", "critical_difference", "pair_tests", "rank"]
 
 ALPHA = 0.05
 _SEED = 12345
+_PERMUTATIONS = 5000
 
 
 def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
@@ -86,13 +87,13 @@ def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | 
     runs = shared_runs(block, arm, other)
     true, own = one_hot(block), np.flatnonzero(np.asarray(runs.any(1))[block.fold])
     units = len(np.unique(block.unit[own]))
-    swapped = np.random.default_rng(_SEED).random((RESAMPLES, block.unit.max() + 1)) < 0.5
+    swapped = np.random.default_rng(_SEED).random((_PERMUTATIONS, block.unit.max() + 1)) < 0.5
     swapped[0] = False  # the first is what was seen
     one, two = (block.values[block.arms.index(name), ..., 0] for name in (arm, other))
     differences = []
     for fold, seed in zip(*np.nonzero(runs), strict=True):
         rows = np.flatnonzero(block.fold == fold)
-        swap, weights = swapped[:, block.unit[rows]], np.ones((RESAMPLES, len(rows)))
+        swap, weights = swapped[:, block.unit[rows]], np.ones((_PERMUTATIONS, len(rows)))
         of_class = []
         for index in range(len(block.classes)):
             p, q = one[rows, seed, index], two[rows, seed, index]
