@@ -13,13 +13,14 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from environment import ROOT
 
-__all__ = ["OWN", "PRETRAINING", "SCRATCH", "Arm", "DataSet", "Run", "Study", "digest", "plain_name"]
+__all__ = ["OWN", "PRETRAINING", "SCRATCH", "Arm", "DataSet", "Run", "Study", "bundle_config", "digest", "plain_name"]
 
 SCRATCH, PRETRAINING = "scratch", "pretraining"  # weights that are no file
 # settings of the train configs that a study decides itself
@@ -170,7 +171,7 @@ class Study:
 
     def pretraining_settings(self, arm: Arm, data: DataSet) -> dict[str, Any]:
         """Return what a pre-training within the study is told: size of network and spacing as in fine-tuning."""
-        known = yaml.safe_load((ROOT / "bundles" / arm.bundle / "configs" / "pretrain.yaml").read_text("utf-8"))
+        known = bundle_config(arm.bundle, "pretrain")
         shared = {name for name in known if name not in OWN} - {
             *("epochs", "iterations_per_epoch", "batch_size", "lr", "momentum", "weight_decay", "val_iterations"),
             *("accumulation_steps", "clip_norm", "warmup_epochs", "loss", "optimizer", "initialization", "views"),
@@ -207,6 +208,14 @@ class Study:
             "backbones": self.backbones,
             "runs": [{"name": run.name, **asdict(run)} for run in self.runs()],
         }
+
+
+@cache
+def bundle_config(bundle: str, config: str) -> dict[str, Any]:
+    """Return what one of a bundle's configs says, unresolved."""
+    file = ROOT / "bundles" / bundle / "configs" / f"{config}.yaml"
+    content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
+    return content
 
 
 def plain_name(name: str) -> str:

@@ -30,7 +30,7 @@ from common.data.datalists import Case, case_name, images_of
 from common.errors import SettingsError, sentence
 from common.weights.files import sha256, write_json
 
-from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, digest, plain_name
+from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
 
 __all__ = [
     "FAILED",
@@ -68,11 +68,10 @@ def run_config(bundle: str, config: str, log: Path, *, record: Path | None = Non
         record: where the complete config is written; it can be run again with ``monai.bundle run``.
         settings: of the config; None is null.
     """
-    import yaml
     from monai.bundle import ConfigParser, run
 
     file = f"bundles/{bundle}/configs/{config}.yaml"
-    known = yaml.safe_load((ROOT / file).read_text("utf-8"))
+    known = bundle_config(bundle, config)
     # MONAI drops an override that is None
     chosen = {name: "$None" if value is None else value for name, value in settings.items() if name in known}
     with _quiet(log):

@@ -19,7 +19,7 @@ from common.errors import DataError, SettingsError
 from common.weights.files import write_json
 
 from .cards import read_card
-from .definition import OWN, PRETRAINING, SCRATCH, Arm, DataSet, Study, plain_name
+from .definition import OWN, PRETRAINING, SCRATCH, Arm, DataSet, Study, bundle_config, plain_name
 
 __all__ = ["read_study"]
 
@@ -362,8 +362,6 @@ def _check_settings(study: Study) -> None:
             if arm.weights == PRETRAINING:
                 levels["pretraining"] = "pretrain"
             for level, config in levels.items():
-                file = ROOT / "bundles" / arm.bundle / "configs" / f"{config}.yaml"
-                known = yaml.safe_load(file.read_text("utf-8"))
-                told = unknown_settings(study.merged(level, arm, data), known)
+                told = unknown_settings(study.merged(level, arm, data), bundle_config(arm.bundle, config))
                 if told:
                     raise SettingsError(f"{level} of {arm.name} on {data.name}: {told.replace('--', '')}")
