@@ -42,7 +42,7 @@ td small { color: #4b535d; display: block }
 img { max-width: 100%; height: auto } img.large { min-width: 42rem }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem }
 @media (max-width: 40rem) { main { padding: .5rem .8rem 3rem } .numbers td:first-child, .numbers th:first-child {
-  max-width: 8.5rem; white-space: normal; overflow-wrap: anywhere } th, td { padding: .3rem .5rem } }
+  min-width: 7.5rem; max-width: 9rem; white-space: normal; overflow-wrap: anywhere } th, td { padding: .3rem .5rem } }
 """
 
 
