@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import friedmanchisquare
+from scipy.stats import friedmanchisquare, wilcoxon
 from sklearn.metrics import average_precision_score
 
 from common.metrics import classification_scores
@@ -18,6 +20,7 @@ from common.metrics import classification_scores
 from ..conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+from studies import comparison, significance
 from studies.cells import all_cells, data_set_ranks
 from studies.comparison import _evaluate, average_precision, baseline, compare, interval, resampled, score
 from studies.outcome import judge
@@ -49,20 +52,46 @@ def test_a_better_arm_is_found_and_an_equal_one_is_not(tmp_path: Path, gain: flo
     assert verdict.shown == word
 
 
-def test_what_differs_between_runs_alone_is_not_shown(tmp_path: Path) -> None:
-    """All cases of a run share its luck: over many cases Wilcoxon is sure of it, the interval over runs is not."""
-    gains = {"mae_resenc_l": 0.0, "scratch_resenc_l": 0.0}
-    sure, shown = 0, 0
-    for draw in range(10):
-        told = {"gains": gains, "luck": 0.03, "cases": 16, "draw": draw}
-        _, found = blocks(tmp_path / str(draw), **told)
-        tests = pair_tests(found)
-        verdict = judge(found, tests, *gains)
-        assert verdict is not None
-        sure += tests[0]["p_holm"] < 0.05
-        shown += bool(verdict.shown)
-    assert sure >= 4
-    assert shown <= 2
+@pytest.mark.parametrize(("seeds", "folds"), [(2, 2), (3, 1)])
+def test_what_differs_between_runs_alone_is_seldom_shown(
+    monkeypatch: pytest.MonkeyPatch, seeds: int, folds: int
+) -> None:
+    """All cases of a run share its luck, of which Wilcoxon's test over cases is sure; the interval must not be."""
+    monkeypatch.setattr(comparison, "RESAMPLES", 400)
+    rng = np.random.default_rng(7)
+    cases, sure, shown, studies = 16, 0, 0, 80
+    rows = sorted((index % folds, f"case_{index}") for index in range(cases))
+    fold = np.array([own for own, _ in rows])
+    for draw in range(studies):
+        luck = 0.03 * rng.standard_normal((2, folds, seeds))
+        values = rng.uniform(0.3, 0.8, cases)[None, :, None] + luck[:, fold]
+        values += 0.01 * rng.standard_normal(values.shape)
+        block = Block(
+            *(f"draw_{draw}", "all", "segmentation", ["a", "b"], ["lesion"], list(range(folds)), list(range(seeds))),
+            *(rows, fold, np.arange(cases), False, [None] * cases, np.repeat(values[..., None, None], 2, -1), None),
+            *(np.ones((2, folds, seeds), bool), {"a": folds * seeds, "b": folds * seeds}),
+        )
+        found = compare(block, "a", "b")
+        assert found is not None
+        sure += wilcoxon(values[0].mean(1), values[1].mean(1)).pvalue < 0.05
+        shown += bool(found["low"][0] > 0 or found["high"][0] < 0)
+    assert sure > 0.4 * studies
+    assert shown < 0.15 * studies
+
+
+def test_intervals_grow_with_the_luck_of_runs(tmp_path: Path) -> None:
+    widths = []
+    for luck in (0.0, 0.05):
+        _, (block,) = blocks(tmp_path / str(luck), luck=luck, seeds=3)
+        found = compare(block, *TWO)
+        assert found is not None
+        widths.append(found["high"][0] - found["low"][0])
+    assert widths[1] > 4 * widths[0]
+
+
+@pytest.mark.parametrize("name", ["cells", "comparison", "results", "significance", "tables"])
+def test_examples_in_docstrings(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(f"studies.{name}")).failed == 0
 
 
 def test_identical_arms_have_no_difference_at_all(tmp_path: Path) -> None:
@@ -174,8 +203,6 @@ def test_seed_sd_is_that_of_the_seeds_scores(tmp_path: Path) -> None:
 
 def test_holm_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three p values 0.01, 0.04, 0.03: 0.03, then 2 x 0.03, then the larger of that and 0.04."""
-    import studies.significance as significance
-
     given = iter([0.01, 0.04, 0.03])
     monkeypatch.setattr(significance, "_wilcoxon", lambda *_: (next(given), 24, 12))
     _, found = blocks(tmp_path, gains=TWO | {"simclr_resenc_l": 0.1}, seeds=1)
@@ -278,8 +305,9 @@ def test_classification_scores_each_run_by_itself(tmp_path: Path) -> None:
     assert test["low"] < test["difference"] < test["high"]
 
 
-def test_permutation_keeps_its_level(tmp_path: Path) -> None:
+def test_permutation_keeps_its_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two arms without a difference: p values of many studies are not piled up near 0."""
+    monkeypatch.setattr(significance, "_PERMUTATIONS", 500)
     found = []
     for trial in range(8):
         rng = np.random.default_rng(trial)

@@ -198,7 +198,8 @@ tables:
      columns: [KIT, Hippo], rows: [{label: MAE, method: mae, backbone: resenc_l, epochs: 150, values: [12.34, 89.6]},
      {label: VoCo, method: voco, backbone: resenc_l, epochs: 150, values: [1, 55.5]}]}
   other:
-    {title: Ranks, source: paper, grade: copied, task: segmentation, metric: dice, kind: quantity, columns: [x], rows: []}
+    {title: Ranks, source: paper, grade: copied, task: segmentation, metric: dice, kind: quantity, columns: [x],
+     rows: []}
 """
 
 
