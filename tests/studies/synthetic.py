@@ -29,6 +29,7 @@ def write_study(
     folds: int = 2,
     seeds: int = 2,
     cases: int = 24,
+    draw: int = 0,
     noise: float = 0.01,
     luck: float = 0.0,
     skip: Callable[[Mapping[str, Any]], str | None] = lambda run: None,
@@ -37,7 +38,8 @@ def write_study(
 ) -> Path:
     """Write a study whose arms differ by ``gains``; ``skip`` says "missing" or "failed" of a run.
 
-    A data set is its card; ``task``, ``classes`` and ``groups`` of it are used here too.
+    A data set is its card; ``task``, ``classes`` and ``groups`` of it are used here too. Another ``draw`` gives other
+    random numbers.
     """
     about: dict[str, Any] = {
         "name": "made up",
@@ -78,7 +80,7 @@ def write_study(
                             why = {"why": "the disk was full <while> writing | a file", "when": "2026-01-01T00:00:00"}
                             (target / "failed.json").write_text(json.dumps(why))
                             continue
-                        rng = np.random.default_rng([place, list(gains).index(arm), fold, seed, len(str(budget))])
+                        rng = np.random.default_rng([draw, place, list(gains).index(arm), fold, seed, len(str(budget))])
                         part = 0.0 if budget == "all" else -0.05
                         own = [i for i in range(cases) if i % folds == fold]
                         extra = gain + part + luck * rng.standard_normal()

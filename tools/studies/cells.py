@@ -105,7 +105,8 @@ def kind_of(data_set: Mapping[str, Any]) -> str:
 
 def _cell(members: Sequence[Block], column: str, arm: str, against: str | None, metric: int) -> Cell:
     first = members[0]
-    low, high = interval(np.mean([resampled(block, arm)[:, metric] for block in members], axis=0))
+    samples = np.mean([resampled(block, arm)[:, metric] for block in members], axis=0)
+    low, high = interval(np.clip(samples, 0, 1))
     cell = Cell(
         *(first.budget, column, first.task, first.metrics[metric], arm),
         float(np.mean([score(block, arm)[metric] for block in members])),
@@ -166,7 +167,7 @@ def group_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
                     continue
                 values, samples = score(block, arm, rows=inside), resampled(block, arm, rows=inside)
                 for index, metric in enumerate(block.metrics):
-                    low, high = interval(samples[:, index])
+                    low, high = interval(np.clip(samples[:, index], 0, 1))
                     rows.append(
                         {
                             "data_set": block.data_set,

@@ -5,8 +5,8 @@ Score of a data set: each case's score is averaged over seeds; a class's over th
 plain mean over classes. Of classification, AP and balanced accuracy of each run on its own unseen cases, then the mean
 over runs: models of different folds need not be calibrated alike, so that their cases are not ranked together.
 
-Intervals draw the units and, in each fold, the seeds again, for all arms alike. Two arms are only ever compared on the
-folds and seeds that both have.
+Intervals draw the units again and add the luck of runs, as far as seeds tell it, for all arms alike. Two arms are only
+ever compared on the folds and seeds that both have.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def score(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.ndarr
 def resampled(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.ndarray | None = None) -> np.ndarray:
     """Return an arm's scores in each resample, ``(RESAMPLES, metrics)``; the same draws for every arm with these runs.
 
+    Units are drawn with replacement; to this comes what differs between seeds, if there are several.
+
     With a single unit all is NaN: one case does not tell how much cases differ.
     """
     runs = every_run(block, arm) if runs is None else runs
@@ -61,19 +63,38 @@ def resampled(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.n
     drawn = generator.integers(0, len(units), (RESAMPLES, len(units)))
     counts = np.zeros((RESAMPLES, block.unit.max() + 1))
     np.add.at(counts, (np.arange(RESAMPLES)[:, None], units[drawn]), 1)
-    chances = generator.random((RESAMPLES, *runs.shape))
-    run_weights = np.zeros((RESAMPLES, *runs.shape))
-    for fold, own in enumerate(runs):
-        seeds = np.flatnonzero(own)
-        for column in range(len(seeds)):
-            picked = seeds[(chances[:, fold, column] * len(seeds)).astype(int)]
-            np.add.at(run_weights[:, fold], (np.arange(RESAMPLES), picked), 1)
-    row_weights = counts[:, block.unit] * inside
-    samples = _evaluate(block, arm, run_weights, row_weights)
+    weights = np.broadcast_to(runs.astype(float), (RESAMPLES, *runs.shape))
+    samples = _evaluate(block, arm, weights, counts[:, block.unit] * inside)
     if block.task == "classification":  # AP of doubled cases is too high: that bias is taken off
-        samples = np.clip(samples + score(block, arm, runs, rows) - np.nanmean(samples, axis=0), 0, 1)
-    block.cache[key] = samples
-    return samples
+        samples = samples + score(block, arm, runs, rows) - np.nanmean(samples, axis=0)
+    block.cache[key] = samples + _luck_of_runs(block, arm, runs, inside, generator)
+    return block.cache[key]
+
+
+def _luck_of_runs(
+    block: Block, arm: str, runs: np.ndarray, inside: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """Return by how much the scores could differ with other seeds, ``(RESAMPLES, metrics)``.
+
+    Drawing two or three seeds again makes intervals far too narrow. Instead, what each run adds to the score is
+    multiplied by a normal number, the same for all arms, so that the variance is that of a mean over seeds, and the
+    whole by the factor that makes it Student's t with as many degrees of freedom as there are seeds beyond the first of
+    each fold.
+    """
+    seeds = runs.sum(1)
+    freedom = int((seeds - 1)[seeds > 0].sum())
+    several = np.argwhere(runs & (seeds > 1)[:, None])
+    normal = generator.standard_normal((RESAMPLES, *runs.shape))
+    if not len(several):
+        return np.zeros((RESAMPLES, len(block.metrics)))
+    shift = 1e-3
+    weights = np.repeat(runs[None].astype(float), len(several) + 1, axis=0)
+    weights[np.arange(len(several)), several[:, 0], several[:, 1]] += shift
+    found = _evaluate(block, arm, weights, np.repeat(inside[None].astype(float), len(weights), axis=0))
+    effects = (found[:-1] - found[-1]) / shift  # of each run, (runs, metrics)
+    effects *= np.sqrt(seeds / np.maximum(seeds - 1, 1))[several[:, 0], None]
+    student = np.sqrt(freedom / generator.chisquare(freedom, RESAMPLES))
+    return student[:, None] * (normal[:, several[:, 0], several[:, 1]] @ np.nan_to_num(effects))
 
 
 def _evaluate(block: Block, arm: str, run_weights: np.ndarray, row_weights: np.ndarray) -> np.ndarray:

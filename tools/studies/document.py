@@ -41,8 +41,9 @@ thead th { background: #f6f8fa } tr.part td { background: #eef1f4; font-weight: 
 td small { color: #4b535d; display: block }
 img { max-width: 100%; height: auto } img.large { min-width: 42rem }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem }
-@media (max-width: 40rem) { main { padding: .5rem .8rem 3rem } .numbers td:first-child, .numbers th:first-child {
-  max-width: 8.5rem; white-space: normal; overflow-wrap: anywhere } th, td { padding: .3rem .5rem } }
+@media (max-width: 40rem) { caption { white-space: normal; max-width: 88vw } main { padding: .5rem .8rem 3rem }
+  .numbers td:first-child, .numbers th:first-child {
+  min-width: 9.2rem; max-width: 11rem; white-space: normal; overflow-wrap: anywhere } th, td { padding: .3rem .5rem } }
 """
 
 

@@ -80,7 +80,7 @@ def write_report(folder: str | Path) -> Path:
         *groups_part(blocks, groups),
         *curves_part(results, own),
         *predictions_part(results, blocks),
-        *published_part(results.about),
+        *published_part(results.about, cells),
         *provenance_part(results),
     ]
     target = results.folder / "report"

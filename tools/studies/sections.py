@@ -79,9 +79,10 @@ def scores_part(
         parts.append(
             Text(
                 f"Intervals hold the middle 95 % of {RESAMPLES} bootstrap resamples of the unseen cases (patients, "
-                "where cases are grouped by them) and of the seeds of each fold, drawn alike for all arms. Differences "
-                "are taken from the folds and seeds that both arms have; in bold, 0 lies outside the interval, before "
-                "any correction for many comparisons.",
+                "where cases are grouped by them), to which comes what differs between the seeds of a fold, by "
+                "Student's t, since they are few; with one seed that part is missing. All arms share their draws. "
+                "Differences are taken from the folds and seeds that both arms have; in bold, 0 lies outside the "
+                "interval, before any correction for many comparisons.",
                 "note",
             )
         )
