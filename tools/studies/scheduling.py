@@ -23,7 +23,7 @@ from .execution import FAILED, pieces, state
 __all__ = ["ELSEWHERE", "Place", "places", "run_pieces", "shard_of"]
 
 ELSEWHERE = 75  # exit status of a process that found its piece being worked on
-_POLL = 0.2  # seconds
+_POLL = 0.5  # seconds
 _POLL_ELSEWHERE = 20.0
 
 
@@ -96,16 +96,16 @@ def run_pieces(study: Study, where: Sequence[Place], *, shard: str = "") -> dict
     runs = study.runs()
     if shard:
         runs = [runs[int(index)] for index in shard_of([str(index) for index in range(len(runs))], shard)]
-    waiting = {name: needs for name, needs in pieces(study, runs).items() if state(study.folder / name) != "finished"}
-    total = len(pieces(study, runs))
+    order = pieces(study, runs)
+    waiting = {name: needs for name, needs in order.items() if state(study.folder / name) != "finished"}
     failed: dict[str, str] = {}
     running: dict[subprocess.Popen[bytes], tuple[str, Place]] = {}
     elsewhere: dict[str, float] = {}
     free = list(where)
-    with tqdm(total=total, initial=total - len(waiting), desc=study.name, unit="run", smoothing=0.1) as bar:
+    with tqdm(total=len(order), initial=len(order) - len(waiting), desc=study.name, unit="run", smoothing=0.1) as bar:
         try:
             while waiting or running:
-                for name in _ready(study, waiting, failed):
+                for name in _ready(study, waiting, failed) if free else ():
                     if not free:
                         break
                     if time.monotonic() < elsewhere.get(name, 0):
@@ -121,7 +121,7 @@ def run_pieces(study: Study, where: Sequence[Place], *, shard: str = "") -> dict
                     name, place = running.pop(process)
                     free.append(place)
                     if process.returncode == ELSEWHERE:
-                        waiting[name] = pieces(study, runs)[name]
+                        waiting[name] = order[name]
                         elsewhere[name] = time.monotonic() + _POLL_ELSEWHERE
                         continue
                     if state(study.folder / name) != "finished":
