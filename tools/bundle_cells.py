@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from common.weights import Cell
 
-__all__ = ["bundle_cell", "published_file", "truth"]
+__all__ = ["bundle_cell", "path_of", "published_file", "truth"]
 
 
 def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = False) -> tuple[Cell, nn.Module | None]:
@@ -72,6 +72,17 @@ def truth(value: object) -> bool:
     if text not in ("true", "false"):
         raise SystemExit(f"Stopped: {value!r} is neither true nor false")
     return text == "true"
+
+
+def path_of(option: str, value: object) -> Path:
+    """Return a path of the command line, ``~`` being the user's folder; an option without a value arrives as true.
+
+    Raises:
+        SystemExit: if it is no path.
+    """
+    if not isinstance(value, (str, int, float, Path)) or isinstance(value, bool):
+        raise SystemExit(f"Stopped: --{option} is {value!r}; it must be a path")
+    return Path(str(value)).expanduser()
 
 
 def published_file(bundle: str) -> tuple[str, Path, str | None] | None:

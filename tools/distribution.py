@@ -26,7 +26,17 @@ from environment import ROOT
 if TYPE_CHECKING:
     from common.weights import Receipt
 
-__all__ = ["Derived", "bundle_names", "check_name", "known_settings", "write_bundle", "write_zip"]
+__all__ = [
+    "ENCODER",
+    "Derived",
+    "bundle_names",
+    "check_name",
+    "check_settings",
+    "check_target",
+    "known_settings",
+    "write_bundle",
+    "write_zip",
+]
 
 BUNDLES = ROOT / "bundles"
 ENCODER, MODEL = "models/pretrained_encoder.pt", "models/model.pt"
@@ -36,8 +46,13 @@ OVERLAYS = {
     "multi_gpu_train.yaml": "multi_gpu_train.json",
     "fsdp.yaml": "fsdp_pretrain.json",
 }
-# of these settings, the segmentation workflows alone get the value of a derived task
-_OF_SEGMENTATION = dict.fromkeys(("spacing_mm", "normalization", "patch_size"), ("train", "inference"))
+# the workflows that get these settings of a derived task: features are computed as the encoder was pre-trained, but
+# with the input that its position table is fitted to
+_OF_TASK = {
+    "spacing_mm": ["train", "inference"],
+    "normalization": ["train", "inference"],
+    "patch_size": ["train", "inference", "features"],
+}
 _FILE_DATE = (
     2022,
     5,
@@ -120,13 +135,24 @@ def _renamed(value: Any) -> Any:
     return re.sub(r"\bcommon(?=\.[a-z])", "scripts", value) if isinstance(value, str) else value
 
 
-def _with_settings(config: dict[str, Any], name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a config with other defaults; what it reads from a trained model's JSON keeps doing so."""
+def _with_settings(
+    config: dict[str, Any], name: str, settings: Mapping[str, Any], *, task: bool = False
+) -> dict[str, Any]:
+    """Return a config with other defaults; what it reads from a trained model's JSON keeps doing so.
+
+    Args:
+        config: of one workflow.
+        name: of the workflow.
+        settings: of which it takes those that it has and that mean the same there.
+        task: they are of a derived task, which only its segmentation follows.
+    """
     changed = dict(config)
     for key, value in settings.items():
-        if key not in config or name not in _OF_SEGMENTATION.get(key, (name,)):
+        if key not in config or (task and name not in _OF_TASK.get(key, (name,))):
             continue
-        if name == "inference" and _is_rule(key, value):
+        if name != "train" and _is_rule(key, value):
+            continue
+        if key == "patch_size" and "crop_size" in config:  # there it is the region that the crops are cut from
             continue
         from_model = re.match(r"\$@trained\.get\('(\w+)'", str(config[key]))
         changed[key] = f"$@trained.get({from_model[1]!r}, {value!r})" if from_model else value
@@ -134,39 +160,49 @@ def _with_settings(config: dict[str, Any], name: str, settings: Mapping[str, Any
 
 
 def _is_rule(key: str, value: Any) -> bool:
-    """Return whether training turns a setting into numbers, which inference reads beside the model."""
+    """Return whether fine-tuning turns a setting into numbers, which inference reads beside the model."""
     if key == "spacing_mm":
         return isinstance(value, str)
     return key == "normalization" and (value == "ct" or (isinstance(value, list) and "ct" in value))
 
 
-def _of_model(bundle: str, model: Path) -> dict[str, Any]:
+def _of_model(bundle: str, model: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return what inference has to know of a fine-tuned model, by the JSON beside it.
 
     It reads that JSON itself, but a TorchScript file with the config inside is used where there is none.
 
     Raises:
-        SystemExit: if the model is of another bundle.
+        SystemExit: if the model is of another bundle, or ``settings`` say otherwise.
     """
     from monai.bundle import ConfigParser
 
+    from common.weights import differences, trained_settings
+
     inference = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "inference.yaml"))
     asked = {key for key, value in inference.items() if str(value).startswith(f"$@trained.get('{key}'")}
-    told: dict[str, Any] = json.loads(model.with_suffix(".json").read_text("utf-8"))["settings"]
+    told = trained_settings(str(model))
     if told.get("bundle", bundle) != bundle:
         raise SystemExit(f"Stopped: {model} was trained with {told['bundle']}, not with {bundle}; name that bundle")
+    fixed = {key: value for key, value in settings.items() if key in asked and not _is_rule(key, value)}
+    for key, (theirs, ours) in differences({"settings": told}, fixed).items():
+        raise SystemExit(
+            f"Stopped: {model} was trained with {key} {theirs}, and here it is {ours}; leave it out: the JSON beside "
+            "the model says it"
+        )
     return {key: value for key, value in told.items() if key in asked}
 
 
 def _configs(
-    bundle: str, settings: Mapping[str, Any], of_model: Mapping[str, Any] | None = None
+    bundle: str, settings: Mapping[str, Any], of_model: Mapping[str, Any] | None = None, *, task: bool = False
 ) -> dict[str, dict[str, Any]]:
     """Return the complete configs of a bundle by the names of their JSON files.
 
     Args:
         bundle: of the collection.
         settings: other defaults for all of them.
-        of_model: what a fine-tuned model was made for: defaults of segmentation, the network's size of all.
+        of_model: what a fine-tuned model was made for: defaults of segmentation, the network's size of all, and the
+            input that an encoder is fitted to, of features.
+        task: the settings are of a derived task.
     """
     from monai.bundle import ConfigParser
 
@@ -175,8 +211,13 @@ def _configs(
     sizes = {key: value for key, value in of_model.items() if key in network}
     for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
         config = _expanded(ConfigParser.load_config_file(str(file)))
-        own = {**(of_model if file.stem in ("train", "inference", "evaluate") else sizes), **settings}
-        configs[f"{file.stem}.json"] = _renamed(_with_settings(config, file.stem, own))
+        own = dict(of_model if file.stem in ("train", "inference", "evaluate") else sizes)
+        if file.stem == "train" and isinstance(own.get("normalization"), list):
+            # figures of the model's data; training finds its own
+            own["normalization"] = ["ct" if isinstance(one, dict) else one for one in own["normalization"]]
+        if file.stem == "features" and "patch_size" in of_model:
+            own["patch_size"] = of_model["patch_size"]
+        configs[f"{file.stem}.json"] = _renamed(_with_settings(config, file.stem, own | {**settings}, task=task))
     for source, name in OVERLAYS.items():
         if (overlay := ROOT / "common" / "configs" / source).is_file():
             configs[name] = _renamed(ConfigParser.load_config_file(str(overlay)))
@@ -188,7 +229,43 @@ def known_settings(bundle: str) -> dict[str, Any]:
     return {name: value for config in _configs(bundle, {}).values() for name, value in config.items()}
 
 
-def _metadata(bundle: str, settings: Mapping[str, Any], derived: Derived | None) -> dict[str, Any]:
+def check_settings(bundle: str, settings: Mapping[str, Any]) -> None:
+    """Refuse settings that the bundle does not have, or whose values can be nothing but mistakes.
+
+    Raises:
+        SystemExit: naming the setting.
+        SettingsError: if the spacing is none to train at.
+    """
+    from common.data import check_spacing
+    from common.engines.settings import unknown_settings
+
+    known = known_settings(bundle)
+    if told := unknown_settings(settings, known):
+        raise SystemExit(f"Stopped: {told}")
+    if "spacing_mm" in settings:
+        check_spacing(settings["spacing_mm"])
+    for name, value in settings.items():
+        default = known.get(name)
+        numbers = default if isinstance(default, list) and default else [default]
+        number = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in numbers)
+        if name != "spacing_mm" and number and isinstance(value, str) and value[:1] not in ("$", "@"):
+            raise SystemExit(f"Stopped: {name} is {value!r}; it must be like {default}, the default")
+
+
+def check_target(target: Path, *, overwrite: bool) -> None:
+    """Refuse to write over a folder that is there.
+
+    Raises:
+        SystemExit: if it may not be replaced.
+    """
+    if target.exists() and not overwrite:
+        raise SystemExit(
+            f"Stopped: {target} exists, and what was trained in it would be lost; give another --output, or replace it "
+            "with --overwrite true"
+        )
+
+
+def _metadata(bundle: str, settings: Mapping[str, Any], derived: Derived | None, start: str) -> dict[str, Any]:
     metadata: dict[str, Any] = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text("utf-8"))
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
@@ -204,21 +281,21 @@ def _metadata(bundle: str, settings: Mapping[str, Any], derived: Derived | None)
         "changelog": {"0.1.0": f"derived from {bundle} {metadata['version']}"},
         "name": derived.name,
         "task": f"Segmentation of {classes}",
-        "description": f"Segmentation of {classes}, to be fine-tuned from the encoder of {bundle}. "
-        + metadata["description"],
+        "description": f"Segmentation of {classes}, {start} {bundle}. " + metadata["description"],
         "data_source": "The user's own",
         "image_classes": f"{len(derived.channels)} channel(s): {', '.join(derived.channels)}",
         "label_classes": "integer label map: " + ", ".join(f"{i} {name}" for i, name in enumerate(derived.labels)),
     }
 
 
-def _page(bundle: str, derived: Derived | None, *, about: str) -> str:
+def _page(bundle: str, derived: Derived | None, *, about: str, start: str) -> str:
     """Return the bundle's page with the commands and links that hold in its distributed form.
 
     Args:
         bundle: of the collection.
         derived: task that the bundle is made for.
         about: what to say of its weights, their licence and its packages.
+        start: what a derived task has of that bundle.
     """
     text = (BUNDLES / bundle / "docs" / "README.md").read_text("utf-8")
     text = re.sub(r"From the repository root \([^)]*\):", "From inside this folder:", text)
@@ -243,7 +320,7 @@ def _page(bundle: str, derived: Derived | None, *, about: str) -> str:
         return f"{head}{note}\n### Authors\n{rest}"
     rest = re.sub(r" --labels \"\[[^\"]*\]\"", "", rest)
     return (
-        f"# {derived.name}: {', '.join(derived.labels[1:])}\n\nA segmentation from the encoder of `{bundle}` "
+        f"# {derived.name}: {', '.join(derived.labels[1:])}\n\nA segmentation, {start} `{bundle}` "
         f"({title.split(': ', 1)[-1]}).\n\n{note}\n"
         "| value in a label map | class |\n|---|---|\n"
         + "".join(f"| {value} | {name} |\n" for value, name in enumerate(derived.labels))
@@ -283,10 +360,14 @@ def _about(name: str, metadata: Mapping[str, Any], *, weights: str, licence: str
     ]
     commands += ["python -m monai.bundle download_large_files --bundle_path ."] if hosted else []
     of_weights = f" Licence of the weights: {licence}." if licence else ""
+    elsewhere = (
+        "**From elsewhere** a command needs the full path of the config, and the folder in which weights are looked "
+        f"for and results are written: `--config_file FOLDER/{name}/configs/train.json --bundle_root FOLDER/{name}`."
+    )
     return (
         f"**Weights.** {weights} Licence of the code: Apache-2.0 (`LICENSE`).{of_weights}\n\n**To get it** from the "
         "Hugging Face Hub, with Python 3.11 or newer, OWNER/NAME being the repository there; further commands are run "
-        "from inside the folder:\n\n```\n" + "\n".join(commands) + "\n```\n"
+        "from inside the folder:\n\n```\n" + "\n".join(commands) + f"\n```\n\n{elsewhere}\n"
     )
 
 
@@ -349,12 +430,17 @@ def _card(page: str, bundle: str, licence: str, receipt: Receipt | None) -> str:
 def _weights(
     bundle: str, target: Path, encoder: Path, settings: Mapping[str, Any], from_scratch: bool
 ) -> Receipt | None:
-    """Write the encoder, fitted to the network of the segmentation, and a model to start from; return its receipt."""
+    """Write the encoder, fitted to the network of the segmentation, and a model to start from; return its receipt.
+
+    Raises:
+        WeightsError: if the encoder does not fit; nothing is written then.
+    """
     import torch
     from monai.bundle import ConfigParser
 
+    from common.errors import WeightsError
     from common.networks import mark_untrained
-    from common.weights import read_checkpoint, sha256, transfer_weights, write_checkpoint, write_json
+    from common.weights import differences, read_checkpoint, sha256, transfer_weights, write_checkpoint, write_json
 
     config = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "train.yaml"))
     config = {name: value for name, value in config.items() if not str(value).startswith("%")}
@@ -366,6 +452,12 @@ def _weights(
         write_checkpoint(mark_untrained(network.state_dict()), target / MODEL)
         return None
     receipt = transfer_weights(network, encoder)
+    heads = {"num_heads": parser.get_parsed_content("num_heads")} if "num_heads" in config else {}
+    for theirs, ours in differences(receipt.provenance, heads).values():  # no tensor shows it
+        raise WeightsError(f"{encoder} was made with num_heads {theirs}, not {ours}; add --num_heads {theirs}")
+    if any(key.endswith("position_embedding") for key in receipt.adapted):
+        patch = parser.get_parsed_content("patch_size")
+        receipt.fitted_to = [patch] * 3 if isinstance(patch, int) else list(patch)
     weights, found = network.state_dict(), read_checkpoint(encoder)
     decoder = {key: value for key, value in found.items() if key.startswith("decoder.")}
     fits = all(key in weights and weights[key].shape == value.shape for key, value in decoder.items())
@@ -382,7 +474,8 @@ def _weights(
             "licence": receipt.licence,
             "citation": receipt.citation,
             "adapted": receipt.adapted,
-        },
+        }
+        | ({"fitted_to": receipt.fitted_to} if receipt.fitted_to else {}),
         (target / ENCODER).with_suffix(".json"),
     )
     write_checkpoint(mark_untrained(weights), target / MODEL)
@@ -417,6 +510,7 @@ def write_bundle(
     *,
     settings: Mapping[str, Any],
     encoder: Path | None = None,
+    optional: bool = False,
     model: Path | None = None,
     from_scratch: bool = False,
     weights_url: str | None = None,
@@ -431,6 +525,7 @@ def write_bundle(
         settings: top-level names of its configs with other defaults.
         encoder: pre-trained encoder to carry; ``models/model.pt`` becomes this encoder with a decoder that is marked as
             untrained.
+        optional: leave the encoder out if it does not fit the network, as the bundle's own need not fit a model.
         model: fine-tuned model to carry as ``models/model.pt`` instead, with its JSON beside it.
         from_scratch: carry a random network, marked as untrained, and train from it.
         weights_url: leave the weights out and say in large_files.yml that they are found under this address; they are
@@ -442,18 +537,18 @@ def write_bundle(
         the folder.
 
     Raises:
-        SystemExit: if the folder is there and may not be replaced.
+        SystemExit: if the folder is there and may not be replaced, or settings are not those of the model.
+        WeightsError: if the encoder does not fit and is not optional.
     """
     import yaml
 
     sys.path.insert(0, str(ROOT))
+    from common.errors import WeightsError
     from common.weights import write_json
 
-    if target.exists() and not overwrite:
-        raise SystemExit(
-            f"Stopped: {target} exists, and what was trained in it would be lost; give another --output, or replace it "
-            "with --overwrite true"
-        )
+    check_target(target, overwrite=overwrite)
+    settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+    of_model = _of_model(bundle, model, settings) if model is not None else {}
     target.parent.mkdir(parents=True, exist_ok=True)
     source = BUNDLES / bundle
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
@@ -461,24 +556,31 @@ def write_bundle(
         shutil.copytree(
             ROOT / "common", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__", "configs", "*.pyc")
         )
-        of_model = _of_model(bundle, model) if model is not None else {}
-        configs = _configs(bundle, {**settings, **({"from_scratch": True} if from_scratch else {})}, of_model)
+        random = {"from_scratch": True} if from_scratch else {}
+        configs = _configs(bundle, {**settings, **random}, of_model, task=derived is not None)
         settings = {**of_model, **settings}
         for name, config in configs.items():
             write_json(config, folder / "configs" / name)
-        metadata = _metadata(bundle, settings, derived)
+        start = "to be fine-tuned from the encoder of"
+        if model is not None or from_scratch:
+            start = f"{'fine-tuned' if model is not None else 'to be trained from scratch'} with the network of"
+        metadata = _metadata(bundle, settings, derived, start)
         write_json(metadata, folder / "configs" / "metadata.json")
         shutil.copyfile(source / "configs" / "logging.conf", folder / "configs" / "logging.conf")
         shutil.copyfile(source / "LICENSE", folder / "LICENSE")
         receipt = None
         if encoder is not None or from_scratch:
-            receipt = _weights(bundle, folder, encoder or Path(), settings, from_scratch)
+            try:
+                receipt = _weights(bundle, folder, encoder or Path(), settings, from_scratch)
+            except WeightsError:
+                if not optional:
+                    raise
         if model is not None:
             _copy_trained(model, folder)
         licence, of_weights = _licence(receipt, trained=model is not None)
         held = _held(bundle, encoder=receipt is not None, trained=model is not None, random=from_scratch)
         about = _about(target.name, metadata, weights=held, licence=of_weights, hosted=bool(weights_url))
-        page = _page(bundle, derived, about=about)
+        page = _page(bundle, derived, about=about, start=start)
         (folder / "docs").mkdir()
         (folder / "docs" / "README.md").write_text(page, "utf-8")
         (folder / "docs" / "settings.md").write_text(_settings_page(bundle, configs), "utf-8")

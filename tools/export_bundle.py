@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bundle_cells import truth
+from bundle_cells import path_of, truth
 from environment import ROOT, RUNTIME, ensure
 
 __all__ = ["export_bundle"]
@@ -53,19 +53,22 @@ def export_bundle(
             'hf auth login' or HF_TOKEN.
         private: whether that repository is private.
         overwrite: replace folders that are there, and that version in the repository.
-        settings: other defaults of its configs (--features_per_stage, --patch_size, ...).
+        settings: other defaults of its configs (--features_per_stage, --patch_size, ...): of each that has the setting,
+            but that patch_size leaves pretrain of VoCo and SimCLR as it is, where it is the region that crops are cut
+            from, and that what fine-tuning works out from data (--spacing_mm median, --normalization ct) is of train.
     """
     sys.path.insert(0, str(ROOT))
-    from distribution import BUNDLES, bundle_names, known_settings, write_bundle, write_zip
+    from distribution import BUNDLES, bundle_names, check_settings, check_target, write_bundle, write_zip
     from hub_upload import check_repository, push_bundle
 
-    from common.engines.settings import meant_values, unknown_settings
+    from common.engines.settings import meant_values
     from common.errors import end_in_a_sentence
     from common.weights import read_checkpoint, write_json
 
     end_in_a_sentence()
     settings = meant_values(settings)
-    names, folder = bundle_names(bundles if isinstance(bundles, str) else ",".join(bundles)), Path(output)
+    names = bundle_names(bundles if isinstance(bundles, str) else ",".join(bundles))
+    folder = path_of("output", output)
     for option in ("pretrained", "model", "push", "weights_url"):
         if len(names) > 1 and locals()[option] is not None:
             raise SystemExit(f"Stopped: --{option} is for one bundle, and here are {len(names)}")
@@ -75,43 +78,49 @@ def export_bundle(
     wanted = str(weights).lower()
     if wanted not in ("auto", "true", "false"):
         raise SystemExit(f"Stopped: --weights is {weights!r}; it must be auto, true or false")
-    info = folder / "model_info.json"
+    trained = None if model is None else path_of("model", model)
+    if trained is not None:
+        _check_model(trained, read_checkpoint)
     replace = truth(overwrite)
-    for name in names:
-        told = unknown_settings(settings, known_settings(name))
-        if told:
-            raise SystemExit(f"Stopped: {told}")
-        encoder = Path(pretrained) if pretrained else ROOT / "bundles" / name / "models" / "pretrained_encoder.pt"
-        if wanted != "false" and not encoder.is_file() and (wanted == "true" or pretrained):
+    carried: dict[str, Path | None] = {}
+    places: dict[str, dict[str, Any]] = {}
+    for name in names:  # all of them, before anything is written
+        check_settings(name, settings)
+        encoder = ROOT / "bundles" / name / "models" / "pretrained_encoder.pt"
+        if pretrained is not None:
+            encoder = path_of("pretrained", pretrained)
+        if wanted != "false" and not encoder.is_file() and (wanted == "true" or pretrained is not None):
             raise SystemExit(
                 f"Stopped: there is no encoder {encoder}; pre-train, run python tools/import_checkpoint.py {name}, or "
                 "export without weights (--weights false)"
             )
-        carried = encoder if wanted != "false" and encoder.is_file() else None
-        if weights_url and carried is None and model is None:
+        carried[name] = encoder if wanted != "false" and encoder.is_file() else None
+        if weights_url and carried[name] is None and trained is None:
             raise SystemExit(f"Stopped: there are no weights of {name} to be fetched from {weights_url}")
-        if model is not None:
-            _check_model(Path(model), read_checkpoint)
+        check_target(folder / name, overwrite=replace)
         version = json.loads((BUNDLES / name / "configs" / "metadata.json").read_text("utf-8"))["version"]
-        place: dict[str, Any] = {"version": version, "private": truth(private)}
-        there = check_repository(push, overwrite=replace, **place) if push is not None else None
+        places[name] = {"version": version, "private": truth(private)}
+    there = check_repository(push, overwrite=replace, **places[names[0]]) if push is not None else None
+    info = folder / "model_info.json"
+    for name in names:
         target = write_bundle(
             name,
             folder / name,
             settings=settings,
-            encoder=carried,
-            model=Path(model) if model else None,
+            encoder=carried[name],
+            optional=trained is not None and pretrained is None and wanted == "auto",
+            model=trained,
             weights_url=weights_url,
             overwrite=replace,
         )
-        packed, digest = write_zip(target, version=version)
+        packed, digest = write_zip(target, version=places[name]["version"])
         entries = json.loads(info.read_text("utf-8")) if info.is_file() else {}
         address = f"{source_url.rstrip('/')}/{packed.name}" if source_url else ""
         write_json(dict(sorted((entries | {packed.stem: {"checksum": digest, "source": address}}).items())), info)
-        held = "a fine-tuned model" if model else "a pre-trained encoder" if carried else "no weights"
+        held = "a fine-tuned model" if trained else "a pre-trained encoder" if carried[name] else "no weights"
         print(f"{target}: {held}; {packed.name}, {packed.stat().st_size / 1e6:.1f} MB, sha1 {digest}", flush=True)
         if push is not None:
-            push_bundle(target, push, there=there, **place)
+            push_bundle(target, push, there=there, **places[name])
 
 
 def _check_model(model: Path, read: Any) -> None:

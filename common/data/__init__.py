@@ -13,7 +13,7 @@ from .classified import (
 )
 from .datalists import every_image, image_list, pretraining_lists
 from .datasets import CropDataset, EpochSampler, crop_loader, prepare_pretraining_data
-from .fingerprint import preprocessing_settings
+from .fingerprint import check_spacing, preprocessing_settings
 from .labelled import labelled_lists, segmentation_task, split_cases
 from .patches import PatchDataset
 from .prediction import PredictionDataset, check_headers, pending_cases
@@ -36,6 +36,7 @@ __all__ = [
     "VolumeStore",
     "VolumeTable",
     "check_headers",
+    "check_spacing",
     "class_weights",
     "classified_lists",
     "crop_loader",

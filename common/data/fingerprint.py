@@ -21,7 +21,7 @@ from ..weights.transfer import origin_receipt
 from .checks import check_channels, check_grid, explain
 from .datalists import LABEL, Case, images_of
 
-__all__ = ["fingerprint", "preprocessing_settings", "target_spacing"]
+__all__ = ["check_spacing", "fingerprint", "preprocessing_settings", "target_spacing"]
 
 _SAMPLES = 10_000  # foreground intensities of a case
 _SCHEMES = ("zscore", "zscore_nonzero", "ct", "none")
@@ -129,6 +129,21 @@ def _figures(samples: Sequence[np.ndarray]) -> list[float] | None:
     return [round(float(value), 6) for value in (low, high, values.mean(), values.std())]
 
 
+def check_spacing(spacing_mm: object) -> None:
+    """Refuse what is no spacing to train at.
+
+    Raises:
+        SettingsError: if it is not one or three positive numbers, ``median``, ``pretrained`` or None.
+    """
+    sides = list(spacing_mm) if isinstance(spacing_mm, Sequence) and not isinstance(spacing_mm, str) else [spacing_mm]
+    numbers = [side for side in sides if isinstance(side, (int, float)) and not isinstance(side, bool)]
+    usable = len(numbers) == len(sides) in (1, 3) and all(0 < side < float("inf") for side in numbers)
+    if not usable and spacing_mm not in (None, "median", "pretrained"):
+        raise SettingsError(
+            f"spacing_mm is {spacing_mm!r}; it must be a number, three of them, median, pretrained or null"
+        )
+
+
 def preprocessing_settings(
     cases: Sequence[Case],
     *,
@@ -166,10 +181,7 @@ def preprocessing_settings(
         )
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise SettingsError(f"channels is {channels!r}; it must be the number of images of a case")
-    if isinstance(spacing_mm, str) and spacing_mm not in ("median", "pretrained"):
-        raise SettingsError(
-            f"spacing_mm is {spacing_mm!r}; it must be a number, three of them, median, pretrained or null"
-        )
+    check_spacing(spacing_mm)
     looked: dict[str, Any] = {}
     if spacing_mm == "median" or "ct" in schemes:
         looked = fingerprint(cases, channels=channels, reorient=reorient, cache_dir=cache_dir)

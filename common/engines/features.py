@@ -39,6 +39,7 @@ from ..data.checks import check_case, explain, settle
 from ..data.datalists import Case, case_name, images_of
 from ..errors import DataError, SettingsError, WeightsError
 from ..weights.files import replace_file, sha256, write_json
+from ..weights.missing import encoder_remedy
 from ..weights.receipt import CAVEAT
 from ..weights.transfer import fine_tuning_network
 
@@ -434,9 +435,8 @@ class FeatureFolder:
     ) -> None:
         if not from_scratch and not Path(pretrained).is_file():
             raise WeightsError(
-                f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, import the "
-                "published weights with tools/import_checkpoint.py, name another file with --pretrained, or look at a "
-                "random encoder with --from_scratch true"
+                f"there is no pre-trained encoder {pretrained}; {encoder_remedy(pretrained)}, or look at a random "
+                "encoder with --from_scratch true"
             )
         twice = [name for name, count in Counter(map(case_name, cases)).items() if count > 1]
         if twice:

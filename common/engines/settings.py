@@ -20,7 +20,7 @@ from monai.utils import ensure_tuple
 from ..data.task import SegmentationTask
 from ..errors import SettingsError, end_in_a_sentence
 
-__all__ = ["check_settings", "meant_values", "model_settings", "unknown_settings"]
+__all__ = ["check_settings", "elsewhere", "meant_values", "model_settings", "unknown_settings"]
 
 # arguments of monai.bundle.run itself, and the settings that --tracking reads
 _OWN = {
@@ -94,6 +94,36 @@ def _check_code(bundle_root: str | Path) -> None:
         )
 
 
+def elsewhere(config_file: Any, bundle_root: str | Path, *, chosen: bool) -> str | None:
+    """Return a sentence if a config file lies in a bundle, and weights would be looked for outside of it.
+
+    Args:
+        config_file: as ``monai.bundle run`` takes it: a path or several.
+        bundle_root: where weights are looked for and results are written.
+        chosen: whether the user named it; any folder may be, but that of another bundle.
+    """
+    root = Path(bundle_root).expanduser().resolve()
+    if chosen and not _is_bundle(root):
+        return None
+    if isinstance(config_file, str) and not Path(config_file).is_file():
+        config_file = config_file.split(",")  # as MONAI reads it
+    for file in ensure_tuple(config_file):
+        if not isinstance(file, (str, Path)):
+            continue
+        configs = Path(file).expanduser().absolute().parent
+        folder = configs.parent.resolve()
+        if configs.name == "configs" and _is_bundle(folder) and folder != root:
+            return (
+                f"{file} belongs to the bundle {folder}, but its weights would be looked for, and its results written, "
+                f"in bundle_root {root}; add --bundle_root {configs.parent}"
+            )
+    return None
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / "configs" / "metadata.json").is_file()
+
+
 def meant_values(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings of a command line with the texts that YAML reads as true, false or null replaced by these.
 
@@ -115,13 +145,14 @@ def check_settings(bundle_root: str = ".") -> None:
     that they mean. It also makes errors that a user can mend end in a sentence. Python code that
     builds a ``ConfigWorkflow`` itself is not affected.
 
-    It also refuses to run a bundle with the code of another one.
+    It also refuses to run a bundle with the code of another one, or from elsewhere without being told its folder.
 
     Args:
         bundle_root: of the bundle that runs.
 
     Raises:
-        SettingsError: naming the unknown settings and the nearest known ones, or the folder of the other code.
+        SettingsError: naming the unknown settings and the nearest known ones, or the folder of the other code, or that
+            of the bundle.
     """
     _check_code(bundle_root)
     main = getattr(sys.modules["__main__"], "__spec__", None)
@@ -143,6 +174,8 @@ def check_settings(bundle_root: str = ".") -> None:
         given = arguments | given
     config = ConfigParser.load_config_files(config_file)
     if told := unknown_settings(given, config):
+        raise SettingsError(told)
+    if told := elsewhere(config_file, bundle_root, chosen=given.get("bundle_root") is not None):
         raise SettingsError(told)
     if (frame.f_locals.get("tracking") or given.get("tracking")) and str(config.get("train")).startswith("%"):
         raise SettingsError(

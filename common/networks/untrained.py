@@ -1,9 +1,10 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """A network that was not trained to segment knows it, whoever loaded its weights.
 
-A distributed bundle needs a ``models/model.pt`` before anyone has fine-tuned it: a pre-trained encoder and a decoder as
-it was drawn. That file holds one tensor more, ``untrained``. Loading it sets the attribute of that name, loading what
-training wrote takes it away, and inference asks for it, so that nobody mistakes noise for a segmentation.
+A distributed bundle needs a ``models/model.pt`` before anyone has fine-tuned it: a decoder as it was drawn, with a
+pre-trained encoder or, to be trained from scratch, one that was drawn too. That file holds one tensor more,
+``untrained``. Loading it sets the attribute of that name, loading what training wrote takes it away, and inference asks
+for it, so that nobody mistakes noise for a segmentation.
 """
 
 from __future__ import annotations
@@ -57,6 +58,6 @@ def refuse_untrained(network: object, file: str = "the model") -> None:
     """
     if getattr(network, UNTRAINED, False):
         raise WeightsError(
-            f"{file} has not been trained to segment yet: it holds a pre-trained encoder and a random decoder, and its "
-            "answer would be noise. Fine-tune it first, with this bundle's train config or Train in MONAI Label"
+            f"{file} has not been trained to segment yet: its decoder is random, and its answer would be noise. "
+            "Fine-tune it first, with this bundle's train config or Train in MONAI Label"
         )

@@ -10,6 +10,7 @@ from .published import ImportedWeights, export_network_weights, import_network_w
 from .receipt import Receipt
 from .sources import fetch
 from .transfer import (
+    differences,
     fine_tuning_network,
     keep_previous,
     model_digests,
@@ -24,6 +25,7 @@ __all__ = [
     "ImportedWeights",
     "Receipt",
     "adaptation_plan",
+    "differences",
     "export_checkpoint",
     "export_network_weights",
     "export_safetensors",

@@ -67,6 +67,7 @@ class Receipt:
         citation: what to cite.
         spacing_mm: of the voxels in pre-training.
         patch_size: of the input in pre-training, in voxels.
+        fitted_to: input that the file's position table was interpolated for since, in voxels.
         taken: tensors copied as they are, or only named and ordered otherwise.
         adapted: tensors changed to fit, with how.
         skipped: tensors of the file not used, with why.
@@ -86,6 +87,7 @@ class Receipt:
     citation: list[str] = field(default_factory=list)
     spacing_mm: Any = None
     patch_size: Any = None
+    fitted_to: Any = None
     taken: list[str] = field(default_factory=list)
     adapted: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
@@ -106,7 +108,8 @@ class Receipt:
         rows += [("revision", self.revision)] if self.revision else []
         rows += [("method", f"{self.method} with {self.backbone}"), ("licence", self.licence)]
         rows += [("please cite", paper) for paper in self.citation]
-        rows += [("trained at", f"{_by(self.spacing_mm)} mm, input of {_by(self.patch_size)} voxels")]
+        fitted = f"; since fitted to {_by(self.fitted_to)}" if self.fitted_to else ""
+        rows += [("trained at", f"{_by(self.spacing_mm)} mm, input of {_by(self.patch_size)} voxels{fitted}")]
         for outcome in OUTCOMES:
             count = len(getattr(self, outcome))
             numbers = f"{self.parameters[outcome]:>13,} parameters" if outcome in self.parameters else ""

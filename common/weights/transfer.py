@@ -22,10 +22,12 @@ from ..networks.ensemble import Ensemble
 from ..networks.untrained import UNTRAINED, refuse_untrained
 from .cells import describe
 from .files import check_values, read_checkpoint, read_metadata, replace_file, sha256, write_json
+from .missing import encoder_remedy, fetch_command, import_tool
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
 from .tuning import prepare_tuning
 
 __all__ = [
+    "differences",
     "fine_tuning_network",
     "keep_previous",
     "model_digests",
@@ -68,8 +70,7 @@ def transfer_weights(
     if not any(key.startswith("encoder.") for key in weights):
         raise WeightsError(
             f"{path} is not a pre-trained encoder of this collection (its first entry is "
-            f"{next(iter(weights), None)!r}); "
-            "a published checkpoint must be imported first, with tools/import_checkpoint.py"
+            f"{next(iter(weights), None)!r}); a published checkpoint must be imported first, with {import_tool()}"
         )
     check_values({key: value for key, value in weights.items() if key.startswith("encoder.")}, path)
     receipt = origin_receipt(path)
@@ -155,6 +156,7 @@ def origin_receipt(path: str | Path) -> Receipt:
         citation=about.get("citation", citation),
         spacing_mm=about.get("spacing_mm", settings.get("spacing_mm")),
         patch_size=about.get("patch_size", settings.get("crop_size", settings.get("patch_size"))),
+        fitted_to=about.get("fitted_to"),
         notes=notes,
         provenance=about,
     )
@@ -221,12 +223,11 @@ def fine_tuning_network(
         return network
     if not Path(pretrained).is_file():
         raise WeightsError(
-            f"there is no pre-trained encoder {pretrained}; run this bundle's pretrain config first, import the "
-            "published weights with tools/import_checkpoint.py, name another file with --pretrained, or train without "
-            "one with --from_scratch true"
+            f"there is no pre-trained encoder {pretrained}; {encoder_remedy(pretrained)}, or train without one with "
+            "--from_scratch true"
         )
     receipt = transfer_weights(network, pretrained, transfer=transfer, allow_partial=allow_partial)
-    for name, (theirs, ours) in _differences(receipt.provenance, settings).items():
+    for name, (theirs, ours) in differences(receipt.provenance, settings).items():
         if name == "num_heads":
             raise WeightsError(f"{pretrained} was made with num_heads {theirs}, not {ours}; add --num_heads {theirs}")
         receipt.notes.append(f"pre-training had {name} {theirs}, this run has {ours}")
@@ -248,8 +249,8 @@ def fine_tuning_network(
     return prepare_tuning(network, tuning, rank=lora_rank, optimizer_states=optimizer_states)
 
 
-def _differences(about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return what a JSON beside weights says of these settings where it says otherwise."""
+def differences(about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return what a JSON beside weights says of these settings where it says otherwise: its value and this one."""
     recorded = about.get("settings", {})
     return {
         name: (recorded[name], ours)
@@ -339,7 +340,8 @@ def trained_network(network: nn.Module, path: str | Sequence[str], *, settings: 
 
 def _load_trained(network: nn.Module, path: Path, settings: Mapping[str, Any]) -> nn.Module:
     if not path.is_file():
-        raise WeightsError(f"there is no trained model {path}; fine-tune with this bundle's train config first")
+        remedy = fetch_command(path) or "fine-tune with this bundle's train config first"
+        raise WeightsError(f"there is no trained model {path}; {remedy}")
     weights = read_checkpoint(path)
     target = network.state_dict()
     wrong = [f"{key} is missing" for key in target if key not in weights]
@@ -351,7 +353,7 @@ def _load_trained(network: nn.Module, path: Path, settings: Mapping[str, Any]) -
     ]
     wrong = [
         f"--{name} was {theirs}, here {ours}"
-        for name, (theirs, ours) in _differences(_read_sidecar(path), settings).items()
+        for name, (theirs, ours) in differences(_read_sidecar(path), settings).items()
     ] + wrong
     if wrong:
         raise WeightsError(

@@ -29,7 +29,8 @@ def narrow_settings(bundle: str) -> dict[str, Any]:
     """Return the settings with which a bundle is exported for tests."""
     names = [name.removeprefix("--") for name in NETWORK[bundle][::2]]
     sizes = dict(zip(names, map(json.loads, NETWORK[bundle][1::2]), strict=True))
-    return sizes | {"patch_size": [PATCH] * 3, "num_workers": 0}
+    blocks = {name: value for name, value in small_settings(bundle).items() if name == "block_size"}
+    return sizes | blocks | {"patch_size": [PATCH] * 3, "num_workers": 0}
 
 
 def write_encoder(bundle: str, path: Path, settings: dict[str, Any]) -> Path:

@@ -191,6 +191,13 @@ def hosted(hub: Hub, encoder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def test_large_files_are_fetched_and_used(hosted: Path, hub: Hub, data: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(hosted, tmp_path / "elsewhere" / BUNDLE)
     assert not list(folder.rglob("*.pt"))
+    for config in ("inference", "train", "features"):
+        given: list[str | Path] = ["--config_file", f"configs/{config}.json", "--dataset_dir", data]
+        stopped = monai(hub, folder, "run", *given, HF_HOME=str(tmp_path))
+        assert stopped.returncode != 0
+        last = stopped.stderr.strip().splitlines()[-1]
+        assert "fetch it: python -m monai.bundle download_large_files --bundle_path ." in last
+        assert "import_checkpoint" not in last
     done = monai(hub, tmp_path / "here", "download_large_files", "--bundle_path", folder)
     assert done.returncode == 0, done.stdout + done.stderr
     receipt = json.loads((folder / "models" / "pretrained_encoder.json").read_text())

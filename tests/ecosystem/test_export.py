@@ -18,13 +18,15 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from common.errors import SettingsError, WeightsError
 from common.networks import Primus, ResEncUNet
-from common.weights import sha256, write_checkpoint, write_json
+from common.weights import sha256, transfer_weights, write_checkpoint, write_json
 
 from ..conftest import BUNDLES, NETWORK, ROOT, WHOLE_CHAIN, blobs, small_settings, write_volume
 
 sys.path.insert(0, str(ROOT / "tools"))
 import distribution
+import new_task as task_tool
 from export_bundle import export_bundle
 from new_task import new_task
 
@@ -222,6 +224,9 @@ def test_the_command_line_inside_and_elsewhere(encoders: dict[str, Path], data: 
         "model_final.pt",
         "pretrained_encoder.pt",
     ]
+    lost = bundle_run(folder, str(folder / "configs" / "inference.json"), "--dataset_dir", data, cwd=tmp_path)
+    assert lost.returncode != 0
+    assert lost.stderr.strip().splitlines()[-1].endswith(f"add --bundle_root {folder}")
     mistyped = bundle_run(folder, "configs/train.json", "--lrr", "1", cwd=folder)
     assert mistyped.returncode != 0
     assert "did you mean --lr" in mistyped.stderr
@@ -271,6 +276,14 @@ def test_what_cannot_be_exported_is_refused(encoders: dict[str, Path], tmp_path:
         export_bundle("mae_resenc_l", output=str(tmp_path / "x"), lrr=1)
     with pytest.raises(SystemExit, match="new_task"):
         export_bundle("mae_resenc_l", output=str(tmp_path / "x"), labels=["a"])
+    for wrong, told in (
+        ({"features_per_stage": "foo"}, "features_per_stage is 'foo'"),
+        ({"lr": "fast"}, "lr is 'fast'"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            export_bundle("mae_primus_m" if "lr" in wrong else "mae_resenc_l", output=str(tmp_path / "x"), **wrong)
+    with pytest.raises(SystemExit, match="--pretrained is True; it must be a path"):
+        export_bundle("mae_resenc_l", output=str(tmp_path / "x"), pretrained=True)
     with pytest.raises(SystemExit, match="there is no encoder"):
         export_bundle("mae_resenc_l", output=str(tmp_path / "x"), pretrained=str(tmp_path / "none.pt"))
     with pytest.raises(SystemExit, match="for one bundle"):
@@ -278,6 +291,57 @@ def test_what_cannot_be_exported_is_refused(encoders: dict[str, Path], tmp_path:
     with pytest.raises(SystemExit, match="--weights_url is for one bundle"):
         export_bundle("all", output=str(tmp_path / "x"), weights_url="https://host.example")
     assert not (tmp_path / "x").exists()
+
+
+def test_several_bundles_are_checked_before_any_is_written(tmp_path: Path) -> None:
+    (tmp_path / "voco_primus_m").mkdir()
+    with pytest.raises(SystemExit, match="voco_primus_m exists"):
+        export_bundle("mae_resenc_l,voco_primus_m", output=str(tmp_path), weights=False)
+    with pytest.raises(SystemExit, match="there is no encoder"):
+        export_bundle("mae_resenc_l,spark3d_primus_m", output=str(tmp_path), weights=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["voco_primus_m"]
+
+
+def values_of(folder: Path, name: str) -> dict[str, Any]:
+    """Return the default of a setting in each workflow that has it, where no model was trained yet."""
+    found = {}
+    for workflow in WORKFLOWS:
+        config = json.loads((folder / "configs" / f"{workflow}.json").read_text())
+        if name in config:
+            found[workflow] = ConfigParser(config | {"trained": {}}).get_parsed_content(name)
+    return found
+
+
+def test_settings_reach_each_workflow_in_which_they_mean_the_same(tmp_path: Path) -> None:
+    patch, published = [96, 96, 96], [160, 160, 160]
+    given: dict[str, Any] = {
+        "weights": False,
+        "spacing_mm": 0.7,
+        "normalization": "zscore_nonzero",
+        "patch_size": patch,
+    }
+    export_bundle("mae_primus_m,simclr_primus_m", output=str(tmp_path), **given)
+    everywhere = {"pretrain": patch, "train": patch, "inference": patch, "features": patch}
+    assert values_of(tmp_path / "mae_primus_m", "patch_size") == everywhere
+    # there it is the region that the crops are cut from
+    assert values_of(tmp_path / "simclr_primus_m", "patch_size") == everywhere | {"pretrain": [192, 192, 64]}
+    assert values_of(tmp_path / "mae_primus_m", "spacing_mm") == dict.fromkeys(
+        [*everywhere, "train_classification"], 0.7
+    )
+    schemes = values_of(tmp_path / "mae_primus_m", "normalization")
+    assert schemes == dict.fromkeys(["train", "inference", "train_classification", "features"], "zscore_nonzero")
+    export_bundle("mae_resenc_l", output=str(tmp_path), weights=False, spacing_mm="median", normalization="ct")
+    rules = [values_of(tmp_path / "mae_resenc_l", name) for name in ("spacing_mm", "normalization")]
+    assert [rule.pop("train") for rule in rules] == ["median", "ct"]
+    assert [{*rule.values()} for rule in rules] == [{1.0}, {"zscore"}], "only fine-tuning works them out"
+    del given["weights"]
+    new_task("mae_primus_m", str(tmp_path / "task"), labels="a", from_scratch=True, embed_dim=24, num_heads=2, **given)
+    assert values_of(tmp_path / "task", "patch_size") == everywhere | {"pretrain": published}
+    of_task = {name: values_of(tmp_path / "task", name) for name in ("spacing_mm", "normalization")}
+    assert of_task["spacing_mm"] == {"train": 0.7, "inference": 0.7} | dict.fromkeys(
+        ["pretrain", "features", "train_classification"], 1.0
+    )
+    assert of_task["normalization"]["features"] == "zscore"
 
 
 @pytest.mark.parametrize("bundle", WHOLE_CHAIN)
@@ -318,11 +382,23 @@ def test_a_new_task_agrees_with_itself(bundle: str, encoders: dict[str, Path], t
     assert receipt["sha256"] == sha256(folder / "models" / "pretrained_encoder.pt")
     assert receipt["derived_from"]["sha256"] == sha256(encoders[bundle])
     assert first in receipt["adapted"]
+    network = distribution_network(folder)
+    taken = transfer_weights(network, folder / "models" / "pretrained_encoder.pt")
+    assert not taken.adapted, "it fits as it is"
+    fitted = "; since fitted to 16 x 24 x 16\n" if "primus" in bundle else "\n"
+    assert f"trained at    1 x 1 x 1 mm, input of 16 x 16 x 16 voxels{fitted}" in taken.summary()
     page = (folder / "docs" / "README.md").read_text()
     assert "| 2 | core |" in page
 
 
-def test_spacing_of_a_new_task(encoders: dict[str, Path], tmp_path: Path) -> None:
+def distribution_network(folder: Path) -> torch.nn.Module:
+    """Return the network of an exported bundle's training, by the code of this process."""
+    text = (folder / "configs" / "train.json").read_text().replace('"scripts.', '"common.')
+    network: torch.nn.Module = ConfigParser(json.loads(text)).get_parsed_content("network_def")
+    return network
+
+
+def test_spacing_of_a_new_task(encoders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def spacings(name: str, spacing: Any) -> list[Any]:
         sizes = network_settings("mae_resenc_l") | {"patch_size": [16, 16, 16]}
         new_task(
@@ -341,6 +417,8 @@ def test_spacing_of_a_new_task(encoders: dict[str, Path], tmp_path: Path) -> Non
         return [read["train"]["spacing_mm"], parser.get_parsed_content("spacing_mm"), read["pretrain"]["spacing_mm"]]
 
     assert spacings("fine", 0.5) == [0.5, 0.5, 1.0]
+    assert spacings("thick", (3, 1, 1)) == [[3, 1, 1], [3, 1, 1], 1.0]
+    assert "voxels of 3 x 1 x 1 mm (slice, row, column)\n" in capsys.readouterr().out
     assert spacings("own", "null") == [None, None, 1.0]
     # a rule is for training to work out; inference reads the numbers beside the trained model
     assert spacings("rule", "median") == ["median", 1.0, 1.0]
@@ -363,6 +441,102 @@ def test_a_trained_model_becomes_a_bundle(encoders: dict[str, Path], data: Path,
     shutil.rmtree(tmp_path / "ready")
 
 
+def write_model(folder: Path, labels: list[str], *, channels: int = 1, **more: Any) -> Path:
+    sizes = network_settings("mae_resenc_l")
+    write_checkpoint(ResEncUNet(channels, len(labels), **sizes).state_dict(), folder / "model.pt")
+    settings = {"labels": labels, "channels": channels, "patch_size": [16] * 3, "spacing_mm": [1.0] * 3}
+    write_json({"settings": settings | {"normalization": ["zscore"]} | sizes | more}, folder / "model.json")
+    return folder / "model.pt"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"labels": "tumour,edema"}, "for the classes lesion, edema, and --labels names tumour, edema"),
+        ({"labels": "edema,lesion"}, "for the classes lesion, edema, and --labels names edema, lesion"),
+        ({"labels": "lesion"}, "and --labels names lesion; leave --labels out"),
+        ({"channels": 1}, r"for 2 channel\(s\), and --channels names 1"),
+        ({"channels": "T1,T2,FLAIR"}, "and --channels names 3"),
+        ({"features_per_stage": [8, 16, 16]}, r"features_per_stage \[4, 8, 8\], and here it is \[8, 16, 16\]"),
+        ({"patch_size": 32}, "patch_size .* and here it is 32"),
+        ({"spacing": 0.5}, "spacing_mm .* and here it is 0.5"),
+        ({"regions": {"whole": [1, 2]}}, "regions overlap"),
+        ({"pretrained": "nowhere.pt"}, "there is no encoder nowhere.pt"),
+    ],
+)
+def test_a_trained_model_is_not_contradicted(arguments: dict[str, Any], told: str, tmp_path: Path) -> None:
+    model = write_model(tmp_path, ["background", "lesion", "edema"], channels=2)
+    with pytest.raises(SystemExit, match=told):
+        new_task("mae_resenc_l", str(tmp_path / "ready"), model=str(model), **arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.json", "model.pt"]
+
+
+def test_a_trained_model_may_be_described_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal values in another spelling are no contradiction, nor are names of the images or rules for training."""
+    write_model(tmp_path, ["nothing", "lesion"], channels=2, normalization=[{"ct": [0, 1, 2, 3]}, "zscore"])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given: dict[str, Any] = {"labels": ("lesion",), "channels": "T1,FLAIR", "patch_size": 16, "spacing": "median"}
+    new_task("mae_resenc_l", str(tmp_path / "ready"), model="~/model.pt", features_per_stage=(4, 8, 8), **given)
+    formats = json.loads((tmp_path / "ready" / "configs" / "metadata.json").read_text())["network_data_format"]
+    assert formats["inputs"]["image"]["channel_def"] == {"0": "T1", "1": "FLAIR"}
+    assert formats["outputs"]["pred"]["channel_def"] == {"0": "nothing", "1": "lesion"}
+    assert values_of(tmp_path / "ready", "normalization")["train"] == ["ct", "zscore"], "figures are for inference"
+    assert values_of(tmp_path / "ready", "features_per_stage").keys() >= {"pretrain", "train", "features"}
+
+
+def test_an_exported_model_is_not_contradicted_either(tmp_path: Path) -> None:
+    model = write_model(tmp_path, ["background", "foreground"])
+    with pytest.raises(SystemExit, match=r"features_per_stage \[4, 8, 8\], and here it is \[8, 8, 8\]"):
+        export_bundle("mae_resenc_l", output=str(tmp_path / "x"), model=str(model), features_per_stage=[8, 8, 8])
+
+
+def test_a_trained_model_takes_along_the_encoder_that_fits(
+    encoders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path, ["background", "lesion"])
+    own = tmp_path / "bundles" / "mae_resenc_l" / "models" / "pretrained_encoder.pt"
+    own.parent.mkdir(parents=True)
+    monkeypatch.setattr(task_tool, "ROOT", tmp_path)
+
+    def made(name: str, **more: Any) -> tuple[list[str], str]:
+        new_task("mae_resenc_l", str(tmp_path / name), model=str(model), **more)
+        return sorted(path.name for path in (tmp_path / name / "models").glob("*.pt")), capsys.readouterr().out
+
+    files, out = made("without")
+    assert files == ["model.pt"]
+    assert "configs/inference.json --dataset_dir FOLDER" in out
+    assert "train it" not in out
+    other = ResEncUNet(features_per_stage=[8, 8], blocks_per_stage=[1, 1])
+    write_checkpoint(other.state_dict(), own)
+    files, out = made("misfit")
+    assert files == ["model.pt"]
+    assert f"left out: the encoder {own}" in out
+    assert "train it" not in out
+    with pytest.raises(WeightsError, match="is of another network"):
+        made("named", pretrained=str(own))
+    shutil.copy(encoders["mae_resenc_l"], own)
+    files, out = made("fits")
+    assert files == ["model.pt", "pretrained_encoder.pt"]
+    assert "predict with it" in out
+    assert "train it" in out
+    assert (tmp_path / "fits" / "models" / "model.pt").read_bytes() == model.read_bytes()
+
+
+def test_an_encoder_of_other_heads_is_refused(encoders: dict[str, Path], tmp_path: Path) -> None:
+    """No tensor shows their number."""
+    sizes = network_settings("mae_primus_m") | {"num_heads": 4, "patch_size": [16] * 3}
+    with pytest.raises(WeightsError, match="num_heads 2, not 4"):
+        new_task("mae_primus_m", str(tmp_path / "task"), labels="a", pretrained=str(encoders["mae_primus_m"]), **sizes)
+
+
+def test_a_task_from_scratch_claims_no_encoder(tmp_path: Path) -> None:
+    sizes = network_settings("mae_resenc_l")
+    new_task("mae_resenc_l", str(tmp_path / "task"), labels="a", from_scratch="true", **sizes)
+    metadata = json.loads((tmp_path / "task" / "configs" / "metadata.json").read_text())
+    assert "to be trained from scratch with the network of mae_resenc_l" in metadata["description"]
+    assert "A segmentation, to be trained from scratch with the network of" in (tmp_path / "task/README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -375,6 +549,19 @@ def test_a_trained_model_becomes_a_bundle(encoders: dict[str, Path], data: Path,
         ({"labels": "edema,background"}, "background is the class 0"),
         ({"channels": 0}, "channels is 0"),
         ({"channels": "T1,T1"}, "channels is 'T1,T1'"),
+        ({"labels": 1}, "labels is 1; give names"),
+        ({"labels": True}, "labels is True; give names"),
+        ({"labels": {"edema": 1}}, "labels is {'edema': 1}; give names"),
+        ({"labels": [["edema"]]}, "give names"),
+        ({"labels": "edema,$print"}, r"labels '\$print': a config takes"),
+        ({"labels": "@device"}, "labels '@device': a config takes"),
+        ({"labels": ("edema", "%a::b")}, "labels '%a::b': a config takes"),
+        ({"channels": 2.5}, "channels is 2.5"),
+        ({"channels": -1}, "channels is -1"),
+        ({"channels": True}, "channels is True"),
+        ({"channels": "$T1"}, "a config takes"),
+        ({"model": True}, "--model is True; it must be a path"),
+        ({"output": "task", "features_per_stage": "foo"}, "features_per_stage is 'foo'; it must be like"),
         ({"bundle": "mae_vnet"}, "no bundle 'mae_vnet'"),
         ({"bundle": "all"}, "one bundle"),
         ({"pretrained": "nowhere.pt"}, "there is no encoder nowhere.pt"),
@@ -386,4 +573,12 @@ def test_what_makes_no_task_is_refused(arguments: dict[str, Any], told: str, tmp
     given["output"] = str(tmp_path / given["output"])
     with pytest.raises(SystemExit, match=told):
         new_task(**given)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("spacing", ["fine", 0, -1.0, [1, 1], [1, 1, 0], True, {"a": 1}, float("inf")])
+def test_a_spacing_that_training_would_refuse_is_refused(spacing: Any, tmp_path: Path) -> None:
+    for option in ("spacing", "spacing_mm"):
+        with pytest.raises(SettingsError, match="it must be a number, three of them, median, pretrained or null"):
+            new_task("mae_resenc_l", str(tmp_path / "task"), labels="a", from_scratch=True, **{option: spacing})
     assert not list(tmp_path.iterdir())

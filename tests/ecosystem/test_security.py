@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -160,3 +161,21 @@ def test_the_listing_shows_what_would_run(tmp_path: Path) -> None:
     classes = {what for where, what in listed(ours) if where.endswith("::_target_")}
     assert len(classes) > 50
     assert {name.split(".")[0] for name in classes if "." in name} == {"scripts", "torch", "ignite"}
+
+
+def test_the_comparison_shows_what_was_changed_and_not_what_using_it_leaves(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    command = re.findall(r"^diff -rq.*$", page, re.M)[0].replace("FOLDER", "fetched")
+    for folder in ("again", "fetched"):
+        write_bundle(BUNDLE, tmp_path / folder / BUNDLE, settings={})
+    fetched = tmp_path / "fetched" / BUNDLE
+    for left in (".cache/huggingface/a.lock", "scripts/__pycache__/a.pyc", "large_files.yml", "models/model.pt"):
+        (fetched / left).parent.mkdir(parents=True, exist_ok=True)
+        (fetched / left).write_text("")
+
+    def differing() -> str:
+        return subprocess.run(shlex.split(command), cwd=tmp_path, capture_output=True, text=True).stdout
+
+    assert differing() == ""
+    (fetched / "scripts" / "errors.py").write_text("changed")
+    assert f"again/{BUNDLE}/scripts/errors.py and fetched/{BUNDLE}/scripts/errors.py differ" in differing()

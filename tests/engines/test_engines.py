@@ -1,12 +1,13 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from common.engines.settings import unknown_settings
+from common.engines.settings import elsewhere, unknown_settings
 from common.errors import SettingsError
 from common.handlers import GradientClip, SetLearningRate
 from common.optimizers import Poly
@@ -50,3 +51,26 @@ def test_unknown_settings_name_the_nearest() -> None:
     sentence = unknown_settings(["batchsize", "zzz"], known)
     assert sentence is not None
     assert "--batchsize (did you mean --batch_size?), --zzz;" in sentence
+
+
+def test_a_bundle_run_from_elsewhere_must_be_told_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "configs").mkdir(parents=True)
+        (tmp_path / name / "configs" / "metadata.json").write_text("{}")
+    (tmp_path / "shared" / "configs").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    monkeypatch.chdir(tmp_path)
+    train, shared = str(tmp_path / "one" / "configs" / "train.json"), "shared/configs/multi_gpu.yaml"
+    told = elsewhere([shared, train], ".", chosen=False)
+    assert told is not None
+    assert told.endswith(f"add --bundle_root {tmp_path / 'one'}")
+    assert elsewhere(f"{shared},{train}", ".", chosen=False) == told
+    assert elsewhere(train, "two", chosen=True) is not None, "the folder of another bundle is a mistake"
+    for root in ("one", "link", str(tmp_path / "one")):
+        assert elsewhere([train, shared], root, chosen=True) is None
+    assert elsewhere("link/configs/train.json", "one", chosen=True) is None
+    assert elsewhere(train, str(tmp_path / "results"), chosen=True) is None, "results may go anywhere"
+    assert elsewhere(shared, ".", chosen=False) is None
+    assert elsewhere([{"a": 1}, "mine.json"], ".", chosen=False) is None
+    monkeypatch.chdir(tmp_path / "one")
+    assert elsewhere("configs/train.json", ".", chosen=False) is None

@@ -38,8 +38,9 @@ def test_marked_weights_refuse_to_predict_and_complete_ones_lift_it(kind: str) -
     weights = network.state_dict()
     network.load_state_dict(mark_untrained(weights))  # strict: the mark is no surprise
     assert "untrained" not in network.state_dict()
-    with pytest.raises(WeightsError, match=r"not been trained to segment yet.*Fine-tune it first"):
+    with pytest.raises(WeightsError, match=r"not been trained to segment yet.*Fine-tune it first") as stopped:
         PREDICT(IMAGE, network)
+    assert "pre-trained" not in str(stopped.value), "a network to be trained from scratch holds no such encoder"
     network.load_state_dict(weights)
     PREDICT(IMAGE, network)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,9 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from monai.bundle import ConfigParser
 
-from common.networks import ResEncUNet
-from common.weights import write_checkpoint
+from common.networks import Primus, ResEncUNet
+from common.weights import read_checkpoint, write_checkpoint
 
 from ..conftest import ROOT, blobs, write_volume
 
@@ -140,3 +143,29 @@ def test_a_file_that_is_gone_and_an_embedding_that_is_damaged(
     found = embed(scan | {"gone": str(tmp_path / "gone.nii.gz")})
     np.testing.assert_array_equal(found["alike_0"], whole)
     assert embed.problems.keys() == {"gone"}
+
+
+def test_the_transformer_embeds_with_the_input_that_its_encoder_is_fitted_to(
+    scans: dict[str, str], tmp_path: Path
+) -> None:
+    """Its position table is interpolated once, when the task is made, and then taken as it is."""
+    sizes: dict[str, Any] = {"embed_dim": 24, "depth": 2, "num_heads": 2}
+    original = Primus(input_size=32, **sizes).state_dict()
+    write_checkpoint(original, tmp_path / "encoder.pt")
+    target, given = tmp_path / "bundles" / "small_task", {"pretrained": str(tmp_path / "encoder.pt")} | sizes
+    new_task("mae_primus_m", str(target), labels="ball", patch_size=[16, 16, 16], **given)
+    fitted = read_checkpoint(target / "models" / "pretrained_encoder.pt")["encoder.transformer.position_embedding"]
+    assert fitted.shape[2:] == (2, 2, 2)
+    assert original["encoder.transformer.position_embedding"].shape[2:] == (4, 4, 4)
+    text = (target / "configs" / "features.json").read_text("utf-8").replace('"scripts.', '"common.')
+    parser = ConfigParser(json.loads(text))
+    parser.update({"bundle_root": str(target), "output_dir": str(tmp_path / "out")})
+    used = parser.get_parsed_content("network").state_dict()["encoder.transformer.position_embedding"]
+    torch.testing.assert_close(used, fitted, rtol=0, atol=0)
+    try:
+        found = ScanEmbeddings(target, tmp_path / "kept", device="cpu")(scans)
+    finally:
+        for name in [name for name in sys.modules if name.split(".")[0] == "scripts"]:
+            del sys.modules[name]
+    assert sorted(found) == ["alike_0", "alike_1", "alike_2", "stripes"]
+    assert farthest_first(found, ["alike_0"])[0] == "stripes"  # type: ignore[index]
