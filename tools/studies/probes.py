@@ -21,12 +21,14 @@ Every encoder is asked at the same voxels in the same folds, so that differences
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,8 @@ from tqdm import tqdm
 
 from common.data import SegmentationTask
 from common.data.datalists import Case, case_name, images_of
-from common.engines.features import VolumeEmbedder
+from common.engines.features import FeatureFolder, VolumeEmbedder, extract_features, read_features
+from common.engines.probing import ProbeResult, probe_features, read_target
 from common.errors import DataError, SettingsError, WeightsError
 from common.metrics.statistics import bootstrap_interval, known_mean
 from common.transforms import volume_preprocessing
@@ -61,8 +64,10 @@ __all__ = [
     "Voxels",
     "collect_voxels",
     "draw_voxels",
+    "logged",
     "mean_score",
     "paired_difference",
+    "probe_cases",
     "probe_encoder",
     "probe_voxels",
     "score_interval",
@@ -154,8 +159,8 @@ def draw_voxels(
         >>> labels[4, 4, 4:6] = 1
         >>> task = SegmentationTask(["background", "lesion"])
         >>> _, values, weights = draw_voxels(labels, task, count=50, rng=np.random.default_rng(0))
-        >>> values.tolist().count(1), weights[values == 0].sum()
-        (2, 727.0)
+        >>> values.tolist().count(1), round(float(weights[values == 0].sum()))
+        (2, 727)
     """
     foreground = (labels > 0) & (labels < len(task.labels))
     near = maximum_filter(foreground, size=2 * _NEAR + 1)
@@ -214,6 +219,28 @@ class Encoder:
         found |= self.settings
         return {name: value for name, value in found.items() if name in known}
 
+    def parser(self, folder: Path, **settings: Any) -> ConfigParser:
+        """Return the bundle's features config with what this encoder says.
+
+        Args:
+            folder: where the receipt goes, and features if they are written.
+            settings: further ones.
+        """
+        path = ROOT / "bundles" / self.bundle / "configs" / "features.yaml"
+        parser = ConfigParser(ConfigParser.load_config_file(str(path)))
+        parser.update(
+            {
+                **self.resolved(),
+                "bundle_root": str(path.parent.parent),
+                "output_dir": str(folder),
+                "pretrained": self.weights or "",
+                "from_scratch": self.weights is None,
+                "seed": self.seed,
+                **settings,
+            }
+        )
+        return parser
+
     def load(self, folder: Path, *, stages: Sequence[int] | None = None) -> tuple[VolumeEmbedder, dict[str, Any]]:
         """Build the network with the bundle's features config, and load the weights with their receipt.
 
@@ -227,21 +254,9 @@ class Encoder:
         Raises:
             WeightsError: if the weights are damaged or of another network.
         """
-        path = ROOT / "bundles" / self.bundle / "configs" / "features.yaml"
-        parser = ConfigParser(ConfigParser.load_config_file(str(path)))
-        parser.update(
-            {
-                **self.resolved(),
-                "bundle_root": str(path.parent.parent),
-                "output_dir": str(folder),
-                "pretrained": self.weights or "",
-                "from_scratch": self.weights is None,
-                "seed": self.seed,
-            }
-        )
+        parser = self.parser(folder)
         torch.manual_seed(self.seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log):  # the receipt in full
+        with logged(folder):
             network = parser.get_parsed_content("network")
         given = {
             name: parser.get_parsed_content(name)
@@ -253,6 +268,14 @@ class Encoder:
             VolumeEmbedder(network, stages=list(chosen), **given),
             {name: parser.get_parsed_content(name) for name in names},
         )
+
+
+@contextmanager
+def logged(folder: Path) -> Iterator[None]:
+    """Send what is printed, such as a receipt in full, to log.txt of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        yield
 
 
 def collect_voxels(
@@ -586,3 +609,59 @@ def probe_encoder(
 def _stamp(file: str) -> list[int]:
     stat = Path(file).stat()
     return [stat.st_size, stat.st_mtime_ns]
+
+
+def probe_cases(
+    encoder: Encoder,
+    cases: Sequence[Case],
+    *,
+    target: str,
+    folder: Path,
+    group: str | None = None,
+    folds: int = 5,
+    repeats: int = 3,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> ProbeResult:
+    """Probe what one encoder tells of whole cases, as tools/probe.py does; embeddings that are there already are kept.
+
+    Args:
+        encoder: which.
+        cases: with ``image`` and the columns ``target`` and ``group``.
+        target: column to tell.
+        folder: of this encoder.
+        group: column that is never torn apart.
+        folds: of the cross-validation.
+        repeats: of it.
+        resamples: of the bootstrap.
+        seed: of folds and bootstrap.
+    """
+    with logged(folder):
+        parser = encoder.parser(folder / "features", overwrite=False)
+        torch.manual_seed(encoder.seed)
+        embeddings = FeatureFolder(
+            cases,
+            output_dir=str(folder / "features"),
+            pretrained=encoder.weights or "",
+            from_scratch=encoder.weights is None,
+            settings=parser.get_parsed_content("feature_settings"),
+        )
+        embedder, preprocessing = encoder.load(folder, stages=parser.get_parsed_content("stages"))
+        embedder.pooling = str(parser.get_parsed_content("pooling")).split("+")
+        workers = parser.get_parsed_content("num_workers")
+        extract_features(
+            embeddings,
+            embedder=embedder,
+            preprocessing=volume_preprocessing("image", **preprocessing),
+            channels=preprocessing["channels"],
+            num_workers=int(workers),
+        )
+    names, values = read_features(folder / "features")
+    table = folder / "targets.csv"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["case", target, *([group] if group else [])])
+    writer.writerows([case_name(case), case[target], *([case[group]] if group else [])] for case in cases)
+    replace_file(table, lambda temporary: Path(temporary).write_text(text.getvalue(), "utf-8"))
+    wanted = read_target(table, names, target=target, group=group)
+    return probe_features(values, wanted, folds=folds, repeats=repeats, resamples=resamples, seed=seed)
