@@ -24,6 +24,7 @@ __all__ = [
     "data_set_ranks",
     "group_rows",
     "kind_of",
+    "mean_score",
 ]
 
 MEANS = ("ID", "OOD", "All")
@@ -209,3 +210,10 @@ def best_and_worst(block: Block, arm: str, count: int = 3) -> list[tuple[str, in
     best = order[: min(count, (len(order) + 1) // 2)]
     worst = [i for i in order[-count:] if i not in best]
     return [("best", i, float(values[i])) for i in best] + [("worst", i, float(values[i])) for i in worst]
+
+
+def mean_score(blocks: Sequence[Block], arm: str) -> float:
+    """Return an arm's mean of the first score over these blocks; NaN if it is not complete on one."""
+    if not all(block.has(arm) for block in blocks):
+        return math.nan
+    return float(np.mean([score(block, arm)[0] for block in blocks]))

@@ -92,25 +92,20 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
         folder = Path(name)
         by_size = sorted(data.parts[run.fold]["training"], key=lambda case: os.path.getsize(images_of(case)[0]))
         cases = by_size[len(by_size) // 2 :][:_CASES] or by_size
-        short = {"epochs": 2, "iterations_per_epoch": steps, "store_dir": str(folder / "store"), **changes}
+        short: dict[str, Any] = {
+            "epochs": 2,
+            "iterations_per_epoch": steps,
+            "store_dir": str(folder / "store"),
+            **changes,
+        }
         if config == "pretrain":
             images = [{"image": file} for case in cases for file in images_of(case)]
             datalist = write_datalist(folder / "list.json", training=images, validation=images)
 
             def fit(length: Mapping[str, Any]) -> None:
-                run_config(
-                    arm.bundle,
-                    "pretrain",
-                    folder / "log.txt",
-                    **{
-                        **study.pretraining_settings(arm, data),
-                        "datalist": datalist,
-                        "output_dir": str(folder / "train"),
-                        "ckpt_dir": str(folder / "models"),
-                        "warmup_epochs": 0,
-                        **length,
-                    },
-                )
+                places = {"output_dir": str(folder / "train"), "ckpt_dir": str(folder / "models")}
+                told: dict[str, Any] = {**study.pretraining_settings(arm, data), "warmup_epochs": 0, **places, **length}
+                run_config(arm.bundle, "pretrain", folder / "log.txt", datalist=datalist, **told)
         else:
             whole = {"schedule": "default"}
             samples = 1
@@ -145,10 +140,16 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
             write_datalist(folder / "datalist.json", test=cases[:1])
             found["predict"] = _timed(lambda: predict(study, run, folder))
             if config == "train":
-                settings = {"datalist": write_datalist(folder / "list.json", validation=cases[:1]), "resamples": 0}
+                settings: dict[str, Any] = {
+                    "datalist": write_datalist(folder / "list.json", validation=cases[:1]),
+                    "resamples": 0,
+                }
                 settings |= {"predictions": str(folder / "predictions"), "output_dir": str(folder / "evaluation")}
-                settings |= {"labels": data.labels, "split": "validation"}
-                found["score"] = _timed(lambda: run_config(arm.bundle, "evaluate", folder / "log.txt", **settings))
+                log = folder / "log.txt"
+                labels = data.labels
+                found["score"] = _timed(
+                    lambda: run_config(arm.bundle, "evaluate", log, labels=labels, split="validation", **settings)
+                )
         return found
 
 

@@ -90,6 +90,7 @@ class Picture:
     png: bytes
     alt: str
     large: bool = True
+    caption: bool = False
 
 
 Part = Heading | Text | Table | Picture
@@ -125,9 +126,9 @@ def _html(part: Part) -> str:
     if isinstance(part, Picture):
         content = base64.b64encode(part.png).decode()
         size = ' class="large"' if part.large else ""
-        return (
-            f'<div class="wide"><img{size} alt="{html.escape(part.alt)}" src="data:image/png;base64,{content}"></div>'
-        )
+        source = f"data:image/png;base64,{content}"
+        picture = f'<div class="wide"><img{size} alt="{html.escape(part.alt)}" src="{source}"></div>'
+        return picture + (f'<p class="note">{html.escape(part.alt)}</p>' if part.caption else "")
     heads = "".join(f"<th>{html.escape(head)}</th>" for head in part.heads)
     rows = []
     for row in part.rows:
@@ -163,6 +164,7 @@ def write_markdown(title: str, parts: Sequence[Part], path: Path) -> None:
         elif isinstance(part, Picture):
             _write_bytes(path.parent / part.name, part.png)
             lines.append(f"![{_plain(part.alt)}]({part.name})")
+            lines += [_plain(part.alt)] if part.caption else []
         else:
             lines.append(_markdown_table(part))
     text = "\n\n".join(lines) + "\n"

@@ -26,7 +26,7 @@ from typing import Any
 from environment import ROOT
 from filelock import FileLock, Timeout
 
-from common.data.datalists import case_name, images_of
+from common.data.datalists import Case, case_name, images_of
 from common.errors import SettingsError, sentence
 from common.weights.files import sha256, write_json
 
@@ -324,8 +324,8 @@ def train(
     study: Study,
     run: Run,
     folder: Path,
-    cases: Sequence[Mapping[str, Any]],
-    unseen: Sequence[Mapping[str, Any]],
+    cases: Sequence[Case],
+    unseen: Sequence[Case],
     **changes: Any,
 ) -> None:
     """Fine-tune on cases; the last epoch is the model, as published, so that nothing is chosen by the unseen ones."""
@@ -386,7 +386,7 @@ def predict(study: Study, run: Run, folder: Path, **changes: Any) -> None:
     )
 
 
-def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> dict[str, Any]:
     """Score label maps and keep those of the best, the median and the worst case."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
     settings: dict[str, Any] = {"tolerance_mm": 1.0}
@@ -427,7 +427,7 @@ def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Mapping[st
     return {"cases": found, "kept": kept, "tolerance_mm": settings["tolerance_mm"]}
 
 
-def _classified(study: Study, run: Run, folder: Path, unseen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _classified(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> dict[str, Any]:
     """Gather probabilities and the truth."""
     data = study.data_sets[run.data_set]
     columns = data.target if isinstance(data.target, list) else None

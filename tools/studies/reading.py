@@ -6,7 +6,6 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -233,7 +232,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         card = read_card(base / chosen if str(chosen).endswith((".yaml", ".yml")) else str(chosen))
     except SettingsError as error:
         raise SettingsError(f"{where}: {error}") from error
-    about = card if isinstance(card, dict) else asdict(card)
+    about = card.content()
 
     def path(key: str) -> str | None:
         value = entry.get(key)
@@ -250,7 +249,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         data_folder, datalist, splits, folds = "", *_template(folder), 2
     if not data_folder and not datalist:
         raise SettingsError(f"{where} has no folder; say where its labelled cases are")
-    places = {"channels": channels, "group": group, "splits": splits, "folds": folds}
+    places: dict[str, Any] = {"channels": channels, "group": group, "splits": splits, "folds": folds}
     target = entry.get("target", about.get("target"))
     classes = entry.get("classes", about.get("classes"))
     if segmentation and not labels:
@@ -272,7 +271,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
                     data_folder,
                     datalist,
                     table=path("table"),
-                    target=target,
+                    target=target or "",
                     classes=None if isinstance(target, list) else classes,
                     fold=None if count == 1 and not splits else fold,
                     validation_share=0.5,

@@ -62,7 +62,8 @@ def places(gpus: str = "", jobs: int = 0) -> list[Place]:
     each = max(jobs, 1)
     count = each * (len(devices) or 1)
     threads = max(cores // count, 1)
-    return [Place(device, threads) for device in devices or [None] for _ in range(each)]
+    either: list[str | None] = [*devices] or [None]
+    return [Place(device, threads) for device in either for _ in range(each)]
 
 
 def shard_of(names: Sequence[str], shard: str) -> list[str]:
