@@ -117,6 +117,29 @@ def test_scratch_and_small_differences_are_told_plainly() -> None:
     assert "nothing to compare a with" in judge({"a": 0.5}, gaps({}), units=9, what="Dice").sentences[0]
 
 
+def test_what_is_at_hand_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for bundle in ("mae_primus_m", B, "simclr_resenc_l"):
+        (tmp_path / "bundles" / bundle / "configs").mkdir(parents=True)
+        (tmp_path / "bundles" / bundle / "configs" / "features.yaml").touch()
+    for bundle in ("mae_primus_m", B):
+        (tmp_path / "bundles" / bundle / "models").mkdir()
+        (tmp_path / "bundles" / bundle / "models" / "pretrained_encoder.pt").touch()
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    other = tmp_path / "other.pt"
+    other.touch()
+    assert list(tool.find_candidates()) == ["mae_primus_m", B]
+    assert list(tool.find_candidates(("mae_primus_m",))) == ["mae_primus_m"]
+    found = tool.find_candidates("none", f"simclr_resenc_l={other},{B}/mine={other}")
+    assert {name: encoder.bundle for name, encoder in found.items()} == {
+        "simclr_resenc_l": "simclr_resenc_l",
+        f"{B}/mine": B,
+    }
+    assert list(tool.find_candidates(None, f"{B}={other}")) == ["mae_primus_m", B], (
+        "a file goes before the bundle's own"
+    )
+    assert tool.find_candidates(None, f"{B}={other}")[B].weights == str(other)
+
+
 # whole runs
 
 
