@@ -233,6 +233,26 @@ def _check_settings(settings: Mapping[str, Any], bundles: Sequence[str], train: 
         raise SettingsError(told)
 
 
+def _in_numbers(settings: Mapping[str, Any], data: Data) -> dict[str, Any]:
+    """Return settings for the probes, with what train configs find out by themselves: median spacing and CT windows."""
+    from common.data import preprocessing_settings
+
+    told = dict(settings)
+    if told.get("spacing_mm") == "pretrained":
+        del told["spacing_mm"]  # as the probes do anyway
+    schemes = told.get("normalization", "zscore")
+    if data.kind == "segmentation" and ("ct" in _words(schemes) or told.get("spacing_mm") == "median"):
+        found = preprocessing_settings(
+            data.cases,
+            spacing_mm=told.get("spacing_mm", 1.0),
+            normalization=schemes,
+            channels=data.channels,
+            reorient=told.get("reorient", True),
+        )
+        told |= {name: found[name] for name in ("spacing_mm", "normalization") if name in told}
+    return told
+
+
 class Choice:
     """One question: which of these encoders for these cases. Everything is in one folder."""
 
@@ -242,7 +262,8 @@ class Choice:
         from common.weights.receipt import SPACING_CAVEAT, spacing_warning
         from common.weights.transfer import origin_receipt
 
-        self.data, self.folder, self.settings, self.seed = data, folder, dict(settings), seed
+        self.data, self.folder, self.seed = data, folder, seed
+        self.settings = _in_numbers(settings, data)
         self.candidates = {
             name: replace(encoder, settings={**encoder.settings, **self.settings})
             for name, encoder in candidates.items()

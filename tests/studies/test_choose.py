@@ -76,6 +76,26 @@ def pretend(dice: dict[str, float], spread: float = 0.02) -> Any:
     return run_pieces
 
 
+def pretend_classes(right: dict[str, float]) -> Any:
+    """Return a stand-in for the fine-tunings of a classification: runs end at once, knowing the class so well."""
+
+    def run_pieces(study: Any, where: Any, **_: Any) -> dict[str, str]:
+        for run in study.runs():
+            rng = np.random.default_rng([run.seed, run.fold])
+            cases = {}
+            for case in study.data_sets[run.data_set].parts[run.fold]["validation"]:
+                truth = "ab".index(case["kind"])
+                sure = float(np.clip(0.5 + right[run.arm] * (truth - 0.5) + 0.2 * rng.standard_normal(), 0.01, 0.99))
+                cases[case["name"]] = {"group": None, "truth": truth, "probabilities": [1 - sure, sure]}
+            folder = study.folder / "runs" / run.name
+            folder.mkdir(parents=True)
+            about = {"name": run.name, "task": "classification"}
+            (folder / "result.json").write_text(json.dumps({"run": about, "classes": ["a", "b"], "cases": cases}))
+        return {}
+
+    return run_pieces
+
+
 # what is said
 
 
@@ -138,6 +158,20 @@ def test_what_is_at_hand_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "a file goes before the bundle's own"
     )
     assert tool.find_candidates(None, f"{B}={other}")[B].weights == str(other)
+
+
+def test_median_spacing_and_ct_windows_become_numbers_for_the_probes(tmp_path: Path) -> None:
+    folder = write_task(tmp_path, 3, spacing=0.8)
+    places: dict[str, Any] = {"table": None, "target": None, "groups": None, "group": None, "channels": 1}
+    data = tool.read_data(str(folder), labels=LABELS, most=None, seed=0, **places)
+    assert data.spacing_mm == pytest.approx([0.8, 0.8, 0.8], abs=1e-4)
+    told = tool._in_numbers({"normalization": "ct", "spacing_mm": "median", "lr": 0.1}, data)
+    assert told["spacing_mm"] == pytest.approx([0.8, 0.8, 0.8], abs=1e-4)
+    ((low, high, mean, _),) = (scheme["ct"] for scheme in told["normalization"])
+    assert low < mean < high
+    assert tool._in_numbers({"spacing_mm": "pretrained", "lr": 0.1}, data) == {"lr": 0.1}
+    assert tool._in_numbers({"normalization": "zscore"}, data) == {"normalization": "zscore"}
+    assert len(tool.read_data(str(folder), labels=LABELS, most=2, seed=0, **places).cases) == 2
 
 
 # whole runs
@@ -217,7 +251,7 @@ def test_fine_files_are_warned_of_and_tried_at_their_own_spacing(
     assert "Too close to call: with 3 case(s)" in told, "three cases settle nothing"
 
 
-def test_classification_is_probed_by_embeddings(tmp_path: Path) -> None:
+def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rows = []
     for index in range(16):
@@ -242,6 +276,16 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path) -> None:
         assert content["probes"][B]["estimate"] > 0.6
         assert content["probes"][B]["over_random"] is not None
         assert "is not shown to tell more than a random encoder" in (out / "choose.md").read_text()
+    monkeypatch.setattr(scheduling, "run_pieces", pretend_classes({B: 0.9, "scratch resenc_l": 0.0}))
+    options |= {"best": 1, "input_size": [16, 16, 16], "epochs": 2}
+    tool.choose(str(tmp_path / "images"), target="kind", output=str(tmp_path / "out_None"), **options)
+    content = read(tmp_path / "out_None")
+    assert content["verdict"]["by"] == "fine-tuning"
+    assert content["verdict"]["decided"]
+    assert content["verdict"]["best"] == B
+    told = json.loads((tmp_path / "out_None" / "fine-tuning" / "study.json").read_text())
+    assert told["backbones"]["resenc_l"]["settings"]["input_size"] == [16, 16, 16]
+    assert told["data_sets"]["data"]["target"] == "kind"
     with pytest.raises(DataError, match="no column 'grade'"):
         tool.choose(str(tmp_path / "images"), target="grade", output=str(tmp_path / "x"), **options)
     with pytest.raises(SettingsError, match="needs both"):
