@@ -50,8 +50,12 @@ def _study(file: str, output: str = "") -> Study:
 
 
 def _write(study: Study) -> None:
+    """Write study.json, unless there are results of another study."""
+    from studies.execution import check_results
+
     from common.weights.files import write_json
 
+    check_results(study)
     study.folder.mkdir(parents=True, exist_ok=True)
     write_json(study.as_plain(), study.folder / "study.json")
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from environment import ROOT
 from tqdm import tqdm
 
@@ -28,7 +27,7 @@ from common.data.datalists import case_name, images_of
 from common.errors import SettingsError
 from common.weights.files import write_json
 
-from .definition import PRETRAINING, Run, Study, digest
+from .definition import PRETRAINING, Run, Study, bundle_config, digest
 from .execution import machine, peak_gib, pieces, predict, run_config, state, train, write_datalist
 from .scheduling import Place
 
@@ -107,7 +106,7 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
                 told: dict[str, Any] = {**study.pretraining_settings(arm, data), "warmup_epochs": 0, **places, **length}
                 run_config(arm.bundle, "pretrain", folder / "log.txt", datalist=datalist, **told)
         else:
-            whole = {"schedule": "default"}
+            whole: dict[str, Any] = {"schedule": "default"}
             samples = 1
             if data.task == "classification":
                 samples = _micro_batch(study, run, changes)
@@ -161,9 +160,8 @@ def _micro_batch(study: Study, run: Run, changes: Mapping[str, Any]) -> int:
 def _defaults(study: Study, run: Run, config: str) -> dict[str, Any]:
     """Return the settings of a config as a run uses them."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
-    file = ROOT / "bundles" / arm.bundle / "configs" / f"{config}.yaml"
     given = study.pretraining_settings(arm, data) if config == "pretrain" else study.training_settings(arm, data)
-    return {**yaml.safe_load(file.read_text("utf-8")), **given}
+    return {**bundle_config(arm.bundle, config), **given}
 
 
 def _timed(function: Any) -> float:

@@ -13,13 +13,26 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from environment import ROOT
 
-__all__ = ["OWN", "PRETRAINING", "SCRATCH", "Arm", "DataSet", "Run", "Study", "digest", "plain_name"]
+__all__ = [
+    "OWN",
+    "PRETRAINING",
+    "SCRATCH",
+    "Arm",
+    "DataSet",
+    "Run",
+    "Study",
+    "bundle_config",
+    "cell_of",
+    "digest",
+    "plain_name",
+]
 
 SCRATCH, PRETRAINING = "scratch", "pretraining"  # weights that are no file
 # settings of the train configs that a study decides itself
@@ -44,14 +57,14 @@ class Arm:
     inference: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def backbone(self) -> str:
-        """resenc_l or primus_m."""
-        return "resenc_l" if self.bundle.endswith("resenc_l") else "primus_m"
-
-    @property
     def method(self) -> str:
         """Of the bundle: mae, simclr, ..."""
-        return self.bundle.removesuffix(f"_{self.backbone}")
+        return cell_of(self.bundle)[0]
+
+    @property
+    def backbone(self) -> str:
+        """Of the bundle: resenc_l, primus_m, or another."""
+        return cell_of(self.bundle)[1]
 
 
 @dataclass
@@ -170,7 +183,7 @@ class Study:
 
     def pretraining_settings(self, arm: Arm, data: DataSet) -> dict[str, Any]:
         """Return what a pre-training within the study is told: size of network and spacing as in fine-tuning."""
-        known = yaml.safe_load((ROOT / "bundles" / arm.bundle / "configs" / "pretrain.yaml").read_text("utf-8"))
+        known = bundle_config(arm.bundle, "pretrain")
         shared = {name for name in known if name not in OWN} - {
             *("epochs", "iterations_per_epoch", "batch_size", "lr", "momentum", "weight_decay", "val_iterations"),
             *("accumulation_steps", "clip_norm", "warmup_epochs", "loss", "optimizer", "initialization", "views"),
@@ -207,6 +220,27 @@ class Study:
             "backbones": self.backbones,
             "runs": [{"name": run.name, **asdict(run)} for run in self.runs()],
         }
+
+
+@cache
+def bundle_config(bundle: str, config: str) -> dict[str, Any]:
+    """Return what one of a bundle's configs says, unresolved."""
+    file = ROOT / "bundles" / bundle / "configs" / f"{config}.yaml"
+    content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
+    return content
+
+
+@cache
+def cell_of(bundle: str) -> tuple[str, str]:
+    """Return method and backbone of a bundle; methods are the modules of ``common/methods``.
+
+    Example:
+        >>> cell_of("models_genesis_primus_m")
+        ('models_genesis', 'primus_m')
+    """
+    methods = (path.stem for path in (ROOT / "common" / "methods").glob("*.py"))
+    method = max((name for name in methods if bundle.startswith(f"{name}_")), key=len, default="")
+    return method, bundle.removeprefix(f"{method}_")
 
 
 def plain_name(name: str) -> str:

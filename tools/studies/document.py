@@ -30,7 +30,7 @@ p { max-width: 48rem; overflow-wrap: anywhere }
 .lead { font-size: 1.12rem; border-left: 4px solid #0b4f9e; padding-left: .9rem }
 .note { color: #4b535d; font-size: .92rem }
 .wide { overflow-x: auto; margin: .8rem 0 } table { border-collapse: collapse; font-size: .92rem }
-caption { text-align: left; font-weight: 600; padding-bottom: .3rem }
+caption { text-align: left; font-weight: 600; padding-bottom: .3rem; white-space: nowrap }
 th, td { padding: .3rem .8rem; border-bottom: 1px solid #d0d7de; text-align: right; white-space: nowrap;
   vertical-align: top }
 th:first-child, td:first-child, .text th, .text td { text-align: left }

@@ -30,11 +30,12 @@ from common.data.datalists import Case, case_name, images_of
 from common.errors import SettingsError, sentence
 from common.weights.files import sha256, write_json
 
-from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, digest, plain_name
+from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
 
 __all__ = [
     "FAILED",
     "RESULT",
+    "check_results",
     "do",
     "machine",
     "note",
@@ -68,11 +69,10 @@ def run_config(bundle: str, config: str, log: Path, *, record: Path | None = Non
         record: where the complete config is written; it can be run again with ``monai.bundle run``.
         settings: of the config; None is null.
     """
-    import yaml
     from monai.bundle import ConfigParser, run
 
     file = f"bundles/{bundle}/configs/{config}.yaml"
-    known = yaml.safe_load((ROOT / file).read_text("utf-8"))
+    known = bundle_config(bundle, config)
     # MONAI drops an override that is None
     chosen = {name: "$None" if value is None else value for name, value in settings.items() if name in known}
     with _quiet(log):
@@ -167,12 +167,7 @@ def do(study: Study, piece: str) -> str:
     """
     folder = study.folder / piece
     folder.mkdir(parents=True, exist_ok=True)
-    kind, _, name = piece.partition("/")
-    by_name = {run.name: run for run in study.runs()}
-    if kind == "pretraining":
-        run = next(run for run in by_name.values() if pretraining_of(study, run) == name)
-    else:
-        run = by_name[name]
+    kind, run = _runs_by_piece(study)[piece]
     about = _about(study, run, kind)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -192,6 +187,27 @@ def do(study: Study, piece: str) -> str:
             return "finished"
     except Timeout:
         return "elsewhere"
+
+
+def _runs_by_piece(study: Study) -> dict[str, tuple[str, Run]]:
+    """Return kind and run of every piece, of a pre-training one of the runs that need it."""
+    found: dict[str, tuple[str, Run]] = {}
+    for run in study.runs():
+        if own := pretraining_of(study, run):
+            found.setdefault(f"pretraining/{own}", ("pretraining", run))
+        found[_piece(run)] = ("runs", run)
+    return found
+
+
+def check_results(study: Study) -> None:
+    """Refuse a study whose folder holds results of other settings.
+
+    Raises:
+        SettingsError: naming the first folder, and what differs.
+    """
+    for piece, (kind, run) in _runs_by_piece(study).items():
+        if (study.folder / piece / "run.json").exists():
+            check_same(study.folder / piece, _about(study, run, kind))
 
 
 def check_same(folder: Path, about: Mapping[str, Any]) -> None:

@@ -102,9 +102,7 @@ def _outcome(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[
     start = f"{first.task.capitalize()} with {budget_words(first.budget)}: "
     order = order_of_arms(results, blocks)
     left = [arm for arm in results.about["arms"] if arm not in order and results.planned(arm=arm)]
-    waiting = (
-        f" Not among the compared, since not all of their unseen cases are scored: {', '.join(left)}." if left else ""
-    )
+    waiting = f" Not compared, since not all of their unseen cases are scored: {', '.join(left)}." if left else ""
     if len(order) < 2:
         one = f"only {order[0]} is" if order else "no arm is"
         return f"{start}{one} scored on all unseen cases, so there is nothing to compare yet.{waiting}"
@@ -119,9 +117,9 @@ def _outcome(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[
     elif against not in order:
         told += f" The arm from scratch of its backbone, {against}, is not finished."
     else:
-        told += f" {_against(blocks, tests, lead, against, 'from scratch of its backbone')}"
+        told += f" {_against(blocks, tests, lead, against, 'the same backbone from scratch')}"
     if second != against:
-        told += f" {_against(blocks, tests, lead, second, 'the next')}"
+        told += f" {_against(blocks, tests, lead, second, 'the next arm')}"
     return told + _others(results, blocks, tests, order[1:]) + waiting
 
 
@@ -134,7 +132,7 @@ def _against(blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]], arm: s
     if verdict.seeds < 2:
         return f"{told}one run of each, so no verdict, since the luck of a run is not known."
     if not verdict.shown:
-        return f"{told}it is not shown to be better."
+        return f"{told}no difference is shown."
     on = f" (paired tests: on {verdict.better} of {verdict.count} data sets)" if verdict.count > 1 else ""
     return f"{told}shown to be {verdict.shown}{on}."
 
@@ -149,7 +147,7 @@ def _others(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[s
             by[verdict.shown].append(arm)
     words = {"better": "shown to be better", "worse": "shown to be worse", "": "no difference shown"}
     told = [f"{words[kind]}: {', '.join(names)}" for kind, names in by.items() if names]
-    return f" Of the other arms against from scratch of their backbone, {'; '.join(told)}." if told else ""
+    return f" Of the other arms, against the same backbone from scratch: {'; '.join(told)}." if told else ""
 
 
 def caveats(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -43,7 +43,7 @@ def looks(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Look]:
     for index, name in enumerate(scratch):
         colour, marker = _SCRATCH[index % 2], "sD^vPX*"[index % 7]
         found[name] = {"color": colour, "linestyle": (0, (4, 1 + index // 2)), "marker": marker}
-    return found
+    return {name: found[name] for name in arms}
 
 
 def png(figure: Figure) -> bytes:
@@ -139,15 +139,15 @@ def draw_budgets(cells: Sequence[Cell], counts: Mapping[tuple[str, str], float],
         axes.set_xscale("log")
         axes.set_xticks(places, [f"{count:g}" for count in places])
         axes.minorticks_off()
+        axes.set_xlabel("labelled training cases", fontsize=8, color=_INK)
         axes.set_title(column, fontsize=9, color=_INK)
         _tidy(axes)
     panels[0].set_ylabel(f"{TITLES[cells[0].metric]}, %", fontsize=9, color=_INK)
-    figure.supxlabel("labelled training cases", fontsize=9, color=_INK)
     _key(figure, arms, own, lines=False)
     return png(figure)
 
 
-def draw_ranks(ranks: Ranks, own: Mapping[str, Look]) -> bytes:
+def draw_ranks(ranks: Ranks, own: Mapping[str, Look], title: str) -> bytes:
     """Draw mean ranks on a line, best on the left; a bar joins arms that Nemenyi's test cannot tell apart."""
     from scikit_posthocs import critical_difference_diagram
 
@@ -155,7 +155,7 @@ def draw_ranks(ranks: Ranks, own: Mapping[str, Look]) -> bytes:
     assert ranks.cd is not None
     figure = Figure(figsize=(8.4, 1.5 + 0.22 * len(ranks.arms)), layout="constrained")
     axes = figure.subplots()
-    over = "data sets" if ranks.over == "data sets" else f"unseen cases of {ranks.over}"
+    over = "data sets" if ranks.over == "data sets" else f"cases of {ranks.over} alone"
     drawn = critical_difference_diagram(
         pd.Series(ranks.mean, index=ranks.arms),
         pd.DataFrame(ranks.pairs, index=ranks.arms, columns=ranks.arms),
@@ -171,7 +171,9 @@ def draw_ranks(ranks: Ranks, own: Mapping[str, Look]) -> bytes:
     for label in drawn["labels"]:
         label.set_color(_INK)
     axes.set_title(
-        f"mean ranks over {ranks.count} {over}, 1 is best; critical difference {ranks.cd:.2f}", fontsize=9, color=_INK
+        f"{title}: mean ranks over {ranks.count} {over}, 1 is best; critical difference {ranks.cd:.2f}",
+        fontsize=9,
+        color=_INK,
     )
     return png(figure)
 
@@ -197,6 +199,7 @@ def draw_curves(histories: Sequence[tuple[str, Sequence[Mapping[str, float]]]], 
                 axes.plot(epochs, values, linewidth=0.9, alpha=0.75, marker="." if len(points) == 1 else "", **look)
         axes.set_title(title, fontsize=9, color=_INK)
         axes.set_xlabel("epoch", fontsize=8, color=_INK)
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         _tidy(axes)
     _key(figure, [arm for arm in own if arm in present], own, lines=True)
     return png(figure)

@@ -19,7 +19,7 @@ from common.errors import DataError, SettingsError
 from common.weights.files import write_json
 
 from .cards import read_card
-from .definition import OWN, PRETRAINING, SCRATCH, Arm, DataSet, Study, plain_name
+from .definition import OWN, PRETRAINING, SCRATCH, Arm, DataSet, Study, bundle_config, cell_of, plain_name
 
 __all__ = ["read_study"]
 
@@ -81,7 +81,7 @@ def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, so
     if not isinstance(sets, Mapping) or not sets:
         raise SettingsError("it names no data_sets; add for example data_sets: {mine: {folder: /data/task}}")
     backbones = dict(content.get("backbones") or {})
-    _known(backbones, ("resenc_l", "primus_m"), "backbones")
+    _known(backbones, sorted({cell_of(bundle)[1] for bundle in _bundles()}), "backbones")
     for name, each in backbones.items():
         _known(each, _LEVEL, f"backbone {name}")
     data = {
@@ -172,10 +172,9 @@ def _arms(content: Mapping[str, Any], base: Path) -> dict[str, Arm]:
         where = f"the arm {title}"
         _known(entry, _ARM, where)
         bundle = str(entry.get("bundle", title))
-        bundles = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/train.yaml"))
-        if bundle not in bundles:
-            near = difflib.get_close_matches(bundle, bundles, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(bundles)}"
+        if bundle not in _bundles():
+            near = difflib.get_close_matches(bundle, _bundles(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_bundles())}"
             raise SettingsError(f"{where}: there is no bundle {bundle!r}; {hint}")
         levels = {level: _settings(entry, level, where) for level in _LEVEL}
         weights = _weights(entry.get("weights"), bundle, base, where)
@@ -196,6 +195,10 @@ def _arms(content: Mapping[str, Any], base: Path) -> dict[str, Arm]:
                         _number(epochs_, f"epochs of {where}", least=1)
                     arms[arm.name] = arm
     return arms
+
+
+def _bundles() -> list[str]:
+    return sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/train.yaml"))
 
 
 def _weights(value: Any, bundle: str, base: Path, where: str) -> str:
@@ -362,8 +365,6 @@ def _check_settings(study: Study) -> None:
             if arm.weights == PRETRAINING:
                 levels["pretraining"] = "pretrain"
             for level, config in levels.items():
-                file = ROOT / "bundles" / arm.bundle / "configs" / f"{config}.yaml"
-                known = yaml.safe_load(file.read_text("utf-8"))
-                told = unknown_settings(study.merged(level, arm, data), known)
+                told = unknown_settings(study.merged(level, arm, data), bundle_config(arm.bundle, config))
                 if told:
                     raise SettingsError(f"{level} of {arm.name} on {data.name}: {told.replace('--', '')}")

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from .tables import (
 
 __all__ = ["all_ranks", "groups_part", "ranks_part", "scores_part"]
 
-_MOST_TESTS = 60  # in the report; tests.csv has all
+_MOST_TESTS = 120  # in the report; tests.csv has all
 
 
 def scores_part(
@@ -43,15 +43,15 @@ def scores_part(
             "In percent, with the standard deviation over seeds; the best of each column in bold. Segmentation: DSC "
             f"and NSD (surface Dice at {_tolerances(results)} mm), averaged for each case over seeds, for each class "
             "over the cases in which it is defined, then over classes. Classification: average precision (AP) and "
-            "balanced accuracy of each run on its unseen cases, averaged over runs. ID, OOD and All are means over data "
-            f"sets, given where all of them are complete. {NOT_ALL} not all unseen cases are scored, so the value is "
+            "balanced accuracy of each run on its unseen cases, averaged over runs. ID, OOD and All are means "
+            f"over data sets, given where all are complete. {NOT_ALL} not all unseen cases are scored, so the value is "
             f"compared with no other; {FEWER} fewer runs than planned.",
             "note",
         )
     )
     several = len({cell.budget for cell in cells}) > 1
     for task in METRICS:
-        for budget in dict.fromkeys(cell.budget for cell in cells if cell.task == task):
+        for budget in _largest_first(cell.budget for cell in cells if cell.task == task):
             parts.append(Heading(f"{task.capitalize()}, {budget_words(budget)}", 3))
             here = [cell for cell in cells if (cell.task, cell.budget) == (task, budget)]
             for metric in METRICS[task]:
@@ -59,7 +59,7 @@ def scores_part(
             first = [cell for cell in here if cell.metric == METRICS[task][0]]
             title = TITLES[METRICS[task][0]]
             name = f"scores_{task}_{budget}.png"
-            alt = f"{title} of each arm with 95 % intervals, {budget_words(budget)}; the numbers are in the tables"
+            alt = f"{title} with 95 % intervals, {budget_words(budget)}; hollow: not all unseen cases are scored"
             parts.append(Picture(name, draw_scores(first, own), alt))
             for metric in METRICS[task]:
                 own_cells = [c for c in here if c.metric == metric]
@@ -88,6 +88,10 @@ def scores_part(
     return parts
 
 
+def _largest_first(budgets: Iterable[str]) -> list[str]:
+    return sorted(set(budgets), key=lambda name: -math.inf if name == "all" else -float(name))
+
+
 def _tolerances(results: Results) -> str:
     found = {f"{r['tolerance_mm']:g}" for r in results.finished.values() if r.get("tolerance_mm") is not None}
     return " or ".join(sorted(found)) or "1"
@@ -106,7 +110,11 @@ def _counts(results: Results, task: str, blocks: Sequence[Block]) -> dict[tuple[
 def all_ranks(results: Results, blocks: Sequence[Block]) -> list[tuple[str, str, str, Ranks]]:
     """Return task, budget, metric and ranks: over data sets, where there are three, else over the cases of each."""
     found = []
-    for task, budget in dict.fromkeys((block.task, block.budget) for block in blocks):
+    for task, budget in (
+        (task, budget)
+        for task in dict.fromkeys(block.task for block in blocks)
+        for budget in _largest_first(block.budget for block in blocks if block.task == task)
+    ):
         own = [block for block in blocks if (block.task, block.budget) == (task, budget)]
         for index, metric in enumerate(METRICS[task]):
             ranks = data_set_ranks(results, own, index) if len(own) > 1 else None
@@ -123,33 +131,16 @@ def ranks_part(
 ) -> list[Part]:
     """Return mean ranks, with the critical difference where it can be tested, and the paired tests."""
     parts: list[Part] = [Heading("Ranks and tests")]
-    for index, (task, budget, metric, each) in enumerate(ranks):
-        over_cases = each.over != "data sets"
-        what = f"{TITLES[metric]}, {budget_words(budget)}"
-        parts.append(
-            rank_table(
-                each,
-                f"{task.capitalize()}, {what}: mean ranks over {each.count} "
-                + (f"unseen cases of {each.over}" if over_cases else "data sets"),
-            )
-        )
-        if over_cases:
-            parts.append(
-                Text(
-                    "With fewer than three data sets, ranks over data sets cannot be tested. These are ranks over the "
-                    f"cases of {each.over}: they tell how sure the order is on this data set, not on others.",
-                    "note",
-                )
-            )
-        if each.pairs is None or each.p is None:
-            why = "two arms" if len(each.arms) < 3 else f"{each.count} to rank over"
-            parts.append(Text(f"With {why}, Friedman's test cannot be made.", "note"))
-            continue
-        sure = "so ranks differ" if each.p < 0.05 else "so no difference of ranks is shown, whatever the picture joins"
-        parts.append(Text(f"Friedman's test: p = {each.p:.2g}, {sure}."))
-        if metric == METRICS[task][0]:
-            alt = f"mean ranks over {each.over}; bars join arms that Nemenyi's test cannot tell apart at 0.05"
-            parts.append(Picture(f"ranks_{index}.png", draw_ranks(each, own), alt))
+    for index, (task, budget, over) in enumerate(dict.fromkeys((t, b, each.over) for t, b, _, each in ranks)):
+        here = {TITLES[m]: each for t, b, m, each in ranks if (t, b, each.over) == (task, budget, over)}
+        first = next(iter(here.values()))
+        what = f"{first.count} data sets" if over == "data sets" else f"the {first.count} cases of {over} alone"
+        parts.append(Heading(f"{task.capitalize()}, {budget_words(budget)}: ranks over {what}", 3))
+        parts += _ranks(first, over)
+        parts.append(rank_table(here))
+        if first.pairs is not None:
+            alt = f"mean ranks over {what}; bars join arms that Nemenyi's test cannot tell apart at 0.05"
+            parts.append(Picture(f"ranks_{index}.png", draw_ranks(first, own, next(iter(here))), alt))
     if not ranks:
         parts.append(Text("Fewer than two arms are complete on the same data sets, so there are no ranks."))
     parts.append(Heading("Paired tests", 3))
@@ -161,14 +152,35 @@ def ranks_part(
             f"Each pair of arms on each data set and budget, {len(known)} tests in all, whose p values are corrected "
             "together after Holm. Segmentation: Wilcoxon's signed-rank test of the cases' DSC, averaged over classes "
             "and seeds. Classification: a permutation test of AP, in which the probabilities of the two arms are "
-            "exchanged case by case. A difference counts as shown if the corrected p is below 0.05 and the "
-            "interval leaves out 0. The tests take the trained networks as they are; only the intervals hold what differs "
-            "between seeds."
-            + (f" The {_MOST_TESTS} clearest are shown, tests.csv has all." if len(tests) > _MOST_TESTS else ""),
+            "exchanged case by case. A difference counts as shown if the corrected p is below 0.05 and the interval "
+            "leaves out 0. The tests take the trained networks as they are; only the intervals hold what differs "
+            "between seeds.",
             "note",
         )
     )
-    return [*parts, pairs_table(tests, most=_MOST_TESTS)]
+    if len(tests) > _MOST_TESTS:
+        parts.append(Text(f"The {_MOST_TESTS} clearest are shown; tests.csv has all.", "note"))
+        clearest = sorted(known, key=lambda test: test["p"])[:_MOST_TESTS]
+        tests = [test for test in tests if test in clearest]
+    return [*parts, pairs_table(tests)]
+
+
+def _ranks(ranks: Ranks, over: str) -> list[Part]:
+    """Say what can be tested of ranks."""
+    if over != "data sets":
+        told = (
+            f"Fewer than three data sets: ranks over data sets cannot be tested. These are over the cases of {over}; "
+            "they tell how sure the order of these trained networks is there, not what to expect of other data."
+        )
+        if ranks.pairs is not None:
+            return [Text(told, "note")]
+        return [Text(f"{told} With fewer than three arms or cases, Friedman's test cannot be made.", "note")]
+    if ranks.count < 3:
+        return [Text("Ranks over fewer than three data sets cannot be tested.", "note")]
+    if ranks.pairs is None:
+        return [Text("Friedman's test needs three arms; the paired tests below compare two.", "note")]
+    few = ranks.count < 10
+    return [Text("With so few data sets the test finds only large differences.", "note")] if few else []
 
 
 def groups_part(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> list[Part]:

@@ -25,6 +25,7 @@ __all__ = [
     "interval_table",
     "main_table",
     "number",
+    "p_value",
     "pairs_table",
     "rank_table",
 ]
@@ -142,20 +143,29 @@ def _second_table(
     return Table(["", *(_head(results, column) for column in columns)], lines, caption)
 
 
-def rank_table(ranks: Ranks, caption: str) -> Table:
-    """Return mean ranks, best first."""
-    order = np.argsort(ranks.mean, kind="stable")
-    return Table(["", "mean rank"], [[ranks.arms[i], f"{ranks.mean[i]:.2f}"] for i in order], caption)
+def rank_table(ranks: Mapping[str, Ranks]) -> Table:
+    """Return mean ranks, a column for each score, best first by the first one, and Friedman's p below."""
+    first = next(iter(ranks.values()))
+    lines: list[list[str | Strong]] = []
+    for index in np.argsort(first.mean, kind="stable"):
+        arm = first.arms[index]
+        places = [each.mean[each.arms.index(arm)] if arm in each.arms else math.nan for each in ranks.values()]
+        lines.append([arm, *("–" if math.isnan(place) else f"{place:.2f}" for place in places)])
+    if any(each.p is not None for each in ranks.values()):
+        lines.append(["Friedman's test, p", *("–" if e.p is None else p_value(e.p) for e in ranks.values())])
+        cds = ("–" if each.cd is None else f"{each.cd:.2f}" for each in ranks.values())
+        lines.append(["critical difference (Nemenyi, 0.05)", *cds])
+    return Table(["mean rank, 1 is best", *ranks], lines)
 
 
-def pairs_table(tests: Sequence[Mapping[str, Any]], *, most: int) -> Table:
-    """Return the paired tests, the clearest first, at most so many."""
-    shown = sorted(tests, key=lambda row: (math.isnan(row["p"]), row["p"]))[:most]
+def p_value(value: float) -> str:
+    """Return a p value to read."""
+    return "–" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
+
+
+def pairs_table(tests: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the paired tests."""
     several = len({row["budget"] for row in tests}) > 1
-
-    def p(value: float) -> str:
-        return "–" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else f"{value:.1e}"
-
     return Table(
         [
             "data set",
@@ -176,11 +186,11 @@ def pairs_table(tests: Sequence[Mapping[str, Any]], *, most: int) -> Table:
                 row["other"],
                 f"{number(row['difference'], sign=True)} {bounds(row['low'], row['high'], sign=True)}",
                 str(row["cases"]),
-                p(row["p"]),
-                p(row["p_holm"]),
+                p_value(row["p"]),
+                p_value(row["p_holm"]),
                 Strong(row["better"]) if row["better"] else "no difference shown",
             ]
-            for row in shown
+            for row in tests
         ],
     )
 
