@@ -446,6 +446,7 @@ class Choice:
         """Run the study, and return score and interval of every arm, a function that compares two, and what failed."""
         from studies.choosing import Difference
         from studies.comparison import compare, interval, resampled, score
+        from studies.execution import check_results
         from studies.reading import read_study
         from studies.results import blocks_of, read_results
         from studies.scheduling import places, run_pieces
@@ -453,6 +454,7 @@ class Choice:
         from common.weights.files import write_json
 
         study = read_study(file, output=file.parent)
+        check_results(study)
         write_json(study.as_plain(), study.folder / "study.json")
         before = Path.cwd()
         os.chdir(ROOT)
@@ -651,8 +653,8 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
             ],
         ),
     ]
+    score = {"dice": "Dice", "ap": "average precision"}[content["metric"]["fine_tuning"]]
     if tuned:
-        score = {"dice": "Dice", "ap": "average precision"}[content["metric"]["fine_tuning"]]
         lines += [
             "",
             markdown_table(
@@ -693,7 +695,7 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
             f"frozen: {metric} of the probe": {
                 name: (probes[name]["estimate"], probes[name]["interval"], colour(name)) for name in ranked(probes)
             },
-            "fine-tuned shortly": {
+            f"fine-tuned shortly: {score}": {
                 name: (tuned[name]["estimate"], tuned[name]["interval"], colour(name)) for name in ranked(tuned)
             },
         },

@@ -229,6 +229,10 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
     assert ("Use mae_resenc_l/full: Dice" in said) is decided
     assert ("Too close to call" in said) is not decided
     assert ("That pre-training helps on these data is not shown." in said) is not decided
+    other = tmp_path / "fine-tuning" / "runs" / "data" / "mae_resenc_l_full" / "budget_all" / "fold_0" / "seed_0"
+    (other / "run.json").write_text(json.dumps({"settings": {"epochs": 300}}))
+    with pytest.raises(SettingsError, match=r"was run with other .*settings#epochs.* another output"):
+        tool.choose(str(task_folder), output=str(tmp_path), **options)
 
 
 def test_fine_files_are_warned_of_and_tried_at_their_own_spacing(
