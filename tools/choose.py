@@ -370,7 +370,7 @@ class Choice:
                 except ValueError as error:
                     raise DataError(f"{first} and {second}: {error}; give files that all encoders can read") from error
             low, high = gap["interval"] or (math.nan, math.nan)
-            return Difference(gap["estimate"], low, high)
+            return Difference(gap["estimate"], low, high).widened(gap["units"])
 
         return found, difference
 
@@ -467,19 +467,20 @@ class Choice:
         if not blocks:
             return {}, None, told
         block = blocks[0]
-        found = {}
+        scores = {}
         for arm in block.arms:
             low, high = interval(resampled(block, arm)[:, 0])
             bounds = None if math.isnan(low) else [low, high]
-            found[arm] = {"estimate": float(score(block, arm)[0]), "interval": bounds, "runs": block.planned[arm]}
+            scores[arm] = {"estimate": float(score(block, arm)[0]), "interval": bounds, "runs": block.planned[arm]}
 
         def difference(first: str, second: str) -> Difference | None:
             gap = compare(block, first, second)
             if gap is None:
                 return None
-            return Difference(float(gap["difference"][0]), float(gap["low"][0]), float(gap["high"][0]))
+            found = Difference(float(gap["difference"][0]), float(gap["low"][0]), float(gap["high"][0]))
+            return found.widened(self.data.units)
 
-        return found, difference, told
+        return scores, difference, told
 
 
 def choose(
@@ -670,7 +671,7 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
         "",
         f"{content['cases']} labelled cases{groups}; in brackets 95 % of a bootstrap over cases"
         + (", and over the runs of fine-tuning" if tuned else "")
-        + "; differences are paired case by case.",
+        + "; differences are paired case by case, their intervals widened for few cases.",
     ]
     if tuning:
         told = ", ".join(f"{name} {value}" for name, value in tuning["settings"].items())

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import choose as tool
 from studies import scheduling
 from studies.choosing import Difference, judge
+from studies.probes import paired_difference
 
 SMALL: dict[str, Any] = {"patch_size": [24, 24, 24], "resamples": 300, "bundles": "none"}
 B = "mae_resenc_l"
@@ -120,6 +121,22 @@ def test_an_arm_is_recommended_only_over_those_that_it_is_clear_of() -> None:
     # an interval of +-0.2 shrinks to +-0.1 with four times the cases
     assert "about 40 labelled cases instead of 10" in found.sentences[-1]
     assert "or more seeds than 2" in found.sentences[-1]
+
+
+@pytest.mark.parametrize("units", [6, 20])
+def test_arms_that_are_alike_are_seldom_told_apart(units: int) -> None:
+    """Of cases without any difference, 5 in 100 may be called different; a plain bootstrap of 6 calls 14."""
+    rng = np.random.default_rng(1)
+    plain, widened = 0, 0
+    for _ in range(400):
+        cases = rng.standard_normal((units, 1))
+        gap = paired_difference(cases, np.zeros_like(cases), resamples=300)
+        found = Difference(gap["estimate"], *gap["interval"])
+        plain += found.low > 0 or found.high < 0
+        wide = found.widened(gap["units"])
+        widened += wide.low > 0 or wide.high < 0
+    assert widened <= 0.09 * 400, "5 to 6 in 100, and chance"
+    assert widened < plain
 
 
 def test_scratch_and_small_differences_are_told_plainly() -> None:

@@ -8,6 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scipy.stats import norm as normal
+from scipy.stats import t as student
+
 from common.weights.files import replace_file
 
 from .probes import FEW_CASES
@@ -25,10 +28,25 @@ class Difference:
     low: float
     high: float
 
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out 0."""
-        return self.low > 0 or self.high < 0
+    def widened(self, units: int) -> Difference:
+        """Return it with the interval that so few cases allow.
+
+        The interval of a bootstrap of few cases is too short, by about the root of n / (n - 1) and the ratio of
+        Student's and normal quantiles (Hesterberg, doi:10.1080/00031305.2015.1089789). Of 6 cases without any
+        difference, 14 % would be called different; so widened, about 5 %.
+
+        Args:
+            units: cases, or groups of cases, that were drawn from.
+
+        Example:
+            >>> print(Difference(0.1, 0.0, 0.2).widened(6), Difference(0.1, 0.0, 0.2).widened(100))
+            +0.100 [-0.044, +0.244] +0.100 [-0.002, +0.202]
+        """
+        if units < 2:
+            return self
+        factor = math.sqrt(units / (units - 1)) * student.ppf(0.975, units - 1) / normal.ppf(0.975)
+        low, high = self.estimate - self.low, self.high - self.estimate
+        return Difference(self.estimate, self.estimate - factor * low, self.estimate + factor * high)
 
     def __str__(self) -> str:
         return f"{self.estimate:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
