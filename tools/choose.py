@@ -224,10 +224,17 @@ def _known(bundle: str, *configs: str) -> set[str]:
 
 
 def _check_settings(settings: Mapping[str, Any], bundles: Sequence[str], train: str) -> None:
-    """Refuse a setting that no config of any of these bundles knows."""
+    """Refuse a setting that no config of any of these bundles knows, or that is decided here."""
+    from studies.definition import OWN
+
     from common.engines.settings import unknown_settings
     from common.errors import SettingsError
 
+    if taken := next((name for name in settings if name in OWN), None):
+        raise SettingsError(
+            f"--{taken} is no setting here: cases come from --data (a folder or a datalist), encoders from --bundles and "
+            "--weights, and scratch is always compared with; leave it out"
+        )
     told = unknown_settings(settings, set().union(*(_known(bundle, "features", train) for bundle in bundles)))
     if told:
         raise SettingsError(told)

@@ -346,6 +346,7 @@ def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: lis
         (SettingsError, "name the classes, background first: --labels", {"labels": None}),
         (SettingsError, "list all classes, background first", {"labels": ["background"]}),
         (SettingsError, r"unknown setting --lrr \(did you mean --lr", {"lrr": 0.1}),
+        (SettingsError, "--datalist is no setting here: cases come from --data", {"datalist": "a.json"}),
         (SettingsError, "--best is -1", {"best": -1}),
         (DataError, r"has no 'patient'; add it", {"group": "patient"}),
         (WeightsError, "is of another network", {"features_per_stage": [8, 8, 8]}),
