@@ -232,8 +232,8 @@ def _check_settings(settings: Mapping[str, Any], bundles: Sequence[str], train: 
 
     if taken := next((name for name in settings if name in OWN), None):
         raise SettingsError(
-            f"--{taken} is no setting here: cases come from --data (a folder or a datalist), encoders from --bundles and "
-            "--weights, and scratch is always compared with; leave it out"
+            f"--{taken} is no setting here: cases come from --data (a folder or a datalist), encoders from --bundles "
+            "and --weights, and scratch is always compared with; leave it out"
         )
     told = unknown_settings(settings, set().union(*(_known(bundle, "features", train) for bundle in bundles)))
     if told:
