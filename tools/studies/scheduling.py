@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -102,6 +103,7 @@ def run_pieces(study: Study, where: Sequence[Place], *, shard: str = "") -> dict
     running: dict[subprocess.Popen[bytes], tuple[str, Place]] = {}
     elsewhere: dict[str, float] = {}
     free = list(where)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends as Ctrl-C does
     with tqdm(total=len(order), initial=len(order) - len(waiting), desc=study.name, unit="run", smoothing=0.1) as bar:
         try:
             while waiting or running:
@@ -116,7 +118,7 @@ def run_pieces(study: Study, where: Sequence[Place], *, shard: str = "") -> dict
                 for name in [each for each, needs in waiting.items() if any(need in failed for need in needs)]:
                     failed[name] = f"its pre-training failed: {waiting.pop(name)[0]}"
                     bar.update()
-                bar.set_postfix_str(f"{len(running)} running" + (f", {len(failed)} failed" if failed else ""))
+                bar.set_postfix_str(f"{len(running)} running" + (f", {len(failed)} failed" if failed else ""), refresh=False)
                 for process in [each for each in running if each.poll() is not None]:
                     name, place = running.pop(process)
                     free.append(place)
@@ -135,6 +137,8 @@ def run_pieces(study: Study, where: Sequence[Place], *, shard: str = "") -> dict
             for process in running:
                 process.wait()
             raise
+        finally:
+            signal.signal(signal.SIGTERM, before)
     return failed
 
 
