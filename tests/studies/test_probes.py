@@ -18,7 +18,6 @@ from ..conftest import ROOT
 from .encoders import LABELS, NARROW, train, write_task
 
 sys.path.insert(0, str(ROOT / "tools"))
-from studies import probes
 from studies.probes import (
     Encoder,
     Voxels,
@@ -28,6 +27,8 @@ from studies.probes import (
     probe_encoder,
     probe_voxels,
 )
+
+from studies import probes
 
 TASK = SegmentationTask(LABELS)
 SMALL = {"patch_size": [24, 24, 24]}

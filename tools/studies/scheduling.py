@@ -118,7 +118,9 @@ def run_pieces(study: Study, where: Sequence[Place], *, shard: str = "") -> dict
                 for name in [each for each, needs in waiting.items() if any(need in failed for need in needs)]:
                     failed[name] = f"its pre-training failed: {waiting.pop(name)[0]}"
                     bar.update()
-                bar.set_postfix_str(f"{len(running)} running" + (f", {len(failed)} failed" if failed else ""), refresh=False)
+                bar.set_postfix_str(
+                    f"{len(running)} running" + (f", {len(failed)} failed" if failed else ""), refresh=False
+                )
                 for process in [each for each in running if each.poll() is not None]:
                     name, place = running.pop(process)
                     free.append(place)
