@@ -75,11 +75,11 @@ def plan(
     Args:
         study: YAML file.
         output: folder of the study, instead of the one that the file says.
-        hours: that there are; settings that would keep within them are told.
-        memory_gib: of the GPU, or of the machine for each process; settings that fit are measured and told.
-        gpus: to use, numbers with commas; all by default.
+        hours: there are so many; told are settings that keep within them.
+        memory_gib: there is so much on a GPU, or for each process; settings that fit are measured and told.
+        gpus: numbers with commas; all by default.
         jobs: runs at a time on each GPU, or on the CPU.
-        shards: tasks of a job array, each with as many GPUs as here.
+        shards: machines that share the runs, each with as many GPUs as here.
         steps: of training that are measured.
     """
     told = _study(study, output)
@@ -96,8 +96,8 @@ def run(study: str, output: str = "", gpus: str = "", jobs: int = 0, shard: str 
     Args:
         study: YAML file.
         output: folder of the study, instead of the one that the file says.
-        gpus: to use, numbers with commas; all by default.
-        jobs: runs at a time on each GPU, or on the CPU.
+        gpus: numbers with commas; all by default.
+        jobs: runs at a time on each GPU, or on the CPU; narrow networks are fastest with one for each core.
         shard: i/n with i from 0 to n - 1: only every n-th run, for a cluster's job array.
     """
     told = _study(study, output)

@@ -22,6 +22,7 @@ from common.errors import DataError, SettingsError
 from ..conftest import ROOT, blobs, write_volume
 
 sys.path.insert(0, str(ROOT / "tools"))
+import study as study_tool
 from studies.cost import _shorter, estimate
 from studies.definition import Study
 from studies.execution import check_results, check_same, pieces, pretraining_of, starting_weights
@@ -255,6 +256,29 @@ def test_costs_add_up(task: Path) -> None:
     assert any("{of: 2, use: [0]}" in line for line in told)
     assert any("epochs: 4" in line for line in told)
     assert not any("seeds" in line for line in told), "one seed cannot be halved"
+
+
+def test_a_cluster_gets_a_script(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    file = written(task.parent, folds=2)
+    study_tool.slurm(str(file), tasks=16, options="--gres=gpu:1 --time=24:00:00")
+    script = task.parent / "study" / "study.sbatch"
+    text = script.read_text("utf-8")
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert "#SBATCH --array=0-3\n" in text, "no more tasks than runs"
+    assert "#SBATCH --time=24:00:00\n" in text
+    assert f'--shard "$SLURM_ARRAY_TASK_ID/{4}"' in text
+    assert len(json.loads((task.parent / "study" / "study.json").read_text("utf-8"))["runs"]) == 4
+
+
+def test_a_card_is_proposed_and_not_written_over(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = task.parent / "proposed.yaml"
+    study_tool.card(str(task), output=str(file))
+    assert "look at it" in capsys.readouterr().out
+    study = small(task.parent, data_sets={"mine": {"card": "proposed.yaml", "folder": "task"}})
+    assert len(study.data_sets["mine"].labels) == 2
+    with pytest.raises(SystemExit, match=r"proposed.yaml exists"):
+        study_tool.card(str(task), output=str(file))
 
 
 def study_py(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
