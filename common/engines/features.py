@@ -233,15 +233,7 @@ class VolumeEmbedder:
         size = list(image.shape[1:])
         affine = np.asarray(getattr(image, "affine", np.eye(4)), dtype=float)
         values = image.as_tensor() if hasattr(image, "as_tensor") else image
-        coarsest = self.strides[-1]
-        padded = [math.ceil(n / coarsest) * coarsest for n in size]
-        tile = [
-            min(p, n) if self.small_volumes == "shrink" else p for p, n in zip(self.patch_size, padded, strict=True)
-        ]
-        origins = [
-            tile_origins(max(n, t), tile=t, stride=coarsest, overlap=self.overlap)
-            for n, t in zip(padded, tile, strict=True)
-        ]
+        tile, origins = self._tiles(size)
         plans = {
             stage: [
                 tile_shares(starts, size=n, tile=t, stride=self.strides[stage])
@@ -273,6 +265,72 @@ class VolumeEmbedder:
             found.dense = dense.cpu().numpy().astype(np.float16)
             found.affine = affine @ _to_positions(self.strides[last])
         return found
+
+    @torch.inference_mode()
+    def at(self, image: Tensor, points: np.ndarray) -> np.ndarray:
+        """Return the features of some voxels: of every chosen stage, interpolated between its positions, and joined.
+
+        Where tiles overlap, each tells as much as the voxel is near its middle, by the Gaussian of inference.
+
+        Args:
+            image: ``(C, D, H, W)``.
+            points: indices of voxels ``(P, 3)``.
+
+        Returns:
+            ``(P, E)`` float32, stages in the order of ``stages``.
+
+        Raises:
+            DataError: if the result is not finite.
+
+        Example:
+            >>> from common.networks import ResEncUNet
+            >>> network = ResEncUNet(features_per_stage=[4, 8], blocks_per_stage=[1, 1], with_decoder=False)
+            >>> embedder = VolumeEmbedder(network, patch_size=[8, 8, 8], stages=[0, 1])
+            >>> embedder.at(torch.rand(1, 9, 12, 7), np.array([[0, 0, 0], [8, 11, 6]])).shape
+            (2, 12)
+        """
+        size = list(image.shape[1:])
+        values = image.as_tensor() if hasattr(image, "as_tensor") else image
+        tile, origins = self._tiles(size)
+        wanted = torch.from_numpy(np.asarray(points)).to(self.device, torch.float32)  # (P, 3)
+        sides = torch.tensor(tile, device=self.device)
+        total = torch.zeros(len(wanted), sum(self.network.feature_channels[stage] for stage in self.stages))
+        weight = torch.zeros(len(wanted), 1)
+        for corner in itertools.product(*origins):
+            place = wanted - torch.tensor(corner, device=self.device)
+            inside = ((place >= 0) & (place < sides)).all(1)
+            if not inside.any():
+                continue
+            place = place[inside]
+            found = []
+            for stage, features in self._encode(values, corner, tile).items():
+                stride = self.strides[stage]
+                held = [
+                    min(n, math.ceil((whole - start) / stride))
+                    for n, whole, start in zip(features.shape[1:], size, corner, strict=True)
+                ]  # positions beyond the end of the volume tell nothing
+                found.append(_interpolate(features[:, : held[0], : held[1], : held[2]], (place + 0.5) / stride - 0.5))
+            share = torch.exp(-0.5 * (((place + 0.5) / sides - 0.5) / _SIGMA).square().sum(1, keepdim=True)).cpu()
+            chosen = inside.cpu()
+            total[chosen] += torch.cat(found, 1).cpu() * share
+            weight[chosen] += share
+        features_there = (total / weight).numpy()
+        if not np.isfinite(features_there).all():
+            raise DataError("its features are NaN or infinite; compute without mixed precision, with --amp false")
+        return features_there
+
+    def _tiles(self, size: Sequence[int]) -> tuple[list[int], list[list[int]]]:
+        """Return the sides of a tile of a volume of this size, and where tiles begin along each axis."""
+        coarsest = self.strides[-1]
+        padded = [math.ceil(n / coarsest) * coarsest for n in size]
+        tile = [
+            min(p, n) if self.small_volumes == "shrink" else p for p, n in zip(self.patch_size, padded, strict=True)
+        ]
+        origins = [
+            tile_origins(max(n, t), tile=t, stride=coarsest, overlap=self.overlap)
+            for n, t in zip(padded, tile, strict=True)
+        ]
+        return tile, origins
 
     def _encode(self, values: Tensor, corner: Sequence[int], tile: Sequence[int]) -> dict[int, Tensor]:
         """Return the chosen maps ``(C_s, d, h, w)`` of one tile in float32, zeros put where the volume has ended."""
@@ -319,6 +377,14 @@ def _blend(dense: Tensor, features: Tensor, shares: Sequence[Tensor], corner: Se
     weighted = features * d[:, None, None] * h[:, None] * w
     target = tuple(slice(start, start + n) for start, n in zip(starts, held, strict=True))
     dense[(slice(None), *target)] += weighted[:, : held[0], : held[1], : held[2]]
+
+
+def _interpolate(features: Tensor, places: Tensor) -> Tensor:
+    """Return a map ``(C, d, h, w)`` at places ``(P, 3)``, in its positions, as ``(P, C)``; flat beyond its ends."""
+    sides = torch.tensor(features.shape[1:], device=places.device, dtype=places.dtype)
+    grid = (2 * places / (sides - 1).clamp(min=1) - 1).flip(1)  # grid_sample counts the last axis first
+    found = F.grid_sample(features[None], grid[None, None, None], padding_mode="border", align_corners=True)
+    return found[0, :, 0, 0].T  # (1, C, 1, 1, P) -> (P, C)
 
 
 def _to_positions(stride: int) -> np.ndarray:

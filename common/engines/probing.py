@@ -39,7 +39,7 @@ from ..data.tables import read_table
 from ..errors import DataError, SettingsError
 from ..metrics.statistics import bootstrap_interval, known_mean
 
-__all__ = ["Probe", "ProbeResult", "Target", "outer_folds", "probe_features", "read_target"]
+__all__ = ["Probe", "ProbeResult", "Target", "compare_probes", "outer_folds", "probe_features", "read_target"]
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 NEIGHBOURS = (1, 3, 5, 11)
@@ -332,6 +332,61 @@ def probe_features(
     )
 
 
+def compare_probes(
+    first: ProbeResult, second: ProbeResult, *, metric: str, model: str = "linear", resamples: int = 2000, seed: int = 0
+) -> dict[str, Any]:
+    """Return how much better other features told the same target of the same cases, with a paired interval.
+
+    Args:
+        first: of one encoder.
+        second: of another one, with the same cases, folds and repeats.
+        metric: one of ``first.metrics[model]``.
+        model: which probe.
+        resamples: of the bootstrap over cases, or over groups.
+        seed: of it.
+
+    Returns:
+        ``estimate``, first minus second; ``interval`` of 95 %, None where it is undefined; and ``units``, how many
+        cases or groups were drawn from.
+
+    Raises:
+        ValueError: if the two are not of the same cases.
+    """
+    target = first.target
+    if target.cases != second.target.cases or first.fold.shape != second.fold.shape:
+        raise ValueError(f"{len(target.cases)} and {len(second.target.cases)} cases: two probes must be of the same")
+    names = _metric_names(target)
+    place = names.index(metric)
+
+    def statistic(rows: np.ndarray) -> float:
+        both = [
+            np.mean([_score_rows(one, model, rows, repeat)[place] for repeat in range(one.fold.shape[1])])
+            for one in (first, second)
+        ]
+        return float(both[0] - both[1])
+
+    everything = np.arange(len(target.values))
+    groups = None if target.groups is None else target.groups.tolist()
+    interval = bootstrap_interval(statistic, everything, groups=groups, resamples=resamples, seed=seed)
+    return {
+        "estimate": statistic(everything),
+        "interval": None if interval is None or np.isnan(interval).any() else [float(bound) for bound in interval],
+        "units": len(everything) if groups is None else len(set(groups)),
+    }
+
+
+def _metric_names(target: Target) -> list[str]:
+    return ["balanced accuracy", "AUROC", "AP", "F1"] if target.classes else ["MAE", "R2"]
+
+
+def _score_rows(result: ProbeResult, model: str, rows: np.ndarray, repeat: int) -> np.ndarray:
+    """Return all metrics of one model on some rows in one repeat."""
+    truth, decisions = result.target.values[rows], result.decisions[model][rows, repeat]
+    if not result.target.classes:
+        return _regression_scores(truth, decisions)
+    return _classification_scores(truth, result.fold[rows, repeat], decisions, result.scores[model][rows, repeat])
+
+
 def _fit(probe: Probe, x: np.ndarray, target: Target, train: np.ndarray, *, seed: int) -> tuple[Any, str]:
     """Choose the probe's setting and fit it, standardisation included, on the training rows alone."""
     y = target.values[train]
@@ -419,7 +474,7 @@ def _measure(
 ) -> dict[str, dict[str, Any]]:
     """Score one model: mean over repeats of the out-of-fold scores, their interval, and mean and spread over folds."""
     repeats = fold.shape[1]
-    names = ["balanced accuracy", "AUROC", "AP", "F1"] if scores is not None else ["MAE", "R2"]
+    names = _metric_names(target)
 
     def one(rows: np.ndarray, repeat: int) -> np.ndarray:
         truth = target.values[rows]

@@ -158,6 +158,24 @@ def test_the_dense_map_lies_on_the_image(axcodes: str, tmp_path: Path) -> None:
     assert np.abs(where - affine @ [*centre, 1])[:3].max() <= 4
 
 
+@pytest.mark.parametrize("small_volumes", ["shrink", "hide"])
+@pytest.mark.parametrize("size", [(8, 8, 8), (9, 12, 17), (3, 30, 8)])
+def test_features_of_voxels_are_those_of_the_map_there(size: tuple[int, int, int], small_volumes: str) -> None:
+    """At stride 1 the image itself, whatever tiles cover it; coarser maps of a ramp are the ramp but at its ends."""
+    image = torch.rand(1, *size)
+    points = np.stack(np.unravel_index(np.arange(image.numel()), size), 1)
+    options: dict[str, Any] = {"patch_size": [8, 8, 8], "small_volumes": small_volumes}
+    found = VolumeEmbedder(Averages(), stages=[0], **options).at(image, points)
+    np.testing.assert_allclose(found[:, 0], image.flatten(), atol=1e-6)
+    ones = VolumeEmbedder(Ones(), stages=[0, 1, 2], **options).at(image, points)
+    np.testing.assert_allclose(ones, np.ones((len(points), 3)), atol=1e-6)
+    ramp = torch.arange(24.0).view(1, 1, 1, 24).expand(1, 8, 8, 24)
+    places = np.array([[3, 3, x] for x in range(24)])
+    slopes = VolumeEmbedder(Averages(), patch_size=[8, 8, 24], stages=[0, 1, 2]).at(ramp, places)
+    np.testing.assert_allclose(slopes[2:-2], np.arange(24.0)[2:-2, None].repeat(3, 1), atol=1e-5)
+    assert slopes[0].tolist() == [0.0, 0.5, 1.5], "flat beyond the middle of the outermost position"
+
+
 def test_stages_and_poolings_are_named_in_order() -> None:
     embedder = VolumeEmbedder(small_unet(), patch_size=[8, 8, 8], stages=[-1, 0], pooling="mean+max")
     found = embedder(torch.rand(1, 8, 8, 8))

@@ -19,6 +19,7 @@ from common.engines.probing import (
     _average_precision,
     _classification_scores,
     _regression_scores,
+    compare_probes,
     outer_folds,
     probe_features,
     read_target,
@@ -145,6 +146,28 @@ def test_a_linear_function_is_recovered(tmp_path: Path) -> None:
     assert found["linear"]["MAE"]["estimate"] < 0.1 * found["baseline"]["MAE"]["estimate"]
     assert found["linear"]["R2"]["estimate"] > found["kNN"]["R2"]["estimate"] > found["baseline"]["R2"]["estimate"]
     assert found["baseline"]["R2"]["estimate"] == pytest.approx(0)
+
+
+def test_two_kinds_of_features_are_compared_case_by_case(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.integers(0, 2, 40)
+    noise = rng.standard_normal((40, 6))
+    options: dict[str, Any] = {"repeats": 2, "resamples": 200}
+    target = target_of(tmp_path, values.tolist())
+    good, poor = (probe_features(noise + gain * np.eye(6)[values], target, **options) for gain in (3.0, 0.0))
+    for metric in ("AP", "balanced accuracy"):
+        found = compare_probes(good, poor, metric=metric, resamples=200)
+        own = [one.metrics["linear"][metric]["estimate"] for one in (good, poor)]
+        assert found["estimate"] == pytest.approx(own[0] - own[1])
+        assert 0 < found["interval"][0] < found["estimate"] < found["interval"][1]
+        assert found["units"] == 40
+    same = compare_probes(good, good, metric="AP", resamples=50)
+    assert (same["estimate"], same["interval"]) == (0.0, [0.0, 0.0])
+    with pytest.raises(ValueError, match="40 and 30 cases"):
+        compare_probes(good, probe_features(noise, target_of(tmp_path, values[:30].tolist()), **options), metric="AP")
+    ages = target_of(tmp_path, (noise[:, 0] * 10).tolist())
+    told, lost = (probe_features(x, ages, **options) for x in (noise, rng.standard_normal((40, 6))))
+    assert compare_probes(told, lost, metric="R2", resamples=50)["interval"][0] > 0.3
 
 
 @pytest.mark.parametrize("values", [[0, 1] * 30, np.linspace(0, 1, 60).tolist()])

@@ -1,0 +1,237 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The report of made-up studies: what it claims, and that whatever is missing neither breaks it nor is claimed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import DataError
+
+from ..conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
+from studies.document import Heading, Picture, Strong, Table, Text, write_html, write_markdown
+from studies.published_numbers import published_part
+from studies.report import write_report
+
+from studies import comparison, significance
+
+from .synthetic import write_study
+
+GAINS = {"mae_resenc_l": 0.06, "scratch_resenc_l": 0.0, "mae_primus_m": 0.0, "scratch_primus_m": -0.002}
+SHORT = {"mae_resenc_l": 0.05, "scratch_resenc_l": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comparison, "RESAMPLES", 300)
+    monkeypatch.setattr(significance, "_PERMUTATIONS", 300)
+
+
+def rows(folder: Path, name: str) -> list[dict[str, str]]:
+    with open(folder / "report" / f"{name}.csv", newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def report(folder: Path, **told: Any) -> str:
+    path = write_report(write_study(folder, **({"data_sets": {"hippocampus": {}}, "gains": SHORT} | told)))
+    assert path == folder / "report" / "report.html"
+    text = path.read_text("utf-8")
+    assert not re.search(r'(src|href)="(?!data:|#)', text), "everything is inside"
+    assert "nan" not in re.sub(r'"data:[^"]*"', "", text).lower().replace("nano", "")
+    markdown = (folder / "report" / "report.md").read_text("utf-8")
+    for name in re.findall(r"\]\(([^)]+\.png)\)", markdown):
+        assert (folder / "report" / name).stat().st_size > 1000
+    return text
+
+
+def lead(text: str) -> str:
+    return " ".join(re.findall(r'<p class="lead">(.*?)</p>', text))
+
+
+def test_a_full_report_says_who_is_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cards = {
+        "hippocampus": {"group": "OOD", "code": "D3"},
+        "centres": {"group": "ID", "groups": ["Basel", "Bern", "Ulm"]},
+        "third": {"group": "ID"},
+    }
+    text = report(tmp_path, gains=GAINS, data_sets=cards, seeds=3, luck=0.003, pictures=True)
+    told = lead(text)
+    assert "mae_resenc_l has the highest DSC" in told
+    assert "scratch_resenc_l, the difference is +" in told
+    assert "shown to be better (paired tests: on 3 of 3 data sets)" in told
+    assert "no difference shown: mae_primus_m" in told
+    for title in ("Scores", "Ranks and tests", "Groups of cases", "Training curves", "Predictions", "How it was run"):
+        assert f">{title}" in text
+    assert "python tools/study.py run made_up.yaml" in text
+    assert "Basel (8)" in text
+    assert "abababab" in text, "receipts"
+    assert "72 of 72 runs are finished" in capsys.readouterr().out
+    table = rows(tmp_path, "table")
+    assert {row["column"] for row in table} == {*cards, "ID", "OOD", "All"}
+    mean = next(r for r in table if (r["arm"], r["column"], r["metric"]) == ("mae_resenc_l", "All", "dice"))
+    assert float(mean["minus_low"]) > 0.04
+    assert len(rows(tmp_path, "tests")) == 3 * 6
+    assert len(rows(tmp_path, "cases")) == 72 * 12 * 2 * 3
+    assert len(rows(tmp_path, "groups")) == 3 * 4 * 2
+    ranks = {row["arm"]: row for row in rows(tmp_path, "ranks") if row["metric"] == "dice"}
+    assert float(ranks["mae_resenc_l"]["mean_rank"]) == 1
+    assert float(ranks["mae_resenc_l"]["critical_difference"]) == pytest.approx(2.569 * (20 / 18) ** 0.5, abs=0.01)
+    for kind in ("best", "median", "worst"):
+        assert (tmp_path / "report" / f"case_hippocampus_{kind}.png").exists()
+
+
+def test_no_difference_is_claimed_where_there_is_none(tmp_path: Path) -> None:
+    told = lead(report(tmp_path, gains={"mae_resenc_l": 0.0, "scratch_resenc_l": 0.0}, seeds=3, luck=0.01))
+    assert "shown to be" not in told
+    assert "no difference is shown" in told or "no pre-trained arm scored higher" in told
+
+
+def test_one_seed_gives_no_verdict(tmp_path: Path) -> None:
+    text = report(tmp_path, seeds=1)
+    assert "one run of each, so no verdict" in lead(text)
+    assert "shown to be" not in lead(text)
+    assert "not about the methods" in text
+    assert all(row["seed_sd"] == "" for row in rows(tmp_path, "table"))
+
+
+def test_ranks_over_cases_are_labelled_as_such(tmp_path: Path) -> None:
+    text = report(tmp_path, gains=GAINS)
+    assert "ranks over data sets cannot be tested" in text
+    assert "over the 24 cases of hippocampus alone" in text
+    assert {row["over"] for row in rows(tmp_path, "ranks")} == {"hippocampus"}
+
+
+def test_failed_and_missing_runs_are_told_and_not_compared(tmp_path: Path) -> None:
+    def skip(run: Any) -> str | None:
+        if run["arm"] == "simclr_resenc_l" and run["fold"] == 1:
+            return "failed"
+        return "missing" if run["arm"] == "mae_resenc_l" and run["seed"] == 1 and run["fold"] == 0 else None
+
+    text = report(tmp_path, gains=SHORT | {"simclr_resenc_l": 0.3}, skip=skip)
+    assert "9 of 12 runs are finished, 2 failed and 1 are not there yet" in text
+    assert "the disk was full &lt;while&gt; writing | a file" in text
+    assert "mae_resenc_l has the highest DSC" in lead(text), "the better one is not complete"
+    assert "Not compared, since not all of their unseen cases are scored: simclr_resenc_l" in lead(text)
+    assert "†" in text
+    assert r"&lt;" not in (tmp_path / "report" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["nothing", "one run", "one arm", "undefined", "no scratch", "two cases"])
+def test_partial_results_make_a_report(tmp_path: Path, kind: str) -> None:
+    first = lambda run: None if (run["arm"], run["fold"], run["seed"]) == ("mae_resenc_l", 0, 0) else "missing"  # noqa: E731
+
+    def undefine(run: Any, result: Any) -> None:
+        for entry in result["cases"].values():
+            for scores in entry["scores"].values():
+                scores |= {"dice": None, "nsd": None}
+
+    told: dict[str, dict[str, Any]] = {
+        "nothing": {"skip": lambda run: "missing"},
+        "one run": {"skip": first},
+        "one arm": {"gains": {"mae_resenc_l": 0.1}},
+        "undefined": {"change": undefine},
+        "no scratch": {"gains": {"mae_resenc_l": 0.1, "simclr_resenc_l": 0.0}},
+        "two cases": {"cases": 2},
+    }
+    text = report(tmp_path, **told[kind])
+    assert "shown to be" not in lead(text) or kind == "no scratch"
+    expected = {
+        "nothing": "nothing to compare",
+        "one run": "nothing to compare",
+        "one arm": "nothing to compare",
+        "undefined": "nothing to compare",
+        "no scratch": "does not tell what pre-training gave",
+        "two cases": "the difference is",
+    }
+    assert expected[kind] in lead(text)
+
+
+def test_classification_alone_and_with_segmentation(tmp_path: Path) -> None:
+    cards = {"abide": {"task": "classification"}, "hippocampus": {}}
+    text = report(tmp_path, data_sets=cards, budgets=("4", "all"))
+    assert "has the highest DSC" in text
+    assert "has the highest AP" in text
+    assert "balanced accuracy, %" in text
+    assert (tmp_path / "report" / "budgets_classification.png").exists()
+    assert {row["metric"] for row in rows(tmp_path, "table")} == {"dice", "nsd", "ap", "balanced_accuracy"}
+    shutil.rmtree(tmp_path / "report")
+    about = json.loads((tmp_path / "study.json").read_text())
+    about["data_sets"].pop("hippocampus")
+    about["runs"] = [run for run in about["runs"] if run["data_set"] == "abide"]
+    (tmp_path / "study.json").write_text(json.dumps(about))
+    write_report(tmp_path)
+    assert "No segmentation is finished" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_pictures_that_cannot_be_drawn_are_said(tmp_path: Path) -> None:
+    study = {"folder": tmp_path, "pictures": True}
+    report(**study)
+    shutil.rmtree(tmp_path / "data")
+    write_report(tmp_path)
+    assert "cannot be drawn" in (tmp_path / "report" / "report.html").read_text()
+    for folder in tmp_path.glob("runs/**/predictions"):
+        shutil.rmtree(folder)
+    write_report(tmp_path)
+    assert "its prediction is gone" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no .*study\.json; name the output folder"):
+        write_report(tmp_path)
+
+
+PUBLISHED = """
+grades: {copied: Copied from the table.}
+sources: {paper: {citation: A paper}}
+data_sets: {Hippo: {name: Hippocampus, card: D3}}
+tables:
+  one:
+    {title: A table, source: paper, grade: copied, task: segmentation, metric: dice, kind: data_set, note: null,
+     columns: [KIT, Hippo], rows: [{label: MAE, method: mae, backbone: resenc_l, epochs: 150, values: [12.34, 89.6]},
+     {label: VoCo, method: voco, backbone: resenc_l, epochs: 150, values: [1, 55.5]}]}
+  other:
+    {title: Ranks, source: paper, grade: copied, task: segmentation, metric: dice, kind: quantity, columns: [x],
+     rows: []}
+"""
+
+
+def test_published_numbers_stand_alone(tmp_path: Path) -> None:
+    file = tmp_path / "published.yaml"
+    file.write_text(PUBLISHED)
+    arm = {"method": "mae", "backbone": "resenc_l", "weights": "a.pt"}
+    about = {"arms": {"mine": arm}, "data_sets": {"hippocampus": {"card": {"code": "D3"}}}}
+    parts = published_part(about, path=file)
+    (table,) = [part for part in parts if isinstance(part, Table)]
+    assert list(table.heads)[4:] == ["Hippocampus, DSC, published", "hippocampus, here"]
+    assert [list(row) for row in table.rows] == [["MAE", "ResEnc-L", "150", "copied", "89.6", "–"]]
+    assert any(isinstance(part, Text) and "not comparable" in part.text for part in parts)
+    for changed in ({"data_sets": {"mine": {}}}, {"arms": {"x": arm | {"method": "simmim"}}}):
+        parts = published_part({**about, **changed}, path=file)
+        assert "no published number is known" in str(parts[-1])
+    assert "No file" in str(published_part(about, path=tmp_path / "none.yaml")[-1])
+
+
+def test_names_cannot_break_the_page(tmp_path: Path) -> None:
+    parts = [
+        Heading("<b>"),
+        Text("a | b *c*"),
+        Table(["", "<i>"], [["part"], ["x|y", Strong("1", "[0, 2]")]], words=True),
+        Picture("p.png", b"content", 'a "picture"'),
+    ]
+    write_html("<script>", parts, tmp_path / "r.html")
+    text = (tmp_path / "r.html").read_text()
+    assert "<script>" not in text
+    assert "<i>" not in text
+    assert "&quot;picture&quot;" in text
+    write_markdown("t", parts, tmp_path / "r.md")
+    assert r"| x\|y | **1** \[0, 2\] |" in (tmp_path / "r.md").read_text()
+    assert (tmp_path / "p.png").read_bytes() == b"content"

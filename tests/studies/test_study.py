@@ -1,0 +1,394 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Studies: what a file expands to, what is refused, in which order pieces run, and a whole tiny one that is cut."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from common.errors import DataError, SettingsError
+
+from ..conftest import ROOT, blobs, write_volume
+
+sys.path.insert(0, str(ROOT / "tools"))
+import study as study_tool
+from studies.cost import _shorter, estimate
+from studies.definition import Study
+from studies.execution import check_results, check_same, pieces, pretraining_of, starting_weights
+from studies.reading import read_study
+from studies.scheduling import ELSEWHERE, Place, places, run_pieces, shard_of
+
+from studies import scheduling
+
+NARROW: dict[str, Any] = {
+    "settings": {"patch_size": [16, 16, 16], "epochs": 1, "iterations_per_epoch": 2, "num_workers": 0},
+    "pretraining": {"epochs": 1, "iterations_per_epoch": 2, "val_iterations": 1, "batch_size": 2},
+    "backbones": {
+        "resenc_l": {
+            "settings": {"features_per_stage": [4, 8, 8], "blocks_per_stage": [1, 1, 1]},
+            "pretraining": {"block_size": 8},
+        },
+        "primus_m": {
+            "settings": {"embed_dim": 24, "depth": 2, "num_heads": 2},
+            "pretraining": {"warmup_epochs": 0},
+        },
+    },
+}
+TWO = {
+    "MAE": {"bundle": "mae_resenc_l", "weights": "pretraining"},
+    "scratch": {"bundle": "mae_resenc_l", "weights": "scratch"},
+}
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    """Six labelled cases, and a card."""
+    for index in range(6):
+        image, mask = blobs(index)
+        write_volume(tmp_path / "task" / "images" / f"case_{index}.nii.gz", image)
+        write_volume(tmp_path / "task" / "labels" / f"case_{index}.nii.gz", mask)
+    card = {"name": "Balls", "task": "segmentation", "labels": ["background", "ball"]}
+    (tmp_path / "ball.yaml").write_text(yaml.safe_dump(card), "utf-8")
+    return tmp_path / "task"
+
+
+def written(folder: Path, **content: Any) -> Path:
+    """Write study.yaml with what is given over a small study of two arms."""
+    whole: dict[str, Any] = {"arms": TWO, "data_sets": {"ball": {"card": "ball.yaml", "folder": "task"}}, **NARROW}
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump({**whole, **content}, sort_keys=False), "utf-8")
+    return path
+
+
+def small(folder: Path, **content: Any) -> Study:
+    return read_study(written(folder, **content))
+
+
+def test_a_file_expands_to_all_runs(task: Path) -> None:
+    study = small(task.parent, folds=2, seeds=[0, 1, 2], budgets=[2, "all"], lengths=[1, 3], schedules=[None, "warmup"])
+    assert len(study.arms) == 2 * 2 * 2
+    assert "MAE, warmup, 3 epochs" in study.arms
+    runs = study.runs()
+    assert len(runs) == 8 * 1 * 2 * 2 * 3 == len({run.name for run in runs})
+    assert {run.cases for run in runs if run.budget == "all"} == {3}
+    arm = study.arms["MAE, warmup, 3 epochs"]
+    told = study.training_settings(arm, study.data_sets["ball"])
+    assert (told["epochs"], told["schedule"], told["features_per_stage"]) == (3, "warmup", [4, 8, 8])
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs), "a cut study has something of every arm"
+
+
+def test_arms_train_on_the_same_cases_and_never_on_unseen_ones(task: Path) -> None:
+    study = small(task.parent, folds=2, seeds=[0, 1], budgets=[1, 2, "all"])
+    unseen_once: list[str] = []
+    for fold in study.folds:
+        unseen = {case["image"] for case in study.data_sets["ball"].parts[fold]["validation"]}
+        unseen_once += unseen
+        for seed in study.seeds:
+            drawn = {
+                (run.arm, run.budget): [case["image"] for case in study.training_cases(run)]
+                for run in study.runs()
+                if (run.fold, run.seed) == (fold, seed)
+            }
+            assert not unseen & {image for images in drawn.values() for image in images}
+            for budget in study.budgets:
+                assert drawn["MAE", budget] == drawn["scratch", budget]
+            assert drawn["MAE", "all"][:2] == drawn["MAE", "2"]
+            assert drawn["MAE", "2"][:1] == drawn["MAE", "1"]
+    assert len(unseen_once) == 6 == len(set(unseen_once)), "every case is unseen in one fold"
+
+
+def test_half_of_the_cases_is_unseen_without_folds(task: Path) -> None:
+    part = small(task.parent).data_sets["ball"].parts
+    assert [len(part[0][name]) for name in ("training", "validation")] == [3, 3]
+
+
+def test_nearer_settings_win(task: Path) -> None:
+    study = small(
+        task.parent,
+        settings={"epochs": 1, "lr": 1.0, "num_workers": 0, "batch_size": 8},
+        backbones={"resenc_l": {"settings": {"epochs": 2, "lr": 2.0, "batch_size": 7}}},
+        data_sets={"ball": {"card": "ball.yaml", "folder": "task", "settings": {"lr": 3.0, "batch_size": 6}}},
+        arms={"a": {"bundle": "mae_resenc_l", "weights": "scratch", "settings": {"batch_size": 5}}},
+    )
+    told = study.training_settings(study.arms["a"], study.data_sets["ball"])
+    assert told == {"epochs": 2, "lr": 3.0, "num_workers": 0, "batch_size": 5}
+
+
+def test_a_pretraining_is_shared_and_comes_first(task: Path) -> None:
+    study = small(task.parent, folds=2, seeds=[0, 1])
+    order = pieces(study)
+    first = [name for name in order if name.startswith("pretraining/")]
+    assert list(order)[: len(first)] == first
+    assert len(first) == 2, "one for each fold, whatever the number of seeds"
+    for run in study.runs():
+        needs = order[f"runs/{run.name}"]
+        assert needs == ([f"pretraining/{pretraining_of(study, run)}"] if run.arm == "MAE" else [])
+        assert starting_weights(study, run)["from_scratch"] is (run.arm == "scratch")
+    told = study.pretraining_settings(study.arms["MAE"], study.data_sets["ball"])
+    assert told["features_per_stage"] == [4, 8, 8], "of the same size as in fine-tuning"
+    assert told["iterations_per_epoch"] == 2
+    assert "lr" not in told
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"armz": {}}, "no 'armz'; did you mean arms"),
+        ({"arms": {}}, "names no arms"),
+        ({"arms": {"mae_resnet": {}}}, "there is no bundle 'mae_resnet'; did you mean mae_resenc_l"),
+        ({"arms": {"mae_resenc_l": {"weights": "no.pt"}}}, "there are no weights"),
+        ({"arms": {"mae_resenc_l": {"wieghts": "scratch"}}}, "did you mean weights"),
+        ({"settings": {"epocs": 3}}, "unknown setting epocs (did you mean epochs"),
+        ({"settings": {"seed": 3}}, "which the study itself decides"),
+        ({"inference": {"overlapp": 0.5}}, "unknown setting overlapp"),
+        ({"budgets": [4]}, "ball has 3 cases to train on"),
+        ({"seeds": [-1]}, "seeds has -1"),
+        ({"folds": {"of": 2, "use": [2]}}, "fold 2 of ball does not exist"),
+        ({"data_sets": {"ball": {"card": "ball.yaml", "folder": "nowhere"}}}, "nowhere"),
+        ({"data_sets": {"ball": {"card": "ball.yaml"}}}, "ball has no folder"),
+        ({"data_sets": {"ball": {"card": "bowl.yaml", "folder": "task"}}}, "bowl.yaml"),
+        ({"spacings": ["wide"]}, "must be fixed"),
+        ({"keep": ["everything"]}, "keep has no 'everything'"),
+        ({"arms": {"a b": TWO["scratch"], "a_b": TWO["scratch"]}}, "share the folder a_b"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_runs(task: Path, content: Any, words: str) -> None:
+    with pytest.raises((DataError, SettingsError), match=r".") as error:
+        small(task.parent, **content)
+    assert words in str(error.value)
+    assert "study.yaml" in str(error.value) or "nowhere" in words
+
+
+def test_a_result_of_other_settings_is_not_taken_for_done(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"settings": {"lr": 0.1, "epochs": 3}, "seed": 0}), "utf-8")
+    check_same(tmp_path, {"settings": {"lr": 0.1, "epochs": 3}, "seed": 0})
+    with pytest.raises(SettingsError, match="other settings#lr; give the study another output"):
+        check_same(tmp_path, {"settings": {"lr": 0.2, "epochs": 3}, "seed": 0})
+
+
+def test_shards_share_all_runs() -> None:
+    names = [str(index) for index in range(7)]
+    shards = [shard_of(names, f"{index}/3") for index in range(3)]
+    assert sorted(name for shard in shards for name in shard) == names
+    for wrong in ("3/3", "a/b", "1"):
+        with pytest.raises(SettingsError, match="such as 0/8"):
+            shard_of(names, wrong)
+
+
+def test_processes_share_the_cores() -> None:
+    assert len(places(jobs=2)) == 2
+    assert places(jobs=1)[0].threads == 2 * places(jobs=2)[0].threads or places(jobs=1)[0].threads == 1
+    with pytest.raises(SettingsError, match="--gpus names 99"):
+        places(gpus="99")
+
+
+def _pretend(how: Mapping[str, str]) -> Any:
+    """Return a start of processes that do what is said of the piece whose name holds the key."""
+
+    def start(study: Study, name: str, place: Place) -> subprocess.Popen[bytes]:
+        folder = study.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        result, failed, log = (str(folder / each) for each in ("result.json", "failed.json", "started"))
+        what = next((value for key, value in how.items() if key in name), "finish")
+        code = {
+            "finish": f"open({result!r}, 'w').write('{{}}')",
+            "fail": f"open({failed!r}, 'w').write('{{\"why\": \"no luck\"}}'); raise SystemExit(1)",
+            "die": "import os; os.kill(os.getpid(), 9)",
+            "elsewhere": f"import os; first = not os.path.exists({log!r}); open({log!r}, 'w')\n"
+            f"if first: raise SystemExit({ELSEWHERE})\nopen({result!r}, 'w').write('{{}}')",
+        }[what]
+        return subprocess.Popen([sys.executable, "-c", code])
+
+    return start
+
+
+def test_one_that_fails_does_not_stop_the_others(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small(task.parent, folds=2, seeds=[0, 1])
+    how = {"scratch/budget_all/fold_0/seed_1": "fail", "scratch/budget_all/fold_1/seed_1": "die"}
+    monkeypatch.setattr(scheduling, "_start", _pretend(how))
+    failed = run_pieces(study, [Place(None, 1)] * 3)
+    assert set(failed) == {f"runs/ball/scratch/budget_all/fold_{fold}/seed_1" for fold in (0, 1)}
+    assert failed["runs/ball/scratch/budget_all/fold_0/seed_1"] == "no luck"
+    assert "signal 9, perhaps for want of memory" in failed["runs/ball/scratch/budget_all/fold_1/seed_1"]
+    monkeypatch.setattr(scheduling, "_start", _pretend({}))
+    assert run_pieces(study, [Place(None, 1)]) == {}, "the next call tries them again"
+    monkeypatch.setattr(scheduling, "_start", _pretend({"": "fail"}))
+    assert run_pieces(study, [Place(None, 1)]) == {}, "and then nothing is left"
+
+
+def test_without_its_pretraining_nothing_starts(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small(task.parent)
+    monkeypatch.setattr(scheduling, "_start", _pretend({"pretraining": "fail"}))
+    failed = run_pieces(study, [Place(None, 1)])
+    assert len(failed) == 2
+    assert any("its pre-training failed" in why for why in failed.values())
+    assert (study.folder / "runs/ball/scratch/budget_all/fold_0/seed_0/result.json").exists()
+
+
+def test_what_another_machine_does_is_waited_for(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small(task.parent)
+    monkeypatch.setattr(scheduling, "_start", _pretend({"MAE": "elsewhere"}))
+    monkeypatch.setattr(scheduling, "_POLL_ELSEWHERE", 0.1)
+    assert run_pieces(study, [Place(None, 1)], shard="0/1") == {}
+    assert all((study.folder / name / "result.json").exists() for name in pieces(study))
+
+
+def test_costs_add_up(task: Path) -> None:
+    study = small(task.parent, folds=2, settings={**NARROW["settings"], "epochs": 10, "iterations_per_epoch": 20})
+    cost = {"start": 5.0, "step": 0.5, "predict": 2.0, "score": 1.0}
+    run = next(run for run in study.runs() if run.arm == "MAE")
+    assert estimate(study, run, "train", cost) == pytest.approx(5 + 200 * 0.5 + 3 * (2 + 1))
+    assert estimate(study, run, "pretrain", cost) == pytest.approx(5 + 2 * 0.5 + 0.5 * 1 * 0.5)
+    told = _shorter(study, {"hours_left_here": 4.0, "at_a_time": 1}, 2.0)
+    assert "2.0 times the 2 hours" in told[0]
+    assert any("2 runs at a time" in line for line in told)
+    assert any("{of: 2, use: [0]}" in line for line in told)
+    assert any("epochs: 4" in line for line in told)
+    assert not any("seeds" in line for line in told), "one seed cannot be halved"
+
+
+def test_a_cluster_gets_a_script(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    file = written(task.parent, folds=2)
+    study_tool.slurm(str(file), tasks=16, options="--gres=gpu:1 --time=24:00:00")
+    script = task.parent / "study" / "study.sbatch"
+    text = script.read_text("utf-8")
+    assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert "#SBATCH --array=0-3\n" in text, "no more tasks than runs"
+    assert "#SBATCH --time=24:00:00\n" in text
+    assert f'--shard "$SLURM_ARRAY_TASK_ID/{4}"' in text
+    assert len(json.loads((task.parent / "study" / "study.json").read_text("utf-8"))["runs"]) == 4
+
+
+def test_a_card_is_proposed_and_not_written_over(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = task.parent / "proposed.yaml"
+    study_tool.card(str(task), output=str(file))
+    assert "look at it" in capsys.readouterr().out
+    study = small(task.parent, data_sets={"mine": {"card": "proposed.yaml", "folder": "task"}})
+    assert len(study.data_sets["mine"].labels) == 2
+    with pytest.raises(SystemExit, match=r"proposed.yaml exists"):
+        study_tool.card(str(task), output=str(file))
+
+
+def study_py(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "study.py"), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    if check:
+        assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
+    return result
+
+
+def test_a_whole_study_is_killed_goes_on_and_is_reported(task: Path) -> None:
+    file = written(task.parent, arms={**TWO, "bad": {"bundle": "mae_resenc_l", "weights": str(task / "bad.pt")}})
+    (task / "bad.pt").write_bytes(b"no checkpoint")
+    command = [sys.executable, str(ROOT / "tools" / "study.py"), "run", str(file)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(task.parent.glob("study/pretraining/*/*/*/result.json")):
+        time.sleep(0.1)
+    import os
+
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    first = [path.stat().st_mtime_ns for path in task.parent.glob("study/pretraining/*/*/*/result.json")]
+    assert first
+    result = study_py("run", file, check=False)
+    assert result.returncode == 1
+    assert "2 of 3 runs finished" in result.stdout
+    assert "runs/ball/bad/budget_all/fold_0/seed_0: " in result.stderr
+    assert "bad.pt" in result.stderr
+    assert [path.stat().st_mtime_ns for path in task.parent.glob("study/pretraining/*/*/*/result.json")] == first
+    folder = task.parent / "study" / "runs" / "ball" / "MAE" / "budget_all" / "fold_0" / "seed_0"
+    found = json.loads((folder / "result.json").read_text("utf-8"))
+    receipt = json.loads((folder / "train" / "weights_receipt.json").read_text("utf-8"))
+    assert receipt
+    assert len(found["cases"]) == 3
+    assert {path.name for path in (folder / "predictions").iterdir()} <= {f"{name}.nii.gz" for name in found["cases"]}
+    assert not (folder / "models").exists()
+    with open(folder / "scores.csv", newline="", encoding="utf-8") as stream:
+        rows = {row["case"]: row["dice"] for row in csv.DictReader(stream)}
+    assert rows.keys() == found["cases"].keys()
+    for case, dice in rows.items():
+        assert float(dice or "nan") == pytest.approx(found["cases"][case]["scores"]["ball"]["dice"], nan_ok=True)
+    # the config beside the result is complete and trains the same again
+    again = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(folder / "train.json")]
+    other = ["--ckpt_dir", str(task.parent / "again"), "--output_dir", str(task.parent / "again")]
+    repeated = subprocess.run([*again, *other], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert repeated.returncode == 0, repeated.stderr[-2000:]
+    losses = [
+        json.loads((place / "history.json").read_text("utf-8"))[-1]["train_loss"]
+        for place in (folder / "train", task.parent / "again")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    study_py("report", file)
+    report = (task.parent / "study" / "report" / "report.html").read_text("utf-8")
+    assert "bad.pt" in report
+    changed = written(task.parent, settings={**NARROW["settings"], "epochs": 2})
+    with pytest.raises(SettingsError, match="other settings#epochs"):
+        check_results(read_study(changed))
+
+
+def test_a_plan_is_measured_here(task: Path) -> None:
+    file = written(task.parent, seeds=[0, 1, 2], arms={"scratch": TWO["scratch"]})
+    result = study_py("plan", file, "--steps", "2", "--hours", "0.0001", "--memory_gib", "0.1")
+    plan = json.loads((task.parent / "study" / "plan.json").read_text("utf-8"))
+    assert plan["runs"] == 3
+    assert 0 < plan["hours"] < 1
+    assert 0.1 < plan["peak_gib"] < 8
+    assert "3 runs: " in result.stdout
+    assert "seeds" not in result.stdout.split("Any one of these")[0]
+    assert "make patch_size smaller" in result.stdout
+    assert not list((task.parent / "study").glob("runs/*")), "nothing was trained for good"
+    before = time.monotonic()
+    study_py("plan", file, "--steps", "2")
+    assert time.monotonic() - before < 40, "measured once"
+
+
+def test_classification_is_studied_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["case,sick,patient"]
+    for index in range(8):
+        image = rng.normal(100 + 40 * (index % 2), 10, (18, 18, 18)).astype(np.float32)
+        write_volume(tmp_path / "images" / f"case_{index}.nii.gz", image)
+        rows.append(f"case_{index},{'yes' if index % 2 else 'no'},p{index}")
+    (tmp_path / "table.csv").write_text("\n".join(rows), "utf-8")
+    (tmp_path / "sick.yaml").write_text(
+        yaml.safe_dump({"name": "Sick", "task": "classification", "target": "sick", "classes": ["no", "yes"]}), "utf-8"
+    )
+    content = {
+        "arms": {"scratch": TWO["scratch"]},
+        "data_sets": {"sick": {"card": "sick.yaml", "folder": "images", "table": "table.csv", "group": "patient"}},
+        "settings": {
+            "input_size": [16, 16, 16],
+            "epochs": 1,
+            "num_workers": 0,
+            "batch_size": 2,
+            "accumulation_steps": 1,
+        },
+        "backbones": {"resenc_l": {"settings": NARROW["backbones"]["resenc_l"]["settings"]}},
+        "budgets": [2],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    study = read_study(tmp_path / "study.yaml")
+    drawn = study.training_cases(study.runs()[0])
+    assert {case["sick"] for case in drawn} == {"no", "yes"}, "a small budget holds every class"
+    study_py("run", tmp_path / "study.yaml")
+    (file,) = tmp_path.glob("study/runs/*/*/*/*/*/result.json")
+    found = json.loads(file.read_text("utf-8"))
+    assert found["classes"] == ["no", "yes"]
+    assert len(found["cases"]) == 4
+    for name, case in found["cases"].items():
+        assert case["truth"] == int(name[-1]) % 2
+        assert sum(case["probabilities"]) == pytest.approx(1, abs=1e-3)
+        assert case["group"] == f"p{name[-1]}"

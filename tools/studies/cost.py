@@ -1,0 +1,402 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""What a study will cost: each distinct kind of run is tried for some steps on this machine; the rest is arithmetic.
+
+Measured are a step, the preprocessing of a case, the prediction and the scoring of one, the start of a process, memory
+and disk; always of the whole network from scratch, so that schedules with a frozen phase take a little less than told.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT
+from tqdm import tqdm
+
+from common.data.datalists import case_name, images_of
+from common.errors import SettingsError
+from common.weights.files import write_json
+
+from .definition import PRETRAINING, Run, Study, bundle_config, digest
+from .execution import machine, peak_gib, pieces, predict, run_config, state, train, write_datalist
+from .scheduling import Place
+
+__all__ = ["Cost", "estimate", "measure", "write_plan"]
+
+# settings that change how long a run is, not what a step costs
+_LENGTH = {"epochs", "iterations_per_epoch", "lr", "schedule", "warmup_epochs", "decoder_epochs", "weight_decay"}
+_CASES = 2  # that a measurement prepares
+# what needs less memory, tried in this order
+_SMALLER: tuple[dict[str, Any], ...] = (
+    {"accumulation_steps": 2},
+    {"checkpointing": True},
+    {"accumulation_steps": 2, "checkpointing": True},
+)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run, or of all that are left: seconds of one process."""
+
+    runs: int
+    seconds: float
+
+
+def _kind(study: Study, run: Run, config: str) -> dict[str, Any]:
+    """Return what a measurement is of: runs that share it cost the same."""
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    settings = study.pretraining_settings(arm, data) if config == "pretrain" else study.training_settings(arm, data)
+    return {
+        "bundle": arm.bundle,
+        "config": config,
+        "data_set": data.name,
+        "settings": {name: value for name, value in settings.items() if name not in _LENGTH},
+        "inference": study.merged("inference", arm, data) if config != "pretrain" else {},
+        "labels": data.labels if config == "train" else data.classes,
+    }
+
+
+def _needs(study: Study, run: Run) -> list[str]:
+    """Return the configs that a run trains with."""
+    own = study.config_of(study.data_sets[run.data_set], "train")
+    return [*(["pretrain"] if study.arms[run.arm].weights == PRETRAINING else []), own]
+
+
+def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Try one kind of run in this process, in a folder that is removed again.
+
+    Args:
+        study: that the run is of.
+        run: of that kind.
+        config: train, train_classification or pretrain.
+        steps: of training that are timed, after as many that are not.
+        changes: of its settings, for less memory.
+
+    Returns:
+        seconds of a ``step`` (of classification, of a ``sample``), of ``prepare``, ``predict`` and ``score`` for each
+        case, of the ``start``; ``peak_gib``; bytes of ``store`` for each case and of the ``models``.
+    """
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    with tempfile.TemporaryDirectory(prefix="measured_", dir=study.folder) as name:
+        folder = Path(name)
+        by_size = sorted(data.parts[run.fold]["training"], key=lambda case: os.path.getsize(images_of(case)[0]))
+        cases = by_size[len(by_size) // 2 :][:_CASES] or by_size
+        short: dict[str, Any] = {
+            "epochs": 2,
+            "iterations_per_epoch": steps,
+            "store_dir": str(folder / "store"),
+            **changes,
+        }
+        if config == "pretrain":
+            images = [{"image": file} for case in cases for file in images_of(case)]
+            datalist = write_datalist(folder / "list.json", training=images, validation=images)
+
+            def fit(length: Mapping[str, Any]) -> None:
+                places = {"output_dir": str(folder / "train"), "ckpt_dir": str(folder / "models")}
+                told: dict[str, Any] = {**study.pretraining_settings(arm, data), "warmup_epochs": 0, **places, **length}
+                run_config(arm.bundle, "pretrain", folder / "log.txt", datalist=datalist, **told)
+        else:
+            whole: dict[str, Any] = {"schedule": "default"}
+            samples = 1
+            if data.task == "classification":
+                samples = _micro_batch(study, run, changes)
+                whole = {"batch_size": samples, "accumulation_steps": 1}
+                cases = (cases * samples)[: max(samples, _CASES)]
+
+            def fit(length: Mapping[str, Any]) -> None:
+                here = {"from_scratch": True, "pretrained": "", "output_dir": str(folder / "train")}
+                train(study, run, folder, cases, cases[:1], **{**whole, **here, **length})
+
+        first = _timed(lambda: fit({**short, "epochs": 1, "iterations_per_epoch": 1}))
+        prepared = _epochs(folder)
+        shutil.rmtree(folder / "models", ignore_errors=True)
+        shutil.rmtree(folder / "train", ignore_errors=True)
+        second = _timed(lambda: fit(short))
+        epochs = _epochs(folder)
+        timed = epochs[-1] / (steps if config != "train_classification" else len(cases))
+        start = max(second - sum(epochs), 0.0)
+        found: dict[str, Any] = {
+            "step": timed,
+            "start": start,
+            "prepare": max(first - sum(prepared) - start, 0.0) / len(cases),
+            "peak_gib": peak_gib(),
+            "store": _size(folder / "store") / len(cases),
+            "models": _size(folder / "models"),
+            "predict": 0.0,
+            "score": 0.0,
+        }
+        if config != "pretrain":
+            write_datalist(folder / "datalist.json", test=cases[:1])
+            found["predict"] = _timed(lambda: predict(study, run, folder))
+            if config == "train":
+                settings: dict[str, Any] = {
+                    "datalist": write_datalist(folder / "list.json", validation=cases[:1]),
+                    "resamples": 0,
+                }
+                settings |= {"predictions": str(folder / "predictions"), "output_dir": str(folder / "evaluation")}
+                log = folder / "log.txt"
+                labels = data.labels
+                found["score"] = _timed(
+                    lambda: run_config(arm.bundle, "evaluate", log, labels=labels, split="validation", **settings)
+                )
+        return found
+
+
+def _micro_batch(study: Study, run: Run, changes: Mapping[str, Any]) -> int:
+    told = {**_defaults(study, run, "train_classification"), **changes}
+    return max(1, int(told["batch_size"]) // int(told["accumulation_steps"]))
+
+
+def _defaults(study: Study, run: Run, config: str) -> dict[str, Any]:
+    """Return the settings of a config as a run uses them."""
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    given = study.pretraining_settings(arm, data) if config == "pretrain" else study.training_settings(arm, data)
+    return {**bundle_config(arm.bundle, config), **given}
+
+
+def _timed(function: Any) -> float:
+    began = time.monotonic()
+    function()
+    return time.monotonic() - began
+
+
+def _epochs(folder: Path) -> list[float]:
+    return [float(epoch["seconds"]) for epoch in json.loads((folder / "train" / "history.json").read_text("utf-8"))]
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _measured(
+    study: Study, run: Run, config: str, place: Place, *, steps: int, changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Return the costs of a kind of run, from an earlier measurement on this machine if there is one.
+
+    Raises:
+        SettingsError: if the run fails.
+    """
+    kind = {**_kind(study, run, config), "changes": dict(changes or {}), "steps": steps, "threads": place.threads}
+    here = {name: value for name, value in machine().items() if name in ("device", "cpu", "torch")}
+    file = study.folder / "costs" / f"{digest([kind, here['device'], os.cpu_count(), here['torch']])}.json"
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        log = file.with_suffix(".txt")
+        command = [sys.executable, str(ROOT / "tools" / "study.py"), "measure", study.source, run.name, config]
+        command += [str(study.folder), str(file), "--steps", str(steps), "--changes", json.dumps(dict(changes or {}))]
+        began = time.monotonic()
+        with open(log, "wb") as stream:
+            status = subprocess.run(command, env=place.environment(), stdout=stream, stderr=stream, cwd=ROOT).returncode
+        if status:
+            last = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()][-1:] or [""]
+            raise SettingsError(
+                f"{config} of {run.arm} on {run.data_set} fails: {last[0].removeprefix('Stopped: ')}; see {log}"
+            )
+        found = json.loads(file.read_text("utf-8"))
+        found["process"] = time.monotonic() - began
+        write_json({**found, "kind": kind, "machine": here}, file)
+    found = json.loads(file.read_text("utf-8"))
+    return dict(found)
+
+
+def estimate(study: Study, run: Run, config: str, cost: Mapping[str, float]) -> float:
+    """Return the seconds of one run, or of a pre-training, without the preprocessing, which all runs share.
+
+    Args:
+        study: that the run is of.
+        run: to estimate.
+        config: which of its configs.
+        cost: of :func:`measure`.
+    """
+    told = _defaults(study, run, config)
+    if config == "train_classification":
+        steps = int(told["epochs"]) * run.cases
+    else:
+        steps = int(told["epochs"]) * int(told["iterations_per_epoch"])
+    seconds = cost["start"] + steps * cost["step"]
+    if config == "pretrain":
+        validated = int(told.get("val_iterations", 0)) * int(told["epochs"]) / max(int(told.get("val_interval", 1)), 1)
+        return seconds + 0.5 * validated * cost["step"]
+    unseen = len(study.data_sets[run.data_set].parts[run.fold]["validation"])
+    return seconds + unseen * (cost["predict"] + cost["score"])
+
+
+def write_plan(
+    study: Study,
+    where: Sequence[Place],
+    *,
+    hours: float = 0.0,
+    memory_gib: float = 0.0,
+    shards: int = 1,
+    steps: int = 6,
+) -> dict[str, Any]:
+    """Measure every kind of run, print the table and write plan.json.
+
+    Args:
+        study: to plan.
+        where: one piece at a time runs at each.
+        hours: that there are; 0 for no limit.
+        memory_gib: that there is for each process; 0 for no limit.
+        shards: machines like this one.
+        steps: of training that are measured.
+
+    Returns:
+        what plan.json says.
+    """
+    place = where[0]
+    runs = study.runs()
+    kinds: dict[str, tuple[Run, str]] = {}
+    for run in runs:
+        for config in _needs(study, run):
+            kinds.setdefault(digest(_kind(study, run, config)), (run, config))
+    costs: dict[str, dict[str, Any]] = {}
+    for key, (run, config) in tqdm(kinds.items(), desc="measuring", unit="kind"):
+        costs[key] = _measured(study, run, config, place, steps=steps)
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    left = waiting = 0.0
+    seen: set[str] = set()
+    for run, piece in zip(runs, (f"runs/{run.name}" for run in runs), strict=True):
+        for config in _needs(study, run):
+            cost = costs[digest(_kind(study, run, config))]
+            name = piece if config != "pretrain" else pieces(study, [run])[piece][0]
+            if name in seen:
+                continue
+            seen.add(name)
+            seconds = estimate(study, run, config, cost)
+            row = rows.setdefault(
+                (run.arm if config != "pretrain" else f"pre-training of {run.arm}", run.data_set),
+                {"runs": 0, "done": 0, "seconds": 0.0, "step": cost["step"], "peak_gib": cost["peak_gib"]},
+            )
+            row["runs"] += 1
+            row["seconds"] += seconds
+            row["done"] += state(study.folder / name) == "finished"
+            left += seconds * (state(study.folder / name) != "finished")
+            waiting += seconds
+    count = len(where) * max(shards, 1)
+    store_bytes, prepare = _preprocessing(study, runs, costs)
+    disk = store_bytes + count * max(cost["models"] for cost in costs.values()) + len(runs) * 2**20
+    plan = {
+        "rows": [{"what": what, "data_set": name, **row} for (what, name), row in rows.items()],
+        "runs": len(runs),
+        "hours": (waiting + prepare) / 3600,
+        "hours_left": (left + prepare * (left == waiting)) / 3600,
+        "at_a_time": count,
+        "hours_left_here": (left + prepare * (left == waiting)) / 3600 / count,
+        "peak_gib": max(cost["peak_gib"] for cost in costs.values()),
+        "disk_gib": disk / 2**30,
+        "machine": machine(),
+    }
+    print(_table(plan, study))
+    free = shutil.disk_usage(study.folder).free
+    if disk > free:
+        print(f"the disk of {study.folder} has {free / 2**30:.1f} GiB free, less than the study needs")
+    for line in _shorter(study, plan, hours):
+        print(line)
+    if memory_gib:
+        for line in _leaner(study, kinds, costs, place, memory_gib, steps):
+            print(line)
+    write_json(plan, study.folder / "plan.json")
+    return plan
+
+
+def _preprocessing(study: Study, runs: Sequence[Run], costs: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:
+    """Return the bytes of all data sets as they are prepared, and the seconds of it."""
+    stores: dict[str, tuple[int, float, float]] = {}
+    for run in runs:
+        data = study.data_sets[run.data_set]
+        for config in _needs(study, run):
+            cost = costs[digest(_kind(study, run, config))]
+            told = _defaults(study, run, config)
+            way = [data.name, config == "pretrain", told.get("spacing_mm"), told.get("normalization"), told.get("fit")]
+            cases = len({case_name(case) for part in data.parts for cases in part.values() for case in cases})
+            stores[digest(way)] = (cases, cases * cost["store"], cases * cost["prepare"])
+    return sum(each[1] for each in stores.values()), sum(each[2] for each in stores.values())
+
+
+def _table(plan: Mapping[str, Any], study: Study) -> str:
+    lines = [["", "data set", "runs", "done", "s/step", "h/run", "hours", "peak GiB"]]
+    for row in plan["rows"]:
+        each = row["seconds"] / row["runs"] / 3600
+        numbers = [row["runs"], row["done"], f"{row['step']:.3g}", f"{each:.2g}", f"{row['seconds'] / 3600:.2f}"]
+        lines.append([row["what"], row["data_set"], *map(str, numbers), f"{row['peak_gib']:.1f}"])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    text = [
+        "  ".join(
+            part.ljust(width) if column < 2 else part.rjust(width)
+            for column, (part, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+    what = "GPU" if plan["machine"]["device"] != "cpu" else "process"
+    text.append(
+        f"{plan['runs']} runs: {plan['hours']:.2f} hours of one {what}, {plan['hours_left']:.2f} of them left; "
+        f"{plan['hours_left_here']:.2f} hours with {plan['at_a_time']} at a time. Memory {plan['peak_gib']:.1f} GiB "
+        f"each, disk {plan['disk_gib']:.2f} GiB."
+    )
+    text.append(f"measured on {plan['machine']['device']} ({plan['machine']['cpu']}), torch {plan['machine']['torch']}")
+    return "\n".join(text)
+
+
+def _shorter(study: Study, plan: Mapping[str, Any], hours: float) -> list[str]:
+    """Return settings that would keep within the hours."""
+    need = plan["hours_left_here"]
+    if not hours or need <= hours:
+        return [f"That is within the {hours:g} hours."] if hours else []
+    share = hours / need
+    lines = [f"That is {need / hours:.1f} times the {hours:g} hours. Any one of these would do:"]
+    lines.append(f"  {math.ceil(plan['at_a_time'] / share)} runs at a time (--gpus, --jobs, or slurm)")
+    if (seeds := int(len(study.seeds) * share)) >= 1:
+        lines.append(f"  seeds: {study.seeds[:seeds]}, {seeds} instead of {len(study.seeds)}")
+    if (folds := int(len(study.folds) * share)) >= 1:
+        lines.append(f"  folds: {{of: {len(study.folds)}, use: {study.folds[:folds]}}}")
+    runs = study.runs()
+    epochs = sorted({int(_defaults(study, run, _needs(study, run)[-1])["epochs"]) for run in runs})
+    if fewer := [int(each * 0.95 * share) for each in epochs if each * 0.95 * share >= 1]:
+        lines.append(f"  settings: {{epochs: {fewer[-1]}}} instead of {epochs[-1]}; short runs favour what starts well")
+    fewest = math.floor(len(study.arms) * share)
+    if fewest >= 2:
+        lines.append(f"  {fewest} of the {len(study.arms)} arms")
+    return lines
+
+
+def _leaner(
+    study: Study,
+    kinds: Mapping[str, tuple[Run, str]],
+    costs: Mapping[str, Mapping[str, Any]],
+    place: Place,
+    memory_gib: float,
+    steps: int,
+) -> list[str]:
+    """Measure settings that need less memory for what does not fit."""
+    lines = []
+    large = [(key, *kind) for key, kind in kinds.items() if costs[key]["peak_gib"] > memory_gib]
+    for key, run, config in large:
+        told = _defaults(study, run, config)
+        where = f"{config} of {run.arm} on {run.data_set} needs {costs[key]['peak_gib']:.1f} GiB"
+        tried = []
+        for changes in _SMALLER:
+            parts = int(changes.get("accumulation_steps", 1))
+            if any(name not in told for name in changes) or int(told["batch_size"]) % parts:
+                continue
+            found = _measured(study, run, config, place, steps=steps, changes=changes)
+            slower = found["step"] / costs[key]["step"]
+            words = ", ".join(f"{name}: {json.dumps(value)}" for name, value in changes.items())
+            tried.append((found["peak_gib"], words, slower))
+            if found["peak_gib"] <= memory_gib:
+                break
+        if tried and tried[-1][0] <= memory_gib:
+            peak, words, slower = tried[-1]
+            lines.append(f"{where}; settings: {{{words}}} needs {peak:.1f}, at {slower:.2f} of the time")
+        else:
+            lines.append(f"{where}; none of the settings that keep its results fits: make patch_size smaller")
+    return lines or [f"Every run fits into {memory_gib:g} GiB."]

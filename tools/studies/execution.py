@@ -1,0 +1,481 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Do one piece of a study: pre-train an encoder for a fold, or fine-tune, predict and score.
+
+Every step is a bundle's own config, run as ``monai.bundle run`` runs it, and written down beside what it made as one
+complete JSON. A piece that was cut goes on where it was; one that another process works on is left to it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import platform
+import shutil
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from environment import ROOT
+from filelock import FileLock, Timeout
+
+from common.data.datalists import Case, case_name, images_of
+from common.errors import SettingsError, sentence
+from common.weights.files import sha256, write_json
+
+from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
+
+__all__ = [
+    "FAILED",
+    "RESULT",
+    "check_results",
+    "do",
+    "machine",
+    "note",
+    "pieces",
+    "pretraining_of",
+    "run_config",
+    "state",
+    "write_datalist",
+]
+
+RESULT, FAILED = "result.json", "failed.json"
+_LOG = "log.txt"
+_SCORES = ("dice", "nsd", "hd95_mm")
+
+
+@contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send all output to a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
+        yield
+
+
+def run_config(bundle: str, config: str, log: Path, *, record: Path | None = None, **settings: Any) -> None:
+    """Run a config of a bundle in this process, with those of the settings that it knows, and its output in a file.
+
+    Args:
+        bundle: name.
+        config: train, inference, ...
+        log: file that the output is added to.
+        record: where the complete config is written; it can be run again with ``monai.bundle run``.
+        settings: of the config; None is null.
+    """
+    from monai.bundle import ConfigParser, run
+
+    file = f"bundles/{bundle}/configs/{config}.yaml"
+    known = bundle_config(bundle, config)
+    # MONAI drops an override that is None
+    chosen = {name: "$None" if value is None else value for name, value in settings.items() if name in known}
+    with _quiet(log):
+        if record is not None:
+            parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / file)))
+            parser.update({"bundle_root": f"bundles/{bundle}", **chosen})
+            parser.resolve_macro_and_relative_ids()
+            write_json(parser.get(), record)
+        run(config_file=file, bundle_root=f"bundles/{bundle}", logging_file=False, **chosen)
+
+
+def write_datalist(path: Path, **parts: Sequence[Mapping[str, Any]]) -> str:
+    """Write a datalist and return its path."""
+    write_json({name: list(cases) for name, cases in parts.items()}, path)
+    return str(path)
+
+
+def note(log: Path, error: BaseException) -> str:
+    """Add an error to a log and return its sentence."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "a", encoding="utf-8") as stream:
+        traceback.print_exception(error, file=stream)
+    return sentence(error) or f"{type(error).__name__}: {error}"
+
+
+def machine(device: Any = None) -> dict[str, Any]:
+    """Return what this runs on, and when."""
+    import torch
+
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return {
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else str(where),
+        "cpu": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} used",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "monai")},
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def peak_gib() -> float:
+    """Return the most memory that this process has held: of its GPU if it used one, else of its own."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
+        return torch.cuda.max_memory_reserved() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def pretraining_of(study: Study, run: Run) -> str | None:
+    """Return the name of the pre-training that a run starts from, None if it needs none of the study's own."""
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    if arm.weights != PRETRAINING:
+        return None
+    which = digest([arm.bundle, study.pretraining_settings(arm, data)])[:8]
+    return f"{plain_name(data.name)}/{arm.bundle}_{which}/fold_{run.fold}"
+
+
+def pieces(study: Study, runs: Sequence[Run] | None = None) -> dict[str, list[str]]:
+    """Return all pieces of a study, pre-trainings first, and those that each waits for."""
+    runs = study.runs() if runs is None else runs
+    needed = {_piece(run): pretraining_of(study, run) for run in runs}
+    first = {f"pretraining/{name}": list[str]() for name in needed.values() if name}
+    return first | {piece: [f"pretraining/{name}"] if name else [] for piece, name in needed.items()}
+
+
+def _piece(run: Run) -> str:
+    return f"runs/{run.name}"
+
+
+def state(folder: Path) -> str:
+    """Return finished, failed or missing."""
+    if (folder / RESULT).exists():
+        return "finished"
+    return "failed" if (folder / FAILED).exists() else "missing"
+
+
+def do(study: Study, piece: str) -> str:
+    """Do one piece unless it is done.
+
+    Args:
+        study: that it is of.
+        piece: a name from :func:`pieces`.
+
+    Returns:
+        finished, or elsewhere if another process works on it.
+
+    Raises:
+        SettingsError: if its folder holds a result of other settings.
+        Exception: whatever the run ended with; its sentence is in failed.json.
+    """
+    folder = study.folder / piece
+    folder.mkdir(parents=True, exist_ok=True)
+    kind, run = _runs_by_piece(study)[piece]
+    about = _about(study, run, kind)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            check_same(folder, about)
+            if (folder / RESULT).exists():
+                return "finished"
+            write_json(about, folder / "run.json")
+            try:
+                content = (_pretrain if kind == "pretraining" else _measure)(study, run, folder)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    told = note(folder / _LOG, error)
+                    write_json({"why": told, "when": datetime.now(UTC).isoformat(timespec="seconds")}, folder / FAILED)
+                raise
+            write_json({**content, "machine": machine()}, folder / RESULT)
+            (folder / FAILED).unlink(missing_ok=True)
+            return "finished"
+    except Timeout:
+        return "elsewhere"
+
+
+def _runs_by_piece(study: Study) -> dict[str, tuple[str, Run]]:
+    """Return kind and run of every piece, of a pre-training one of the runs that need it."""
+    found: dict[str, tuple[str, Run]] = {}
+    for run in study.runs():
+        if own := pretraining_of(study, run):
+            found.setdefault(f"pretraining/{own}", ("pretraining", run))
+        found[_piece(run)] = ("runs", run)
+    return found
+
+
+def check_results(study: Study) -> None:
+    """Refuse a study whose folder holds results of other settings.
+
+    Raises:
+        SettingsError: naming the first folder, and what differs.
+    """
+    for piece, (kind, run) in _runs_by_piece(study).items():
+        if (study.folder / piece / "run.json").exists():
+            check_same(study.folder / piece, _about(study, run, kind))
+
+
+def check_same(folder: Path, about: Mapping[str, Any]) -> None:
+    """Refuse to mix a result with one of other settings.
+
+    Raises:
+        SettingsError: naming what differs.
+    """
+    file = folder / "run.json"
+    if not file.exists():
+        return
+    before, now = (_flat(each) for each in (json.loads(file.read_text("utf-8")), json.loads(json.dumps(about))))
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if not changed:
+        return
+    raise SettingsError(
+        f"{folder} was run with other {', '.join(changed)}; give the study another output, or remove "
+        "that folder to run it again"
+    )
+
+
+def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return nested settings by their path: settings#lr."""
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        found |= _flat(value, f"{above}{name}#") if isinstance(value, dict) else {f"{above}{name}": value}
+    return found
+
+
+def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
+    """Return what a piece is, for its folder: whatever changes its result."""
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    unseen = sorted(case_name(case) for case in data.parts[run.fold]["validation"])
+    if kind == "pretraining":
+        return {
+            "bundle": arm.bundle,
+            "data_set": data.name,
+            "fold": run.fold,
+            "settings": study.pretraining_settings(arm, data),
+            "unseen": unseen,
+        }
+    return {
+        **asdict(run),
+        "bundle": arm.bundle,
+        "weights": arm.weights,
+        "weights_sha256": _digest_of(arm),
+        "settings": study.training_settings(arm, data),
+        "inference": study.merged("inference", arm, data),
+        "labels": data.labels,
+        "training": sorted(case_name(case) for case in study.training_cases(run)),
+        "unseen": unseen,
+    }
+
+
+_DIGESTS: dict[tuple[str, float], str] = {}
+
+
+def _digest_of(arm: Arm) -> str | None:
+    if arm.weights in (SCRATCH, PRETRAINING):
+        return None
+    key = (arm.weights, os.stat(arm.weights).st_mtime)
+    if key not in _DIGESTS:
+        _DIGESTS[key] = sha256(arm.weights)
+    return _DIGESTS[key]
+
+
+def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
+    """Pre-train on the training images of a fold."""
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    images = [{"image": file} for case in data.parts[run.fold]["training"] for file in images_of(case)]
+    began = time.monotonic()
+    run_config(
+        arm.bundle,
+        "pretrain",
+        folder / _LOG,
+        record=folder / "pretrain.json",
+        **{
+            **study.pretraining_settings(arm, data),
+            "datalist": write_datalist(folder / "datalist.json", training=images),
+            "store_dir": str(study.folder / "store"),
+            "output_dir": str(folder / "pretrain"),
+            "ckpt_dir": str(folder),
+        },
+    )
+    (folder / "pretraining_state.pt").unlink(missing_ok=True)
+    return {"seconds": {"training": time.monotonic() - began}, "peak_gib": round(peak_gib(), 2)}
+
+
+def starting_weights(study: Study, run: Run) -> dict[str, Any]:
+    """Return the settings of the train config that say where a run starts."""
+    arm = study.arms[run.arm]
+    own = pretraining_of(study, run)
+    file = "" if arm.weights == SCRATCH else arm.weights
+    if own:
+        file = str(study.folder / "pretraining" / own / "pretrained_encoder.pt")
+    return {"from_scratch": arm.weights == SCRATCH, "pretrained": file}
+
+
+def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
+    """Fine-tune, predict the unseen cases and score them."""
+    data = study.data_sets[run.data_set]
+    cases, unseen = study.training_cases(run), data.parts[run.fold]["validation"]
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "training"):
+        train(study, run, folder, cases, unseen)
+    with _timed(seconds, "inference"):
+        predict(study, run, folder)
+    with _timed(seconds, "evaluation"):
+        content = (_segmented if data.task == "segmentation" else _classified)(study, run, folder, unseen)
+    history = json.loads((folder / "train" / "history.json").read_text("utf-8"))
+    if "models" not in study.keep:
+        shutil.rmtree(folder / "models", ignore_errors=True)
+    return {
+        "run": {"name": run.name, **asdict(run), "task": data.task},
+        **content,
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "peak_gib": round(peak_gib(), 2),
+        "train_loss": history[-1].get("train_loss"),
+    }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    began = time.monotonic()
+    yield
+    seconds[name] = time.monotonic() - began
+
+
+def train(
+    study: Study,
+    run: Run,
+    folder: Path,
+    cases: Sequence[Case],
+    unseen: Sequence[Case],
+    **changes: Any,
+) -> None:
+    """Fine-tune on cases; the last epoch is the model, as published, so that nothing is chosen by the unseen ones."""
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    settings: dict[str, Any] = {"val_iterations": 0, "picture_interval": 0}
+    if data.task == "classification":
+        settings |= {"target": data.target, "group": data.group, "val_interval": 10**6}
+        if not isinstance(data.target, list):
+            settings["classes"] = data.classes
+    else:
+        settings["labels"] = data.labels
+        settings |= {name: data.card[name] for name in ("regions", "ignore_label") if data.card.get(name)}
+    if data.channels != 1:
+        settings["channels"] = data.channels
+    run_config(
+        arm.bundle,
+        study.config_of(data, "train"),
+        folder / _LOG,
+        record=folder / "train.json",
+        **{
+            **settings,
+            **study.training_settings(arm, data),
+            **starting_weights(study, run),
+            "datalist": write_datalist(folder / "datalist.json", training=cases, validation=cases[:1], test=unseen),
+            "seed": run.seed,
+            "store_dir": str(study.folder / "store"),
+            "output_dir": str(folder / "train"),
+            "ckpt_dir": str(folder / "models"),
+            **changes,
+        },
+    )
+
+
+def predict(study: Study, run: Run, folder: Path, **changes: Any) -> None:
+    """Predict the test entries of the run's datalist."""
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    told = study.training_settings(arm, data)
+    settings: dict[str, Any] = {name: told[name] for name in ("num_workers", "device", "amp") if name in told}
+    if data.task == "classification":
+        settings |= {"model": str(folder / "models" / "classifier.pt"), "resamples": 0, "group": data.group}
+        settings |= {"store_dir": str(study.folder / "store")}
+    else:
+        settings |= {"model": str(folder / "models" / "model_final.pt"), "pictures": 0, "channels": data.channels}
+    run_config(
+        arm.bundle,
+        study.config_of(data, "inference"),
+        folder / _LOG,
+        record=folder / "inference.json",
+        **{
+            **settings,
+            **study.merged("inference", arm, data),
+            "datalist": str(folder / "datalist.json"),
+            "output_dir": str(folder / "predictions"),
+            "overwrite": True,
+            "strict": True,
+            **changes,
+        },
+    )
+
+
+def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> dict[str, Any]:
+    """Score label maps and keep those of the best, the median and the worst case."""
+    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    settings: dict[str, Any] = {"tolerance_mm": 1.0}
+    settings |= {name: data.card[name] for name in ("regions", "ignore_label", "tolerance_mm") if data.card.get(name)}
+    if data.group:
+        settings["group"] = data.group
+    run_config(
+        arm.bundle,
+        "evaluate",
+        folder / _LOG,
+        record=folder / "evaluate.json",
+        **settings,
+        datalist=write_datalist(folder / "unseen.json", validation=unseen),
+        split="validation",
+        labels=data.labels,
+        predictions=str(folder / "predictions"),
+        output_dir=str(folder / "evaluation"),
+        resamples=0,
+        strict=True,
+    )
+    files = {case_name(case): case for case in unseen}
+    found: dict[str, dict[str, Any]] = {}
+    with open(folder / "evaluation" / "scores.csv", newline="", encoding="utf-8") as stream:
+        for row in csv.DictReader(stream):
+            case = files[row["case"]]
+            one = found.setdefault(
+                row["case"],
+                {"group": row["group"] or None, "image": images_of(case), "label": case["label"], "scores": {}},
+            )
+            one["scores"][row["class"]] = {name: _number(row[name]) for name in _SCORES}
+    os.replace(folder / "evaluation" / "scores.csv", folder / "scores.csv")
+    means = {name: _mean([scores["dice"] for scores in one["scores"].values()]) for name, one in found.items()}
+    ranked = sorted((name for name, mean in means.items() if mean is not None), key=lambda name: means[name] or 0.0)
+    kept = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]} if ranked else {}
+    if "predictions" not in study.keep:
+        _keep(folder / "predictions", [f"{name}.nii.gz" for name in kept.values()])
+    shutil.rmtree(folder / "evaluation", ignore_errors=True)
+    return {"cases": found, "kept": kept, "tolerance_mm": settings["tolerance_mm"]}
+
+
+def _classified(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> dict[str, Any]:
+    """Gather probabilities and the truth."""
+    data = study.data_sets[run.data_set]
+    columns = data.target if isinstance(data.target, list) else None
+    names = [str(name) for name in columns or data.classes or []]
+    found: dict[str, dict[str, Any]] = {}
+    with open(folder / "predictions" / "predictions.csv", newline="", encoding="utf-8") as stream:
+        rows = {row["case"]: row for row in csv.DictReader(stream)}
+    groups = {case_name(case): case for case in unseen}
+    for name, row in rows.items():
+        truth: Any = [int(row[f"true_{each}"]) for each in names] if columns else names.index(row["true"])
+        group = groups.get(name, {}).get(data.group) if data.group else None
+        found[name] = {
+            "group": None if group is None else str(group),
+            "truth": truth,
+            "probabilities": [float(row[f"probability_{each}"]) for each in names],
+        }
+    return {"cases": found, "classes": names, "target": data.target}
+
+
+def _keep(folder: Path, names: Sequence[str]) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in names:
+            path.unlink()
+
+
+def _number(text: str) -> float | None:
+    value = float(text) if text else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None

@@ -1,0 +1,182 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The outcome of a study in sentences: who leads, what is shown, and what the numbers do not say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .cells import mean_score
+from .comparison import baseline, compare, interval
+from .results import Block, Results, shared_runs
+from .tables import TITLES, bounds, number
+
+__all__ = ["Verdict", "budget_words", "caveats", "headline", "judge", "main_budget", "order_of_arms"]
+
+
+@dataclass
+class Verdict:
+    """How an arm compares with another over some data sets.
+
+    Attributes:
+        difference: mean over data sets of the first score.
+        low: lower bound of its interval.
+        high: upper bound.
+        better: data sets on which the arm is shown to be better.
+        worse: data sets on which it is shown to be worse.
+        count: data sets.
+        seeds: fewest seeds of a fold that both have.
+    """
+
+    difference: float
+    low: float
+    high: float
+    better: int
+    worse: int
+    count: int
+    seeds: int
+
+    @property
+    def shown(self) -> str:
+        """Better or worse if the interval leaves out 0, a test agrees and none objects, with two seeds or more."""
+        if self.seeds < 2:
+            return ""
+        if self.low > 0 and self.better and not self.worse:
+            return "better"
+        return "worse" if self.high < 0 and self.worse and not self.better else ""
+
+
+def judge(blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]], arm: str, other: str) -> Verdict | None:
+    """Compare two arms over these blocks; None if there is one on which they cannot be compared."""
+    found = [compare(block, arm, other) for block in blocks]
+    known = [each for each in found if each is not None]
+    if not blocks or len(known) < len(blocks):
+        return None
+    low, high = interval(np.mean([each["samples"][:, 0] for each in known], axis=0))
+    own = {(block.data_set, block.budget) for block in blocks}
+    winners = [
+        row["better"]
+        for row in tests
+        if (row["data_set"], row["budget"]) in own and {row["arm"], row["other"]} == {arm, other}
+    ]
+    seeds = [int(counts[counts > 0].min()) for counts in (shared_runs(b, arm, other).sum(1) for b in blocks)]
+    difference = float(np.mean([each["difference"][0] for each in known]))
+    return Verdict(difference, low, high, winners.count(arm), winners.count(other), len(blocks), min(seeds))
+
+
+def main_budget(blocks: Sequence[Block]) -> str:
+    """Return all, if there is a result with all cases, else the largest budget."""
+    return max((block.budget for block in blocks), key=lambda name: math.inf if name == "all" else float(name))
+
+
+def budget_words(budget: str) -> str:
+    """Return what a budget is in words."""
+    return "all labelled cases" if budget == "all" else f"{budget} labelled cases"
+
+
+def order_of_arms(results: Results, blocks: Sequence[Block]) -> list[str]:
+    """Return the arms that are complete on all these blocks, the best first."""
+    means = {arm: mean_score(blocks, arm) for arm in results.about["arms"]}
+    return sorted((arm for arm, mean in means.items() if not math.isnan(mean)), key=lambda arm: -means[arm])
+
+
+def headline(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the outcome: a paragraph for each task, with the budget that has most cases."""
+    if not blocks:
+        return ["No run is finished yet, so there is nothing to compare."]
+    told = []
+    for task in dict.fromkeys(block.task for block in blocks):
+        own = [block for block in blocks if block.task == task]
+        budget = main_budget(own)
+        told.append(_outcome(results, [block for block in own if block.budget == budget], tests))
+    return told
+
+
+def _outcome(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]]) -> str:
+    first = blocks[0]
+    where = f"the mean of {len(blocks)} data sets" if len(blocks) > 1 else first.data_set
+    start = f"{first.task.capitalize()} with {budget_words(first.budget)}: "
+    order = order_of_arms(results, blocks)
+    left = [arm for arm in results.about["arms"] if arm not in order and results.planned(arm=arm)]
+    waiting = f" Not compared, since not all of their unseen cases are scored: {', '.join(left)}." if left else ""
+    if len(order) < 2:
+        one = f"only {order[0]} is" if order else "no arm is"
+        return f"{start}{one} scored on all unseen cases, so there is nothing to compare yet.{waiting}"
+    lead, second = order[:2]
+    value = number(mean_score(blocks, lead))
+    told = f"{start}{lead} has the highest {TITLES[first.metrics[0]]}, {value} %, on {where}."
+    against = baseline(results.about["arms"], lead)
+    if results.about["arms"][lead]["weights"] == "scratch":
+        told += " That is an arm from scratch: no pre-trained arm scored higher."
+    elif against is None:
+        told += " The study has no arm from scratch of its backbone, so it does not tell what pre-training gave."
+    elif against not in order:
+        told += f" The arm from scratch of its backbone, {against}, is not finished."
+    else:
+        told += f" {_against(blocks, tests, lead, against, 'the same backbone from scratch')}"
+    if second != against:
+        told += f" {_against(blocks, tests, lead, second, 'the next arm')}"
+    return told + _others(results, blocks, tests, order[1:]) + waiting
+
+
+def _against(blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]], arm: str, other: str, what: str) -> str:
+    verdict = judge(blocks, tests, arm, other)
+    if verdict is None:
+        return f"It shares no run with {what}, {other}."
+    points = f"{number(verdict.difference, sign=True)} points {bounds(verdict.low, verdict.high, sign=True)}".strip()
+    told = f"Against {what}, {other}, the difference is {points}: "
+    if verdict.seeds < 2:
+        return f"{told}one run of each, so no verdict, since the luck of a run is not known."
+    if not verdict.shown:
+        return f"{told}no difference is shown."
+    on = f" (paired tests: on {verdict.better} of {verdict.count} data sets)" if verdict.count > 1 else ""
+    return f"{told}shown to be {verdict.shown}{on}."
+
+
+def _others(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]], arms: Sequence[str]) -> str:
+    """Say of the arms after the leading one how they stand to the arms from scratch."""
+    by: dict[str, list[str]] = {"better": [], "worse": [], "": []}
+    for arm in arms:
+        against = baseline(results.about["arms"], arm)
+        verdict = judge(blocks, tests, arm, against) if against else None
+        if verdict is not None and verdict.seeds > 1:
+            by[verdict.shown].append(arm)
+    words = {"better": "shown to be better", "worse": "shown to be worse", "": "no difference shown"}
+    told = [f"{words[kind]}: {', '.join(names)}" for kind, names in by.items() if names]
+    return f" Of the other arms, against the same backbone from scratch: {'; '.join(told)}." if told else ""
+
+
+def caveats(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the numbers do not say, as far as the results tell."""
+    told: list[str] = []
+    if not blocks:
+        return told
+    if len(tests) and min(len(block.seeds) for block in blocks) < 2:
+        told.append(
+            "With one seed, intervals and tests hold how much cases differ but not how much runs do: they are about "
+            "these trained networks, not about the methods."
+        )
+    elif min(len(block.seeds) for block in blocks) < 5:
+        told.append("With so few seeds, the part of the intervals that is the luck of a run is rough.")
+    fewest = min(blocks, key=lambda block: len(np.unique(block.unit)))
+    count = len(np.unique(fewest.unit))
+    if count < 20:
+        told.append(
+            f"{fewest.data_set} has only {count} unseen cases: intervals from so few are rather too narrow"
+            + (f", and no paired test over them can give a p below {2.0 ** (1 - count):.2g}." if count < 9 else ".")
+        )
+    if any(len(block.folds) > 1 for block in blocks):
+        told.append("Networks of different folds share training cases, which neither intervals nor tests know.")
+    if blocks[0].task == "segmentation" and len({block.data_set for block in blocks}) < 3:
+        told.append("Few data sets: what holds on them need not hold on others.")
+    epochs = sorted({str(arm["epochs"]) for arm in results.about["arms"].values() if arm.get("epochs")})
+    length = f" ({', '.join(epochs)} epochs)" if epochs else ""
+    told.append(
+        f"All holds for the length{length}, network size and settings of this study, listed below; other lengths may "
+        "order the arms otherwise. The leading arm was found with the same scores that it is praised for."
+    )
+    return told

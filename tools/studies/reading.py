@@ -1,0 +1,370 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Read a study from its YAML file, and check all that it names before anything runs."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from environment import ROOT
+
+from common.data import classified_lists, labelled_lists, split_cases
+from common.data.datalists import case_name
+from common.engines.settings import unknown_settings
+from common.errors import DataError, SettingsError
+from common.weights.files import write_json
+
+from .cards import read_card
+from .definition import OWN, PRETRAINING, SCRATCH, Arm, DataSet, Study, bundle_config, cell_of, plain_name
+
+__all__ = ["read_study"]
+
+TEMPLATE = "template"  # folder of the task that needs no download
+_TEMPLATE_SCANS = 4  # of each half of the brain
+_TOP = (
+    *("name", "output", "arms", "data_sets", "budgets", "folds", "seeds", "schedules", "lengths", "spacings"),
+    *("settings", "pretraining", "inference", "backbones", "keep"),
+)
+_ARM = ("bundle", "weights", "schedule", "epochs", "spacing", "settings", "pretraining", "inference")
+_DATA_SET = (
+    *("card", "folder", "datalist", "splits", "groups", "group", "labels", "channels", "table", "target", "classes"),
+    *("settings", "pretraining", "inference"),
+)
+_LEVEL = ("settings", "pretraining", "inference")  # what every level may hold: settings of these configs
+_KEEP = ("models", "predictions")
+
+
+def read_study(path: str | Path, *, output: str | Path | None = None) -> Study:
+    """Read a study's file and check all that it names; relative paths start at the file.
+
+    Raises:
+        SettingsError: naming the entry that does not fit, and the remedy.
+        DataError: if labelled cases or a split cannot be read.
+    """
+    file = Path(path).expanduser().absolute()
+    try:
+        content = yaml.safe_load(file.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        told = getattr(error, "strerror", None) or str(error).replace("\n", " ")
+        raise SettingsError(f"the study {file} cannot be read: {told}") from error
+    if not isinstance(content, dict):
+        raise SettingsError(f"{file} is no study; it must have arms and data_sets, see docs/study.md")
+    try:
+        return study_from(content, base=file.parent, output=output or content.get("output") or file.stem, source=file)
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {error}") from error
+
+
+def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, source: str | Path = "") -> Study:
+    """Make a study of what its file says.
+
+    Args:
+        content: of the file.
+        base: folder where relative paths start.
+        output: folder of the study, from ``base``.
+        source: name of the file, for messages.
+
+    Raises:
+        SettingsError: naming the entry that does not fit.
+        DataError: if labelled cases or a split cannot be read.
+    """
+    _known(content, _TOP, "the study")
+    levels = {level: _settings(content, level, "the study") for level in _LEVEL}
+    folder = (base / Path(output).expanduser()).absolute()
+    arms = _arms(content, base)
+    folds, used = _folds(content.get("folds", 1))
+    sets = content.get("data_sets")
+    if not isinstance(sets, Mapping) or not sets:
+        raise SettingsError("it names no data_sets; add for example data_sets: {mine: {folder: /data/task}}")
+    backbones = dict(content.get("backbones") or {})
+    _known(backbones, sorted({cell_of(bundle)[1] for bundle in _bundles()}), "backbones")
+    for name, each in backbones.items():
+        _known(each, _LEVEL, f"backbone {name}")
+    data = {
+        str(name): _data_set(str(name), dict(each or {}), base=base, folder=folder, folds=folds)
+        for name, each in sets.items()
+    }
+    study = Study(
+        name=str(content.get("name") or Path(output).name),
+        folder=folder,
+        arms=arms,
+        data_sets=data,
+        budgets=[str(each) for each in _listed(content.get("budgets", ["all"]))],
+        folds=[],
+        seeds=[_number(each, "seeds", least=0) for each in _listed(content.get("seeds", [0]))],
+        backbones=backbones,
+        keep=[str(each) for each in _listed(content.get("keep", []))],
+        source=str(source),
+        **levels,
+    )
+    _known(dict.fromkeys(study.keep), _KEEP, "keep")
+    for name, each_set in data.items():
+        lost = [fold for fold in used or range(len(each_set.parts)) if fold >= len(each_set.parts)]
+        if lost:
+            raise SettingsError(f"fold {lost[0]} of {name} does not exist; it has {len(each_set.parts)}, from 0")
+    counts = {len(each_set.parts) for each_set in data.values()}
+    if used is None and len(counts) > 1:
+        raise SettingsError(
+            f"the data sets have {sorted(counts)} folds; say which to use in all, such as folds: {{use: [0]}}"
+        )
+    study.folds = list(used) if used is not None else list(range(counts.pop()))
+    _check_budgets(study)
+    _check_settings(study)
+    names = [plain_name(name) for name in (*arms, *data)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SettingsError(f"two arms or data sets would share the folder {twice}; rename one")
+    return study
+
+
+def _known(given: Any, known: Sequence[str], where: str) -> None:
+    if not isinstance(given, Mapping):
+        raise SettingsError(f"{where} is {given!r}; it must have entries such as {known[0]}: ...")
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]}?" if near else f"it may have {', '.join(known)}"
+            raise SettingsError(f"{where} has no {name!r}; {hint}")
+
+
+def _settings(given: Mapping[str, Any], level: str, where: str) -> dict[str, Any]:
+    found = given.get(level) or {}
+    if not isinstance(found, Mapping):
+        raise SettingsError(f"{level} of {where} is {found!r}; it must be settings such as {{epochs: 150}}")
+    if level == "settings" and (taken := next((name for name in found if name in OWN), None)):
+        raise SettingsError(f"settings of {where} name {taken}, which the study itself decides; leave it out")
+    return dict(found)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _number(value: Any, what: str, *, least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingsError(f"{what} has {value!r}; it must hold whole numbers from {least}")
+    return value
+
+
+def _folds(value: Any) -> tuple[int, list[int] | None]:
+    """Return how many folds there are and which are used, None for all; ``{of: 2, use: [0]}`` is one half."""
+    if isinstance(value, Mapping):
+        _known(value, ("of", "use"), "folds")
+        use = value.get("use")
+        used = None if use is None else [_number(each, "folds: use", least=0) for each in _listed(use)]
+        return _number(value.get("of", 2), "folds: of", least=1), used
+    return _number(value, "folds", least=1), None
+
+
+def _arms(content: Mapping[str, Any], base: Path) -> dict[str, Arm]:
+    given = content.get("arms")
+    if isinstance(given, list):
+        given = dict.fromkeys(given)
+    if not isinstance(given, Mapping) or not given:
+        raise SettingsError("it names no arms; add for example arms: {mae_resenc_l: {}}")
+    several = {name: _listed(content[name]) for name in ("schedules", "lengths", "spacings") if name in content}
+    arms: dict[str, Arm] = {}
+    for title, entry in given.items():
+        entry = dict(entry or {})
+        where = f"the arm {title}"
+        _known(entry, _ARM, where)
+        bundle = str(entry.get("bundle", title))
+        if bundle not in _bundles():
+            near = difflib.get_close_matches(bundle, _bundles(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_bundles())}"
+            raise SettingsError(f"{where}: there is no bundle {bundle!r}; {hint}")
+        levels = {level: _settings(entry, level, where) for level in _LEVEL}
+        weights = _weights(entry.get("weights"), bundle, base, where)
+        for schedule in several.get("schedules", [None]):
+            for epochs in several.get("lengths", [None]):
+                for spacing in several.get("spacings", ["fixed"]):
+                    schedule_ = entry.get("schedule", schedule)
+                    epochs_ = entry.get("epochs", epochs)
+                    spacing_ = _spacing(entry.get("spacing", spacing), where)
+                    told = [
+                        str(title),
+                        *([str(schedule_ or "own schedule")] if len(several.get("schedules", [])) > 1 else []),
+                        *([f"{epochs_} epochs"] if len(several.get("lengths", [])) > 1 else []),
+                        *([f"spacing {spacing_}"] if len(several.get("spacings", [])) > 1 else []),
+                    ]
+                    arm = Arm(", ".join(told), bundle, weights, schedule_, epochs_, spacing_, **levels)
+                    if epochs_ is not None:
+                        _number(epochs_, f"epochs of {where}", least=1)
+                    arms[arm.name] = arm
+    return arms
+
+
+def _bundles() -> list[str]:
+    return sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/train.yaml"))
+
+
+def _weights(value: Any, bundle: str, base: Path, where: str) -> str:
+    """Return scratch, pretraining, or the path of a file that is there."""
+    if value in (SCRATCH, PRETRAINING):
+        return str(value)
+    if value is None:
+        file = ROOT / "bundles" / bundle / "models" / "pretrained_encoder.pt"
+        remedy = f"fetch it with tools/import_checkpoint.py {bundle}, pre-train it, or say weights: scratch"
+    else:
+        file = base / Path(str(value)).expanduser()
+        remedy = "give the path of an encoder, scratch or pretraining"
+    if not file.is_file():
+        raise SettingsError(f"{where}: there are no weights {file}; {remedy}")
+    return str(file.absolute())
+
+
+def _spacing(value: Any, where: str) -> str | float:
+    if value in ("fixed", "median", "own", "card"):
+        return str(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
+        return float(value)
+    raise SettingsError(
+        f"spacing of {where} is {value!r}; it must be fixed (as in the configs), median or card (of the data set), own "
+        "(of each file), or millimetres"
+    )
+
+
+def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, folds: int) -> DataSet:
+    where = f"the data set {name}"
+    _known(entry, _DATA_SET, where)
+    chosen = entry.get("card", name)
+    try:
+        card = read_card(base / chosen if str(chosen).endswith((".yaml", ".yml")) else str(chosen))
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
+    about = card.content()
+
+    def path(key: str) -> str | None:
+        value = entry.get(key)
+        return None if value is None else str(base / Path(str(value)).expanduser())
+
+    segmentation = about["task"] == "segmentation"
+    labels = entry.get("labels", about.get("labels"))
+    if isinstance(labels, str):
+        labels = str(base / Path(labels).expanduser())
+    channels = entry.get("channels") or len(about.get("channels") or [1])
+    group, splits = entry.get("group"), path("splits")
+    data_folder, datalist = path("folder") or "", path("datalist")
+    if entry.get("folder") == TEMPLATE:
+        data_folder, datalist, splits, folds = "", *_template(folder), 2
+    if not data_folder and not datalist:
+        raise SettingsError(f"{where} has no folder; say where its labelled cases are")
+    places: dict[str, Any] = {"channels": channels, "group": group, "splits": splits, "folds": folds}
+    target = entry.get("target", about.get("target"))
+    classes = entry.get("classes", about.get("classes"))
+    if segmentation and not labels:
+        raise SettingsError(f"{where} has no labels; add labels: [background, ...] or the path of a dataset.json")
+    if not segmentation and not target:
+        raise SettingsError(f"{where} has no target; name the column of its table with the classes")
+    try:
+        count = len(json.loads(Path(splits).read_text("utf-8"))) if splits else folds
+        parts = []
+        for fold in range(count):
+            if segmentation:
+                if fold == 0:
+                    cases = labelled_lists(data_folder, datalist, channels=channels, groups=path("groups"), fold="all")[
+                        "training"
+                    ]
+                parts.append(_segmentation_part(cases, fold, places))
+            else:
+                lists = classified_lists(
+                    data_folder,
+                    datalist,
+                    table=path("table"),
+                    target=target or "",
+                    classes=None if isinstance(target, list) else classes,
+                    fold=None if count == 1 and not splits else fold,
+                    validation_share=0.5,
+                    **places,
+                )
+                classes = list(lists["task"].names)
+                parts.append({part: [_columns(case) for case in lists[part]] for part in ("training", "validation")})
+    except (OSError, ValueError) as error:
+        if isinstance(error, (DataError, SettingsError)):
+            raise type(error)(f"{where}: {error}") from error
+        raise SettingsError(f"{where}: the splits {splits} cannot be read: {error}") from error
+    return DataSet(
+        name,
+        about,
+        parts,
+        labels,
+        channels=int(channels),
+        groups=path("groups"),
+        group=group,
+        target=target if not segmentation else None,
+        classes=classes if not segmentation else None,
+        settings={**(about.get("settings") or {}), **_task_settings(about), **_settings(entry, "settings", where)},
+        pretraining=_settings(entry, "pretraining", where),
+        inference=_settings(entry, "inference", where),
+    )
+
+
+def _task_settings(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a card says of the network's input."""
+    size = card.get("input_size")
+    return {"input_size": list(size)} if size and card["task"] == "classification" else {}
+
+
+def _segmentation_part(
+    cases: Sequence[dict[str, Any]], fold: int, places: Mapping[str, Any]
+) -> dict[str, list[dict[str, Any]]]:
+    """Split once in halves, as the study does, or into folds."""
+    if places["splits"]:
+        return split_cases(cases, fold=fold, splits=places["splits"])
+    if places["folds"] == 1:
+        return split_cases(cases, fold=None, group=places["group"], validation_share=0.5)
+    return split_cases(cases, fold=fold, folds=places["folds"], group=places["group"])
+
+
+def _columns(case: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a case as a datalist holds it."""
+    return {name: value for name, value in case.items() if isinstance(value, (str, int, float)) or name == "image"}
+
+
+def _template(folder: Path) -> tuple[str, str]:
+    """Write the task on the MNI152 template once; each half of the brain is tested on in one of two folds.
+
+    Returns:
+        datalist and splits.
+    """
+    from template_data import write_template_data
+
+    place = folder / "data" / "template"
+    datalist, splits = place / "datalist.json", place / "splits.json"
+    if not splits.exists():
+        write_template_data(place / "scans", train=_TEMPLATE_SCANS, validation=0, test=_TEMPLATE_SCANS)
+        lists = json.loads((place / "scans" / "datalist.json").read_text("utf-8"))
+        halves = [
+            [{key: f"scans/{file}" for key, file in case.items()} for case in lists[part]]
+            for part in ("training", "test")
+        ]
+        write_json({"training": [*halves[0], *halves[1]]}, datalist)
+        back, front = ([case_name(case) for case in half] for half in halves)
+        write_json([{"train": back, "val": front}, {"train": front, "val": back}], splits)
+    return str(datalist), str(splits)
+
+
+def _check_budgets(study: Study) -> None:
+    for budget in study.budgets:
+        for name, data in study.data_sets.items():
+            most = min(len(data.parts[fold]["training"]) for fold in study.folds)
+            if budget != "all" and not (budget.isdigit() and 1 <= int(budget) <= most):
+                raise SettingsError(
+                    f"budgets has {budget}; {name} has {most} cases to train on, so give numbers from 1 to that, or all"
+                )
+
+
+def _check_settings(study: Study) -> None:
+    """Refuse a setting that no config of any arm knows, before hours are spent."""
+    for arm in study.arms.values():
+        for data in study.data_sets.values():
+            levels = {"settings": study.config_of(data, "train"), "inference": study.config_of(data, "inference")}
+            if arm.weights == PRETRAINING:
+                levels["pretraining"] = "pretrain"
+            for level, config in levels.items():
+                told = unknown_settings(study.merged(level, arm, data), bundle_config(arm.bundle, config))
+                if told:
+                    raise SettingsError(f"{level} of {arm.name} on {data.name}: {told.replace('--', '')}")

@@ -1,0 +1,206 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The parts of a study's report that compare: scores, ranks and tests, groups of cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .cells import MEANS, Cell, case_ranks, data_set_ranks
+from .comparison import RESAMPLES
+from .document import Heading, Part, Picture, Text
+from .outcome import budget_words
+from .pictures import Look, draw_budgets, draw_ranks, draw_scores
+from .results import METRICS, Block, Results
+from .significance import Ranks
+from .tables import (
+    FEWER,
+    NOT_ALL,
+    TITLES,
+    difference_table,
+    group_table,
+    interval_table,
+    main_table,
+    pairs_table,
+    rank_table,
+)
+
+__all__ = ["all_ranks", "groups_part", "ranks_part", "scores_part"]
+
+_MOST_TESTS = 120  # in the report; tests.csv has all
+
+
+def scores_part(
+    results: Results, blocks: Sequence[Block], cells: Sequence[Cell], own: Mapping[str, Look]
+) -> list[Part]:
+    """Return the main tables and charts, a block for each task and budget."""
+    parts: list[Part] = [Heading("Scores")]
+    parts.append(
+        Text(
+            "In percent, with the standard deviation over seeds; the best of each column in bold. Segmentation: DSC "
+            f"and NSD (surface Dice at {_tolerances(results)} mm), averaged for each case over seeds, for each class "
+            "over the cases in which it is defined, then over classes. Classification: average precision (AP) and "
+            "balanced accuracy of each run on its unseen cases, averaged over runs. ID, OOD and All are means "
+            f"over data sets, given where all are complete. {NOT_ALL} not all unseen cases are scored, so the value is "
+            f"compared with no other; {FEWER} fewer runs than planned.",
+            "note",
+        )
+    )
+    several = len({cell.budget for cell in cells}) > 1
+    for task in METRICS:
+        for budget in _largest_first(cell.budget for cell in cells if cell.task == task):
+            parts.append(Heading(f"{task.capitalize()}, {budget_words(budget)}", 3))
+            here = [cell for cell in cells if (cell.task, cell.budget) == (task, budget)]
+            for metric in METRICS[task]:
+                parts.append(main_table(results, [c for c in here if c.metric == metric], f"{TITLES[metric]}, %"))
+            first = [cell for cell in here if cell.metric == METRICS[task][0]]
+            title = TITLES[METRICS[task][0]]
+            name = f"scores_{task}_{budget}.png"
+            alt = f"{title} with 95 % intervals, {budget_words(budget)}; hollow: not all unseen cases are scored"
+            parts.append(Picture(name, draw_scores(first, own), alt))
+            for metric in METRICS[task]:
+                own_cells = [c for c in here if c.metric == metric]
+                parts.append(interval_table(results, own_cells, f"{TITLES[metric]} with 95 % intervals"))
+                if any(cell.scratch for cell in own_cells):
+                    caption = f"{TITLES[metric]} minus that of the arm from scratch of the same backbone, points"
+                    parts.append(difference_table(results, own_cells, caption))
+        counts = _counts(results, task, blocks)
+        if several and counts:
+            curve = [c for c in cells if c.task == task and c.metric == METRICS[task][0] and c.column not in MEANS]
+            parts.append(Heading(f"{task.capitalize()}: over the number of labelled cases", 3))
+            alt = "scores over the number of labelled training cases, with 95 % intervals; tables have the numbers"
+            parts.append(Picture(f"budgets_{task}.png", draw_budgets(curve, counts, own), alt))
+    if not cells:
+        parts.append(Text("No run is finished yet."))
+    else:
+        parts.append(
+            Text(
+                f"Intervals hold the middle 95 % of {RESAMPLES} bootstrap resamples of the unseen cases (patients, "
+                "where cases are grouped by them), to which comes what differs between the seeds of a fold, by "
+                "Student's t, since they are few; with one seed that part is missing. All arms share their draws. "
+                "Differences are taken from the folds and seeds that both arms have; in bold, 0 lies outside the "
+                "interval, before any correction for many comparisons.",
+                "note",
+            )
+        )
+    return parts
+
+
+def _largest_first(budgets: Iterable[str]) -> list[str]:
+    return sorted(set(budgets), key=lambda name: -math.inf if name == "all" else -float(name))
+
+
+def _tolerances(results: Results) -> str:
+    found = {f"{r['tolerance_mm']:g}" for r in results.finished.values() if r.get("tolerance_mm") is not None}
+    return " or ".join(sorted(found)) or "1"
+
+
+def _counts(results: Results, task: str, blocks: Sequence[Block]) -> dict[tuple[str, str], float]:
+    """Return the number of training cases by data set and budget, its mean over folds."""
+    found = {}
+    for block in blocks:
+        if block.task == task:
+            runs = results.planned(data_set=block.data_set, budget=block.budget)
+            found[block.data_set, block.budget] = float(np.mean([run["cases"] for run in runs]))
+    return found if len(set(found)) > len({data_set for data_set, _ in found}) else {}
+
+
+def all_ranks(results: Results, blocks: Sequence[Block]) -> list[tuple[str, str, str, Ranks]]:
+    """Return task, budget, metric and ranks: over data sets, where there are three, else over the cases of each."""
+    found = []
+    for task, budget in (
+        (task, budget)
+        for task in dict.fromkeys(block.task for block in blocks)
+        for budget in _largest_first(block.budget for block in blocks if block.task == task)
+    ):
+        own = [block for block in blocks if (block.task, block.budget) == (task, budget)]
+        for index, metric in enumerate(METRICS[task]):
+            ranks = data_set_ranks(results, own, index) if len(own) > 1 else None
+            if ranks is not None:
+                found.append((task, budget, metric, ranks))
+            if len(own) < 3:
+                each = [case_ranks(block, index) for block in own]
+                found += [(task, budget, metric, ranks) for ranks in each if ranks is not None]
+    return found
+
+
+def ranks_part(
+    ranks: Sequence[tuple[str, str, str, Ranks]], tests: Sequence[Mapping[str, Any]], own: Mapping[str, Look]
+) -> list[Part]:
+    """Return mean ranks, with the critical difference where it can be tested, and the paired tests."""
+    parts: list[Part] = [Heading("Ranks and tests")]
+    for index, (task, budget, over) in enumerate(dict.fromkeys((t, b, each.over) for t, b, _, each in ranks)):
+        here = {TITLES[m]: each for t, b, m, each in ranks if (t, b, each.over) == (task, budget, over)}
+        first = next(iter(here.values()))
+        what = f"{first.count} data sets" if over == "data sets" else f"the {first.count} cases of {over} alone"
+        parts.append(Heading(f"{task.capitalize()}, {budget_words(budget)}: ranks over {what}", 3))
+        parts += _ranks(first, over)
+        parts.append(rank_table(here))
+        if first.pairs is not None:
+            alt = f"mean ranks over {what}; bars join arms that Nemenyi's test cannot tell apart at 0.05"
+            parts.append(Picture(f"ranks_{index}.png", draw_ranks(first, own, next(iter(here))), alt))
+    if not ranks:
+        parts.append(Text("Fewer than two arms are complete on the same data sets, so there are no ranks."))
+    parts.append(Heading("Paired tests", 3))
+    if not tests:
+        return [*parts, Text("No two arms have a run in common, so there is nothing to test.")]
+    known = [test for test in tests if not math.isnan(test["p"])]
+    parts.append(
+        Text(
+            f"Each pair of arms on each data set and budget, {len(known)} tests in all, whose p values are corrected "
+            "together after Holm. Segmentation: Wilcoxon's signed-rank test of the cases' DSC, averaged over classes "
+            "and seeds. Classification: a permutation test of AP, in which the probabilities of the two arms are "
+            "exchanged case by case. A difference counts as shown if the corrected p is below 0.05 and the interval "
+            "leaves out 0. The tests take the trained networks as they are; only the intervals hold what differs "
+            "between seeds.",
+            "note",
+        )
+    )
+    if len(tests) > _MOST_TESTS:
+        parts.append(Text(f"The {_MOST_TESTS} clearest are shown; tests.csv has all.", "note"))
+        clearest = sorted(known, key=lambda test: test["p"])[:_MOST_TESTS]
+        tests = [test for test in tests if test in clearest]
+    return [*parts, pairs_table(tests)]
+
+
+def _ranks(ranks: Ranks, over: str) -> list[Part]:
+    """Say what can be tested of ranks."""
+    if over != "data sets":
+        told = (
+            f"Fewer than three data sets: ranks over data sets cannot be tested. These are over the cases of {over}; "
+            "they tell how sure the order of these trained networks is there, not what to expect of other data."
+        )
+        if ranks.pairs is not None:
+            return [Text(told, "note")]
+        return [Text(f"{told} With fewer than three arms or cases, Friedman's test cannot be made.", "note")]
+    if ranks.count < 3:
+        return [Text("Ranks over fewer than three data sets cannot be tested.", "note")]
+    if ranks.pairs is None:
+        return [Text("Friedman's test needs three arms; the paired tests below compare two.", "note")]
+    few = ranks.count < 10
+    return [Text("With so few data sets the test finds only large differences.", "note")] if few else []
+
+
+def groups_part(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Return the scores in each centre, scanner or other group of cases."""
+    parts: list[Part] = [Heading("Groups of cases", short="Groups")]
+    if not rows:
+        return [*parts, Text("No data set tells of groups of cases, such as centres or scanners.")]
+    parts.append(
+        Text(
+            "Of all runs of an arm, with 95 % intervals; the number of unseen cases is in brackets. Between groups the "
+            "cases differ too, so that a lower score need not be the scanner's fault.",
+            "note",
+        )
+    )
+    for block in blocks:
+        for metric in block.metrics:
+            own = [
+                r for r in rows if (r["data_set"], r["budget"], r["metric"]) == (block.data_set, block.budget, metric)
+            ]
+            if own:
+                parts.append(group_table(own, f"{block.data_set}, {TITLES[metric]}, {budget_words(block.budget)}"))
+    return parts

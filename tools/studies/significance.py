@@ -1,0 +1,164 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Which differences between arms are shown: paired tests over cases, ranks over data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
+from statsmodels.stats.multitest import multipletests
+
+from common.metrics import known_mean
+
+from .comparison import average_precision, case_scores, compare, one_hot
+from .results import Block, shared_runs
+
+__all__ = ["ALPHA", "Ranks", "by_unit", "critical_difference", "pair_tests", "rank"]
+
+ALPHA = 0.05
+_SEED = 12345
+_PERMUTATIONS = 5000
+
+
+def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """Test each pair of arms in each block, and correct all p values of the study together after Holm.
+
+    Segmentation: Wilcoxon's signed-rank test of the units' Dice, averaged over seeds and classes. Classification: a
+    permutation test of AP, in which the two arms' probabilities of a unit are exchanged at random.
+
+    Returns:
+        a row for each: both arms, ``difference`` with its interval, ``cases`` (units), ``test``, ``p``, ``p_holm`` and
+        ``better``, the arm that is shown to be better, or "": p after Holm is below 0.05 and the interval, which holds
+        the luck of runs too where there are several seeds, does not reach 0.
+    """
+    rows = []
+    for block in blocks:
+        for arm, other in combinations(block.arms, 2):
+            found = compare(block, arm, other)
+            if found is None:
+                continue
+            test = _wilcoxon if block.task == "segmentation" else _permutation
+            p, count, wins = test(block, arm, other)
+            rows.append(
+                {
+                    "data_set": block.data_set,
+                    "budget": block.budget,
+                    "metric": block.metrics[0],
+                    "arm": arm,
+                    "other": other,
+                    "difference": float(found["difference"][0]),
+                    "low": float(found["low"][0]),
+                    "high": float(found["high"][0]),
+                    "cases": count,
+                    "arm_better_on": wins,
+                    "runs_of_each": found["runs"],
+                    "test": "Wilcoxon signed-rank" if block.task == "segmentation" else "permutation of cases",
+                    "p": p,
+                }
+            )
+    known = [row for row in rows if not np.isnan(row["p"])]
+    corrected = multipletests([row["p"] for row in known], ALPHA, method="holm")[1] if known else []
+    for row in rows:
+        row |= {"p_holm": float("nan"), "better": ""}
+    for row, p in zip(known, corrected, strict=True):
+        row["p_holm"] = float(p)
+        if p < ALPHA and (row["low"] > 0 or row["high"] < 0):
+            row["better"] = row["arm"] if row["low"] > 0 else row["other"]
+    return rows
+
+
+def _wilcoxon(block: Block, arm: str, other: str) -> tuple[float, int, int | None]:
+    runs = shared_runs(block, arm, other)
+    difference = by_unit(block, case_scores(block, arm, runs) - case_scores(block, other, runs))
+    difference = np.round(difference[~np.isnan(difference)], 12)  # rounding errors are no difference
+    wins = int((difference > 0).sum())
+    if len(difference) < 2:
+        return float("nan"), len(difference), wins
+    if not difference.any():
+        return 1.0, len(difference), wins
+    return float(wilcoxon(difference).pvalue), len(difference), wins
+
+
+def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | None]:
+    runs = shared_runs(block, arm, other)
+    true, own = one_hot(block), np.flatnonzero(np.asarray(runs.any(1))[block.fold])
+    units = len(np.unique(block.unit[own]))
+    swapped = np.random.default_rng(_SEED).random((_PERMUTATIONS, block.unit.max() + 1)) < 0.5
+    swapped[0] = False  # the first is what was seen
+    one, two = (block.values[block.arms.index(name), ..., 0] for name in (arm, other))
+    differences = []
+    for fold, seed in zip(*np.nonzero(runs), strict=True):
+        rows = np.flatnonzero(block.fold == fold)
+        swap, weights = swapped[:, block.unit[rows]], np.ones((_PERMUTATIONS, len(rows)))
+        of_class = []
+        for index in range(len(block.classes)):
+            p, q = one[rows, seed, index], two[rows, seed, index]
+            pair = (np.where(swap, q, p), np.where(swap, p, q))
+            first, second = (average_precision(each, true[rows, index], weights) for each in pair)
+            of_class.append(first - second)
+        differences.append(known_mean(np.stack(of_class)))
+    found = np.abs(known_mean(np.stack(differences)))
+    if units < 2 or np.isnan(found[0]):
+        return float("nan"), units, None
+    return float((found >= found[0] - 1e-12).mean()), units, None
+
+
+def by_unit(block: Block, values: np.ndarray) -> np.ndarray:
+    """Return the mean of each unit of what is known of its rows."""
+    return np.array([known_mean(values[block.unit == unit]) for unit in range(block.unit.max() + 1)])
+
+
+@dataclass
+class Ranks:
+    """Mean ranks of arms, 1 is best, over data sets or over the cases of one.
+
+    Attributes:
+        over: "data sets", or the name of the data set over whose cases ranks are taken.
+        count: how many.
+        arms: that are ranked.
+        mean: mean rank of each.
+        p: of Friedman's test; None if it cannot be made.
+        cd: critical difference of Nemenyi's test; None if it cannot be made.
+        pairs: Nemenyi's p value of each pair, ``(arms, arms)``; None likewise.
+    """
+
+    over: str
+    count: int
+    arms: list[str]
+    mean: np.ndarray
+    p: float | None
+    cd: float | None
+    pairs: np.ndarray | None
+
+
+def critical_difference(arms: int, count: int, alpha: float = ALPHA) -> float:
+    """Return how far two mean ranks must lie apart in Nemenyi's test (Demsar, JMLR 7, 2006).
+
+    Example:
+        >>> round(critical_difference(4, 14), 2)  # in Demsar's section 3.2.2, at 0.05
+        1.25
+    """
+    q = studentized_range.ppf(1 - alpha, arms, np.inf) / np.sqrt(2)
+    return float(q * np.sqrt(arms * (arms + 1) / (6 * count)))
+
+
+def rank(values: np.ndarray, arms: Sequence[str], over: str) -> Ranks | None:
+    """Rank arms by their values ``(data sets or cases, arms)``, higher is better; rows with a NaN are left out.
+
+    Friedman's and Nemenyi's tests are made with three arms or more and three rows or more.
+    """
+    values = np.round(values[~np.isnan(values).any(1)], 12)
+    if not len(values) or len(arms) < 2:
+        return None
+    mean = rankdata(-values, axis=1).mean(0)
+    if len(arms) < 3 or len(values) < 3:
+        return Ranks(over, len(values), list(arms), mean, None, None, None)
+    p = 1.0 if np.ptp(values, axis=1).max() == 0 else float(friedmanchisquare(*values.T).pvalue)
+    from scikit_posthocs import posthoc_nemenyi_friedman  # takes a second to import
+
+    pairs = posthoc_nemenyi_friedman(values).to_numpy()
+    return Ranks(over, len(values), list(arms), mean, p, critical_difference(len(arms), len(values)), pairs)
