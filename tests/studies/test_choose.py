@@ -23,10 +23,9 @@ from .encoders import LABELS, textured, train, write_task
 
 sys.path.insert(0, str(ROOT / "tools"))
 import choose as tool
+from studies import scheduling
 from studies.choosing import Difference, judge
 from studies.probes import paired_difference
-
-from studies import scheduling
 
 SMALL: dict[str, Any] = {"patch_size": [24, 24, 24], "resamples": 300, "bundles": "none"}
 B = "mae_resenc_l"

@@ -20,13 +20,12 @@ from common.metrics import classification_scores
 from ..conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+from studies import comparison, significance
 from studies.cells import all_cells, data_set_ranks
 from studies.comparison import _evaluate, average_precision, baseline, compare, interval, resampled, score
 from studies.outcome import judge
 from studies.results import Block, Results, blocks_of, every_run, read_results
 from studies.significance import critical_difference, pair_tests, rank
-
-from studies import comparison, significance
 
 from .synthetic import write_study
 

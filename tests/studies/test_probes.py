@@ -18,6 +18,7 @@ from ..conftest import ROOT
 from .encoders import LABELS, NARROW, train, write_task
 
 sys.path.insert(0, str(ROOT / "tools"))
+from studies import probes
 from studies.probes import (
     Encoder,
     Voxels,
@@ -27,8 +28,6 @@ from studies.probes import (
     probe_encoder,
     probe_voxels,
 )
-
-from studies import probes
 
 TASK = SegmentationTask(LABELS)
 SMALL = {"patch_size": [24, 24, 24]}

@@ -18,11 +18,10 @@ from common.errors import DataError
 from ..conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
+from studies import comparison, significance
 from studies.document import Heading, Picture, Strong, Table, Text, write_html, write_markdown
 from studies.published_numbers import published_part
 from studies.report import write_report
-
-from studies import comparison, significance
 
 from .synthetic import write_study
 

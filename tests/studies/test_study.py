@@ -23,13 +23,12 @@ from ..conftest import ROOT, blobs, write_volume
 
 sys.path.insert(0, str(ROOT / "tools"))
 import study as study_tool
+from studies import scheduling
 from studies.cost import _shorter, estimate
 from studies.definition import Study
 from studies.execution import check_results, check_same, pieces, pretraining_of, starting_weights
 from studies.reading import read_study
 from studies.scheduling import ELSEWHERE, Place, places, run_pieces, shard_of
-
-from studies import scheduling
 
 NARROW: dict[str, Any] = {
     "settings": {"patch_size": [16, 16, 16], "epochs": 1, "iterations_per_epoch": 2, "num_workers": 0},
