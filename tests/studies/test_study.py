@@ -23,7 +23,7 @@ from ..conftest import ROOT, blobs, write_volume
 
 sys.path.insert(0, str(ROOT / "tools"))
 import study as study_tool
-from studies import scheduling
+from studies import execution, scheduling
 from studies.cost import _shorter, estimate
 from studies.definition import Study
 from studies.execution import check_results, check_same, pieces, pretraining_of, starting_weights
@@ -320,6 +320,7 @@ def test_a_whole_study_is_killed_goes_on_and_is_reported(task: Path) -> None:
     assert rows.keys() == found["cases"].keys()
     for case, dice in rows.items():
         assert float(dice or "nan") == pytest.approx(found["cases"][case]["scores"]["ball"]["dice"], nan_ok=True)
+    assert not (folder / "trained.json").exists()
     # the config beside the result is complete and trains the same again
     again = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(folder / "train.json")]
     other = ["--ckpt_dir", str(task.parent / "again"), "--output_dir", str(task.parent / "again")]
@@ -352,6 +353,33 @@ def test_a_plan_is_measured_here(task: Path) -> None:
     before = time.monotonic()
     study_py("plan", file, "--steps", "2")
     assert time.monotonic() - before < 40, "measured once"
+
+
+def test_what_was_cut_after_its_training_is_not_trained_again(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    study = small(task.parent)
+    (run,) = (run for run in study.runs() if run.arm == "scratch")
+    done: list[str] = []
+
+    def pretend(_: Study, __: Any, folder: Path, *rest: Any) -> None:
+        done.append("train" if rest else "predict")
+        (folder / "models").mkdir(exist_ok=True)
+        if done == ["train", "predict"]:
+            raise KeyboardInterrupt
+
+    def scored(_: Study, __: Any, folder: Path, ___: Any) -> dict[str, Any]:
+        (folder / "train").mkdir()
+        (folder / "train" / "history.json").write_text('[{"train_loss": 1.0}]', "utf-8")
+        return {"cases": {}}
+
+    monkeypatch.setattr(execution, "train", pretend)
+    monkeypatch.setattr(execution, "predict", pretend)
+    monkeypatch.setattr(execution, "_segmented", scored)
+    with pytest.raises(KeyboardInterrupt):
+        execution.do(study, f"runs/{run.name}")
+    assert execution.do(study, f"runs/{run.name}") == "finished"
+    assert done == ["train", "predict", "predict"]
+    assert not (study.folder / "runs" / run.name / "models").exists()
 
 
 def test_classification_is_studied_too(tmp_path: Path) -> None:

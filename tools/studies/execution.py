@@ -311,13 +311,19 @@ def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     data = study.data_sets[run.data_set]
     cases, unseen = study.training_cases(run), data.parts[run.fold]["validation"]
     seconds: dict[str, float] = {}
-    with _timed(seconds, "training"):
-        train(study, run, folder, cases, unseen)
+    trained = folder / "trained.json"  # a run that was cut after its training goes on from there
+    if trained.exists() and (folder / "models").is_dir():
+        seconds |= json.loads(trained.read_text("utf-8"))
+    else:
+        with _timed(seconds, "training"):
+            train(study, run, folder, cases, unseen)
+        write_json(seconds, trained)
     with _timed(seconds, "inference"):
         predict(study, run, folder)
     with _timed(seconds, "evaluation"):
         content = (_segmented if data.task == "segmentation" else _classified)(study, run, folder, unseen)
     history = json.loads((folder / "train" / "history.json").read_text("utf-8"))
+    trained.unlink()
     if "models" not in study.keep:
         shutil.rmtree(folder / "models", ignore_errors=True)
     return {
