@@ -313,11 +313,13 @@ def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     trained = folder / "trained.json"  # a run that was cut after its training goes on from there
     if trained.exists() and (folder / "models").is_dir():
-        seconds |= json.loads(trained.read_text("utf-8"))
+        before = json.loads(trained.read_text("utf-8"))
+        seconds["training"], peak = before["seconds"], before["peak_gib"]
     else:
         with _timed(seconds, "training"):
             train(study, run, folder, cases, unseen)
-        write_json(seconds, trained)
+        peak = peak_gib()
+        write_json({"seconds": seconds["training"], "peak_gib": peak}, trained)
     with _timed(seconds, "inference"):
         predict(study, run, folder)
     with _timed(seconds, "evaluation"):
@@ -330,7 +332,7 @@ def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
         "run": {"name": run.name, **asdict(run), "task": data.task},
         **content,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
-        "peak_gib": round(peak_gib(), 2),
+        "peak_gib": round(max(peak, peak_gib()), 2),
         "train_loss": history[-1].get("train_loss"),
     }
 
