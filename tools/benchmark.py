@@ -62,16 +62,17 @@ class Options:
     """What was asked for, as handed to the measuring processes."""
 
     patch_size: int
-    views_size: int
-    batch_size: int
-    device: str
-    repeats: int
-    peers: bool
-    channels_last: bool
-    compile: bool
-    profile: bool
-    shared: bool
-    settings: dict[str, Any]
+    views_size: int = PUBLISHED
+    batch_size: int = 2
+    device: str = "cpu"
+    repeats: int = 3
+    peers: bool = False
+    channels_last: bool = False
+    compile: bool = False
+    profile: bool = False
+    shared: bool = False
+    scans: Sequence[str] = ()
+    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # what is measured
@@ -751,7 +752,11 @@ def _measure_data_path(options: Options) -> dict[str, Any]:
     _prepare(options)
     with tempfile.TemporaryDirectory() as name:
         return measure_data_path(
-            Path(name), options.views_size * 256 // PUBLISHED, options.views_size, max(3, options.repeats)
+            Path(name),
+            options.views_size * 256 // PUBLISHED,
+            options.views_size,
+            max(3, options.repeats),
+            options.scans,
         )
 
 
@@ -896,6 +901,7 @@ def benchmark(
     compile: bool = False,
     profile: bool = False,
     shared: bool = False,
+    scans: str | Sequence[str] = "",
     output: str = "",
     **settings: Any,
 ) -> None:
@@ -916,6 +922,7 @@ def benchmark(
         compile: torch.compile the networks.
         profile: also print where the time of a step goes.
         shared: for a CPU that others use too: one thread, and processor time instead of wall time.
+        scans: files with commas, to measure the data path with instead of simulated scans.
         output: Markdown file to write; in one with the marks of figures, those of data alone for --parts data, only
             what lies between them.
         settings: any top-level setting of pretrain.yaml, such as --checkpointing true.
@@ -934,6 +941,10 @@ def benchmark(
         _install_peers()
     if shared and device != "cpu":
         raise SystemExit("Stopped: --shared counts processor time, which says nothing about a GPU")
+    named = scans.split(",") if isinstance(scans, str) else scans
+    files = [str(Path(name.strip()).expanduser().absolute()) for name in named if name.strip()]
+    if lost := [name for name in files if not Path(name).exists()]:
+        raise SystemExit(f"Stopped: --scans names {lost[0]}, which is not there")
     options = Options(
         patch_size,
         views_size,
@@ -945,6 +956,7 @@ def benchmark(
         compile,
         profile,
         shared,
+        files,
         settings,
     )
     head = _alone(_hardware, options) + "\n"

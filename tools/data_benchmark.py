@@ -12,8 +12,10 @@ import math
 import os
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ _VOLUMES = 4
 _STEPS = (0.25, 0.5, 1.0)  # seconds of an optimizer step, assumed
 
 
-def measure_data_path(folder: Path, side: int, crop: int, repeats: int) -> dict[str, Any]:
+def measure_data_path(folder: Path, side: int, crop: int, repeats: int, scans: Sequence[str] = ()) -> dict[str, Any]:
     """Measure preparation, reads of random crops and loaders.
 
     Args:
@@ -33,6 +35,7 @@ def measure_data_path(folder: Path, side: int, crop: int, repeats: int) -> dict[
         side: of the volumes.
         crop: side of the crops.
         repeats: timed rounds; each way reads 8 crops for each.
+        scans: files to measure with instead of simulated ones, continued at their edges as in a mirror.
     """
     import blosc2
     import torch
@@ -40,8 +43,10 @@ def measure_data_path(folder: Path, side: int, crop: int, repeats: int) -> dict[
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
     kinds = {}
-    for kind in ("skull-stripped", "noisy background"):
-        kinds[kind] = _measure_kind(folder / kind.replace(" ", "_"), kind, side, crop, repeats)
+    for index, kind in enumerate(scans or ("skull-stripped", "noisy background")):
+        made = _mirrored(kind, side) if scans else _scans(kind, side)
+        with redirect_stdout(sys.stderr):  # what preparing says is no part of the figures
+            kinds[Path(kind).name] = _measure_kind(folder / str(index), made, crop, repeats)
     return {"side": side, "crop": crop, "kinds": kinds}
 
 
@@ -61,7 +66,19 @@ def _scans(kind: str, side: int) -> Iterator[np.ndarray]:
         yield scan
 
 
-def _measure_kind(folder: Path, kind: str, side: int, crop: int, repeats: int) -> dict[str, Any]:
+def _mirrored(file: str, side: int) -> Iterator[np.ndarray]:
+    """Yield volumes of a scan's own voxels and noise: without interpolation, the scan continued as in a mirror."""
+    from common.transforms import read_volume
+
+    values = np.asarray(read_volume(file)[0], np.float32)
+    repeats = [(0, max(side - n, 0)) for n in values.shape]
+    for axis in range(_VOLUMES):
+        scan = np.pad(np.flip(values, axis % 3), repeats, mode="symmetric")[:side, :side, :side].copy()
+        scan[0, 0, 0] = scan[-1, -1, -1] = max(float(scan.max()), 1.0)  # the crop to non-zero keeps all of it
+        yield scan
+
+
+def _measure_kind(folder: Path, scans: Iterator[np.ndarray], crop: int, repeats: int) -> dict[str, Any]:
     import nibabel as nib
     import torch
     from monai.data import CacheDataset, PersistentDataset
@@ -81,7 +98,7 @@ def _measure_kind(folder: Path, kind: str, side: int, crop: int, repeats: int) -
 
     folder.mkdir(parents=True)
     cases = []
-    for index, scan in enumerate(_scans(kind, side)):
+    for index, scan in enumerate(scans):
         path = folder / f"scan_{index}.nii.gz"
         nib.save(nib.Nifti1Image(scan, np.diag([1.0, 1.0, 1.0, 1.0])), path)
         cases.append({"image": str(path)})

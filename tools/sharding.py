@@ -57,7 +57,7 @@ def _measure(rank: int, world: int, port: int, overlay: str, asked: dict[str, An
     )
     device = f"cuda:{rank}" if cuda else "cpu"
     share = asked["batch_size"] // world
-    options = Options(asked["patch_size"], 0, share, device, 0, False, False, False, False, False, asked["settings"])
+    options = Options(asked["patch_size"], batch_size=share, device=device, settings=asked["settings"])
     torch.manual_seed(0)
     config = _config(asked["bundle"], options, asked["patch_size"])
     config.update({"network": ConfigParser.load_config_file(str(ROOT / "common" / "configs" / overlay))["network"]})

@@ -162,6 +162,7 @@ def test_the_benchmark_refuses_what_it_does_not_know() -> None:
         (["--cells", "nothing"], "there is no bundle 'nothing'"),
         (["--parts", "speed"], "there is no part 'speed'"),
         (["--cells", "mae_resenc_l", "--embed_dim", "24"], "--embed_dim is neither an option nor a setting"),
+        (["--parts", "data", "--scans", "nowhere.nii.gz"], "nowhere.nii.gz, which is not there"),
     ):
         command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments]
         result = subprocess.run(command, capture_output=True, text=True)
