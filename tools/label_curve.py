@@ -28,9 +28,7 @@ import random
 import shutil
 import sys
 import time
-import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,14 +65,6 @@ class Run:
         return f"fold_{self.fold}/cases_{self.cases}/seed_{self.seed}/{self.arm.replace(' ', '_')}"
 
 
-@contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """Send all output to a file."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
-        yield
-
-
 class Curve:
     """All runs of one curve, in one folder."""
 
@@ -95,21 +85,15 @@ class Curve:
 
     def run(self, config: str, log: Path, **settings: Any) -> None:
         """Run a config of the bundle in this process, with those of the settings that it knows."""
-        import yaml
-        from monai.bundle import run
+        from studies.execution import run_config
 
-        file = f"bundles/{self.bundle}/configs/{config}.yaml"
-        known = yaml.safe_load((ROOT / file).read_text("utf-8"))
-        # MONAI drops an override that is None
-        chosen = {name: "$None" if value is None else value for name, value in settings.items() if name in known}
-        with _quiet(log):
-            run(config_file=file, bundle_root=f"bundles/{self.bundle}", logging_file=False, **chosen)
+        run_config(self.bundle, config, log, **settings)
 
     def datalist(self, path: Path, **parts: Sequence[dict[str, Any]]) -> str:
         """Write a datalist and return its path."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({name: list(cases) for name, cases in parts.items()}, indent=1), "utf-8")
-        return str(path)
+        from studies.execution import write_datalist
+
+        return write_datalist(path, **parts)
 
     def encoder(self, fold: int) -> str:
         """Return the pre-trained encoder for a fold, pre-training it if none was given."""
@@ -180,13 +164,15 @@ class Curve:
 
     def _score(self, arm: str, rate: float, cases: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> float:
         """Return the Dice on held-out cases at one learning rate, 0 if the loss was not finite."""
+        from studies.execution import note
+
         folder = self.folder / "rates" / arm.replace(" ", "_") / f"{rate:g}"
         datalist = self.datalist(folder / "datalist.json", training=cases, validation=held)
         try:
             self.fine_tune(folder, 0, arm, datalist=datalist, lr=rate, seed=0, val_iterations=20, val_interval=10**6)
             score = float(json.loads((folder / "history.json").read_text("utf-8"))[-1].get("val_dice", 0.0))
         except Exception as error:
-            if "not finite" not in _note(folder / "log.txt", error):
+            if "not finite" not in note(folder / "log.txt", error):
                 raise
             score = 0.0  # it came apart
         shutil.rmtree(folder / "models", ignore_errors=True)
@@ -241,16 +227,6 @@ class Curve:
         os.replace(temporary, result)
         for name in ("models", "predictions"):
             shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _note(log: Path, error: BaseException) -> str:
-    """Append an error to a log and return its sentence."""
-    from common.errors import sentence
-
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "a", encoding="utf-8") as stream:
-        traceback.print_exception(error, file=stream)
-    return sentence(error) or f"{type(error).__name__}: {error}"
 
 
 def _folds(
@@ -339,10 +315,11 @@ def label_curve(
     splits, groups = (path and str(Path(path).expanduser().absolute()) for path in (splits, groups))
     if isinstance(labels, str) and labels.endswith(".json"):
         labels = str(Path(labels).expanduser().absolute())
+    sys.path.insert(0, str(ROOT))
     import torch
+    from studies.execution import note
     from tqdm import tqdm
 
-    sys.path.insert(0, str(ROOT))
     from common.errors import DataError, SettingsError
 
     backbone = "resenc_l" if bundle.endswith("resenc_l") else "primus_m"
@@ -432,7 +409,7 @@ def label_curve(
             try:
                 curve.rates[arm] = curve.tune(arm, factors, counts[len(counts) // 2], start)
             except Exception as error:
-                why = _note(folder / "log.txt", error)
+                why = note(folder / "log.txt", error)
                 raise SystemExit(f"Stopped: {why}; the log is {folder / 'log.txt'}") from error
             bar.update(len(factors))
         for run in plan:
@@ -440,7 +417,7 @@ def label_curve(
             try:
                 curve.measure(run)
             except Exception as error:
-                failed[run.name] = _note(folder / run.name / "log.txt", error)
+                failed[run.name] = note(folder / run.name / "log.txt", error)
             bar.update()
     from curve_report import write_curve
 
