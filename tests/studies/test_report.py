@@ -234,3 +234,15 @@ def test_names_cannot_break_the_page(tmp_path: Path) -> None:
     write_markdown("t", parts, tmp_path / "r.md")
     assert r"| x\|y | **1** \[0, 2\] |" in (tmp_path / "r.md").read_text()
     assert (tmp_path / "p.png").read_bytes() == b"content"
+
+
+def test_a_setting_of_one_data_set_is_not_told_of_all(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, data_sets={"hippocampus": {}, "other": {}}, gains=SHORT)
+    for file in folder.glob("runs/other/**/run.json"):
+        content = json.loads(file.read_text("utf-8"))
+        content["settings"]["spacing_mm"] = 2.0
+        file.write_text(json.dumps(content))
+    write_report(folder)
+    markdown = (folder / "report" / "report.md").read_text("utf-8")
+    assert re.search(r"\| spacing\\?_mm \| 2.0 or default \|", markdown)
+    assert re.search(r"\| lr \| 0.1 \|", markdown)

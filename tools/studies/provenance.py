@@ -16,7 +16,8 @@ from .tables import BACKBONES
 __all__ = ["counts_sentence", "provenance_part"]
 
 _LIBRARIES = ("numpy", "scipy", "statsmodels", "scikit-posthocs", "matplotlib")
-_OF_ARM = ("bundle", "weights", "schedule", "epochs", "spacing")
+_ALWAYS = ("bundle", "weights")
+_OWN = {"schedule": None, "epochs": None, "spacing": "fixed"}  # what an arm may have of its own, and what says nothing
 
 
 def counts_sentence(results: Results) -> str:
@@ -34,11 +35,12 @@ def provenance_part(results: Results) -> list[Part]:
     parts: list[Part] = [Heading("How it was run", short="Runs and settings"), Text(counts_sentence(results))]
     parts.append(Text(f"python tools/study.py run {about.get('source') or 'FILE'}", "code"))
     parts.append(Text("It does what is not done yet; with another output it repeats the whole study.", "note"))
+    columns = [*_ALWAYS, *(key for key in _OWN if any(arm.get(key) != _OWN[key] for arm in about["arms"].values()))]
     arms = [
-        [name, BACKBONES.get(arm["backbone"], arm["backbone"]), *(_shown(arm.get(key)) for key in _OF_ARM)]
+        [name, BACKBONES.get(arm["backbone"], arm["backbone"]), *(_shown(arm.get(key)) for key in columns)]
         for name, arm in about["arms"].items()
     ]
-    parts.append(Table(["arm", "backbone", *_OF_ARM], arms, "Arms", words=True))
+    parts.append(Table(["arm", "backbone", *columns], arms, "Arms", words=True))
     parts += [_data_sets(about), *_settings(results), *_receipts(results), *_machines(results), *_times(results)]
     stopped = [[name, why] for name, why in results.failed.items()]
     stopped += [[name, "not started, or cut before its end"] for name in results.missing]
@@ -70,20 +72,21 @@ def _data_sets(about: Mapping[str, Any]) -> Part:
 
 def _settings(results: Results) -> list[Part]:
     """Return what each run was told, where all runs of an arm agree in one line."""
-    found: dict[str, dict[str, set[str]]] = {}
     arms = list(results.about["arms"])
+    told_of: dict[str, list[dict[str, str]]] = {arm: [] for arm in arms}  # of each run that has started
     for run in results.about["runs"]:
-        content = read_json(results.folder / "runs" / run["name"] / "run.json") or {}
-        for level in ("settings", "inference"):
-            for key, value in (content.get(level) or {}).items():
-                name = key if level == "settings" else f"inference: {key}"
-                found.setdefault(name, {}).setdefault(run["arm"], set()).add(_shown(value))
-    if not found:
+        if content := read_json(results.folder / "runs" / run["name"] / "run.json"):
+            own = {name: _shown(value) for name, value in (content.get("settings") or {}).items()}
+            own |= {f"inference: {name}": _shown(value) for name, value in (content.get("inference") or {}).items()}
+            told_of[run["arm"]].append(own)
+    names = sorted({name for runs in told_of.values() for own in runs for name in own})
+    if not names:
         told = _shown(results.about.get("settings") or {})
         return [Text(f"Settings of all arms beyond those of their bundles: {told}.")]
     rows = []
-    for name, by in sorted(found.items()):
-        rows.append([name, *(" or ".join(sorted(by.get(arm, {"default"}))) for arm in arms)])
+    for name in names:
+        values = ({own.get(name, "default") for own in told_of[arm]} or {"not started"} for arm in arms)
+        rows.append([name, *(" or ".join(sorted(each)) for each in values)])
     same = [row for row in rows if len(set(row[1:])) == 1]
     other = [row for row in rows if len(set(row[1:])) > 1]
     parts: list[Part] = []
