@@ -249,7 +249,7 @@ def test_costs_add_up(task: Path) -> None:
     run = next(run for run in study.runs() if run.arm == "MAE")
     assert estimate(study, run, "train", cost) == pytest.approx(5 + 200 * 0.5 + 3 * (2 + 1))
     assert estimate(study, run, "pretrain", cost) == pytest.approx(5 + 2 * 0.5 + 0.5 * 1 * 0.5)
-    told = _shorter(study, {"hours_left_here": 4.0, "at_a_time": 1}, 2.0)
+    told = _shorter(study, {"hours_left_here": 4.0, "at_a_time": 1, "machine": {"device": "cpu"}}, 2.0)
     assert "2.0 times the 2 hours" in told[0]
     assert any("2 runs at a time" in line for line in told)
     assert any("{of: 2, use: [0]}" in line for line in told)

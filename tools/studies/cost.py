@@ -129,7 +129,6 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
             "step": timed,
             "start": start,
             "prepare": max(first - sum(prepared) - start, 0.0) / len(cases),
-            "peak_gib": peak_gib(),
             "store": _size(folder / "store") / len(cases),
             "models": _size(folder / "models"),
             "predict": 0.0,
@@ -149,6 +148,7 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
                 found["score"] = _timed(
                     lambda: run_config(arm.bundle, "evaluate", log, labels=labels, split="validation", **settings)
                 )
+        found["peak_gib"] = peak_gib()
         return found
 
 
@@ -354,7 +354,8 @@ def _shorter(study: Study, plan: Mapping[str, Any], hours: float) -> list[str]:
         return [f"That is within the {hours:g} hours."] if hours else []
     share = hours / need
     lines = [f"That is {need / hours:.1f} times the {hours:g} hours. Any one of these would do:"]
-    lines.append(f"  {math.ceil(plan['at_a_time'] / share)} runs at a time (--gpus, --jobs, or slurm)")
+    how = "on more cores (--jobs), or slurm" if plan["machine"]["device"] == "cpu" else "--gpus, --jobs, or slurm"
+    lines.append(f"  {math.ceil(plan['at_a_time'] / share)} runs at a time ({how})")
     if (seeds := int(len(study.seeds) * share)) >= 1:
         lines.append(f"  seeds: {study.seeds[:seeds]}, {seeds} instead of {len(study.seeds)}")
     if (folds := int(len(study.folds) * share)) >= 1:
