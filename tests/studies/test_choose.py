@@ -230,7 +230,7 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
     tool.choose(str(task_folder), output=str(tmp_path), **options)
     study = json.loads((tmp_path / "fine-tuning" / "study.json").read_text())
     assert list(study["arms"]) == [full, half, scratch]
-    assert study["seeds"] == [0, 1]
+    assert study["seeds"] == [0, 1, 2]
     told = study["backbones"]["resenc_l"]["settings"]
     assert (told["epochs"], told["momentum"], told["patch_size"]) == (3, 0.9, [24, 24, 24])
     for arm in study["arms"].values():
