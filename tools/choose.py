@@ -60,7 +60,9 @@ def _words(value: Any) -> list[str]:
 
 def backbone_of(bundle: str) -> str:
     """Return resenc_l or primus_m."""
-    return "resenc_l" if bundle.endswith("resenc_l") else "primus_m"
+    from studies.definition import cell_of
+
+    return cell_of(bundle)[1]
 
 
 def find_candidates(bundles: Any = None, weights: Any = None) -> dict[str, Encoder]:
@@ -217,10 +219,9 @@ def _write_yaml(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _known(bundle: str, *configs: str) -> set[str]:
-    import yaml
+    from studies.definition import bundle_config
 
-    files = [ROOT / "bundles" / bundle / "configs" / f"{config}.yaml" for config in configs]
-    return {name for file in files for name in yaml.safe_load(file.read_text("utf-8"))}
+    return {name for config in configs for name in bundle_config(bundle, config)}
 
 
 def _check_settings(settings: Mapping[str, Any], bundles: Sequence[str], train: str) -> None:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-__all__ = ["check_arguments", "run", "whole"]
+__all__ = ["check_arguments", "run", "shard_parts", "whole"]
 
 _FLAG = re.compile(r"--?([A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
@@ -89,6 +89,20 @@ def whole(name: str, value: Any, *, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingsError(f"--{name} is {value!r}; it must be a whole number from {least}")
     return value
+
+
+def shard_parts(shard: str) -> tuple[int, int]:
+    """Return i and n of i/n: which of how many parts.
+
+    Raises:
+        SettingsError: if it is not of that form.
+    """
+    from common.errors import SettingsError
+
+    first, _, second = str(shard).partition("/")
+    if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
+        raise SettingsError(f"--shard is {shard!r}; write i/n with i from 0 to n - 1, such as 0/8 to 7/8")
+    return int(first), int(second)
 
 
 def _is_switch(parameter: inspect.Parameter | None) -> bool:

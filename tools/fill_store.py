@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bundle_cells import truth
-from commands import whole
+from commands import shard_parts, whole
 from tqdm import tqdm
 
 __all__ = ["prepare", "verify"]
@@ -56,12 +56,7 @@ def prepare(
     from common.errors import SettingsError
 
     num_workers = whole("num_workers", num_workers)
-    part, parts = 0, 1
-    if shard:
-        first, _, second = str(shard).partition("/")
-        if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
-            raise SettingsError(f"--shard is {shard!r}; write i/n with i from 0 to n - 1, such as 0/8 to 7/8")
-        part, parts = int(first), int(second)
+    part, parts = shard_parts(shard) if shard else (0, 1)
     spacing = None if spacing_mm == "null" else spacing_mm
     if isinstance(spacing, str):
         raise SettingsError(f"--spacing_mm is {spacing!r}; write a number, three, or null")

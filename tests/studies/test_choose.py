@@ -32,11 +32,6 @@ B = "mae_resenc_l"
 
 
 @pytest.fixture(scope="module")
-def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_task(tmp_path_factory.mktemp("textures"), 8)
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """A random, a half-trained and a trained encoder."""
     torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from common.data import SegmentationTask, labelled_lists
 from common.errors import DataError, SettingsError, WeightsError, sentence
 
 from ..conftest import ROOT
-from .encoders import LABELS, NARROW, train, write_task
+from .encoders import LABELS, NARROW, train
 
 sys.path.insert(0, str(ROOT / "tools"))
 from studies import probes
@@ -150,11 +150,6 @@ def test_differences_are_paired_and_leave_out_what_one_lacks() -> None:
     assert paired_difference(first, second, groups=[str(i // 2) for i in range(12)])["units"] == 6
     assert paired_difference(first[:1], first[:1])["interval"] is None
     assert mean_score(np.array([[1.0, 0.0], [np.nan, 0.5]])) == 0.625
-
-
-@pytest.fixture(scope="module")
-def task_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_task(tmp_path_factory.mktemp("textures"), 8)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ from .definition import PRETRAINING, Run, Study, bundle_config, digest
 from .execution import machine, peak_gib, pieces, predict, run_config, state, train, write_datalist
 from .scheduling import Place
 
-__all__ = ["Cost", "estimate", "measure", "write_plan"]
+__all__ = ["estimate", "measure", "write_plan"]
 
 # settings that change how long a run is, not what a step costs
 _LENGTH = {"epochs", "iterations_per_epoch", "lr", "schedule", "warmup_epochs", "decoder_epochs", "weight_decay"}
@@ -42,14 +41,6 @@ _SMALLER: tuple[dict[str, Any], ...] = (
     {"checkpointing": True},
     {"accumulation_steps": 2, "checkpointing": True},
 )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Of one run, or of all that are left: seconds of one process."""
-
-    runs: int
-    seconds: float
 
 
 def _kind(study: Study, run: Run, config: str) -> dict[str, Any]:
@@ -285,13 +276,14 @@ def write_plan(
     count = len(where) * max(shards, 1)
     store_bytes, prepare = _preprocessing(study, runs, costs)
     disk = store_bytes + count * max(cost["models"] for cost in costs.values()) + len(runs) * 2**20
+    hours_left = (left + prepare * (left == waiting)) / 3600  # what is prepared stays
     plan = {
         "rows": [{"what": what, "data_set": name, **row} for (what, name), row in rows.items()],
         "runs": len(runs),
         "hours": (waiting + prepare) / 3600,
-        "hours_left": (left + prepare * (left == waiting)) / 3600,
+        "hours_left": hours_left,
         "at_a_time": count,
-        "hours_left_here": (left + prepare * (left == waiting)) / 3600 / count,
+        "hours_left_here": hours_left / count,
         "peak_gib": max(cost["peak_gib"] for cost in costs.values()),
         "disk_gib": disk / 2**30,
         "machine": machine(),

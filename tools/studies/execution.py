@@ -37,6 +37,7 @@ __all__ = [
     "RESULT",
     "check_results",
     "do",
+    "logged",
     "machine",
     "note",
     "pieces",
@@ -52,7 +53,7 @@ _SCORES = ("dice", "nsd", "hd95_mm")
 
 
 @contextmanager
-def _quiet(log: Path) -> Iterator[None]:
+def logged(log: Path) -> Iterator[None]:
     """Send all output to a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as stream, redirect_stdout(stream), redirect_stderr(stream):
@@ -75,7 +76,7 @@ def run_config(bundle: str, config: str, log: Path, *, record: Path | None = Non
     known = bundle_config(bundle, config)
     # MONAI drops an override that is None
     chosen = {name: "$None" if value is None else value for name, value in settings.items() if name in known}
-    with _quiet(log):
+    with logged(log):
         if record is not None:
             parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / file)))
             parser.update({"bundle_root": f"bundles/{bundle}", **chosen})

@@ -27,15 +27,13 @@ import io
 import json
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from environment import ROOT
 from monai.bundle import ConfigParser
 from scipy.ndimage import maximum_filter
@@ -57,6 +55,9 @@ from common.transforms import volume_preprocessing
 from common.weights.files import replace_file, sha256, write_json
 from common.weights.transfer import origin_receipt
 
+from .definition import bundle_config
+from .execution import logged
+
 __all__ = [
     "NETWORK_SETTINGS",
     "Encoder",
@@ -64,7 +65,6 @@ __all__ = [
     "Voxels",
     "collect_voxels",
     "draw_voxels",
-    "logged",
     "mean_score",
     "paired_difference",
     "probe_cases",
@@ -204,9 +204,9 @@ class Encoder:
         """
         file = ROOT / "bundles" / self.bundle / "configs" / "features.yaml"
         if not file.is_file():
-            known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/features.yaml"))
-            raise SettingsError(f"there is no bundle {self.bundle!r}; choose one of {', '.join(known)}")
-        known = yaml.safe_load(file.read_text("utf-8"))
+            bundles = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/features.yaml"))
+            raise SettingsError(f"there is no bundle {self.bundle!r}; choose one of {', '.join(bundles)}")
+        known = bundle_config(self.bundle, "features")
         found: dict[str, Any] = {}
         if self.weights is not None:
             if not Path(self.weights).is_file():
@@ -256,7 +256,7 @@ class Encoder:
         """
         parser = self.parser(folder)
         torch.manual_seed(self.seed)
-        with logged(folder):
+        with logged(folder / "log.txt"):
             network = parser.get_parsed_content("network")
         given = {
             name: parser.get_parsed_content(name)
@@ -268,14 +268,6 @@ class Encoder:
             VolumeEmbedder(network, stages=list(chosen), **given),
             {name: parser.get_parsed_content(name) for name in names},
         )
-
-
-@contextmanager
-def logged(folder: Path) -> Iterator[None]:
-    """Send what is printed, such as a receipt in full, to log.txt of a folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "log.txt", "a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
-        yield
 
 
 def collect_voxels(
@@ -636,7 +628,7 @@ def probe_cases(
         resamples: of the bootstrap.
         seed: of folds and bootstrap.
     """
-    with logged(folder):
+    with logged(folder / "log.txt"):
         parser = encoder.parser(folder / "features", overwrite=False)
         torch.manual_seed(encoder.seed)
         embeddings = FeatureFolder(

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from commands import shard_parts
 from environment import ROOT
 from tqdm import tqdm
 
@@ -77,10 +78,8 @@ def shard_of(names: Sequence[str], shard: str) -> list[str]:
         >>> shard_of(["a", "b", "c"], "0/2")
         ['a', 'c']
     """
-    first, _, second = shard.partition("/")
-    if not (first.isdigit() and second.isdigit() and int(first) < int(second)):
-        raise SettingsError(f"--shard is {shard!r}; write i/n with i from 0 to n - 1, such as 0/8 to 7/8")
-    return list(names[int(first) :: int(second)])
+    part, parts = shard_parts(shard)
+    return list(names[part::parts])
 
 
 def run_pieces(study: Study, where: Sequence[Place], *, shard: str = "") -> dict[str, str]:

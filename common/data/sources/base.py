@@ -23,6 +23,15 @@ class Found:
 
     cases: list[Case] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    _listed: set[str] = field(default_factory=set)
+
+    def add(self, case: Case, where: str, entry: str) -> None:
+        """Take a case of an index, or note that its image, ``entry`` there, was listed before."""
+        if case["image"] in self._listed:
+            self.problems.append(f"{where}: {entry} is listed twice; the first counts")
+            return
+        self._listed.add(case["image"])
+        self.cases.append(case)
 
 
 def plain(value: Any) -> str:

@@ -41,7 +41,7 @@ def read_nnssl(path: Path, *, mask_polarity: Polarity = "as_named") -> Found:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{index} is not JSON: {error}") from error
     turned, roots = inverted(mask_polarity), {}
-    found, seen = Found(), set()
+    found = Found()
 
     def place(entry: Any) -> str:
         if not isinstance(entry, str) or not plain(entry):
@@ -67,13 +67,9 @@ def read_nnssl(path: Path, *, mask_polarity: Polarity = "as_named") -> Found:
         except DataError as error:
             found.problems.append(f"{index}, {where}: {error}")
             continue
-        if case["image"] in seen:
-            found.problems.append(f"{index}, {where}: {case['image']} is listed twice; the first counts")
-            continue
-        seen.add(case["image"])
         if wrong := [mask for mask in turned if mask in case]:
             case[INVERTED] = wrong
-        found.cases.append(case)
+        found.add(case, f"{index}, {where}", case["image"])
     return found
 
 

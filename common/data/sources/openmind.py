@@ -41,18 +41,14 @@ def read_openmind(path: Path, *, mask_polarity: Polarity = "as_named") -> Found:
     root = table.absolute().parent
     root = root / _FOLDER if (root / _FOLDER).is_dir() else root
     turned = inverted(mask_polarity)
-    found, seen = Found(), set()
+    found = Found()
     for line, row in table_rows(table, ("image_path", "modality")):
         try:
             case = _case(row, root, turned)
         except DataError as error:
             found.problems.append(f"{table}, line {line}: {error}")
             continue
-        if case["image"] in seen:
-            found.problems.append(f"{table}, line {line}: {row['image_path']} is listed twice; the first counts")
-            continue
-        seen.add(case["image"])
-        found.cases.append(case)
+        found.add(case, f"{table}, line {line}", row["image_path"])
     return found
 
 
