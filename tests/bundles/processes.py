@@ -8,6 +8,7 @@ processes, since starting Python takes longer than such a run.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -19,12 +20,12 @@ from typing import Any
 
 import psutil
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from monai.bundle import run as run_bundle
 
 from common.errors import sentence
 from common.handlers import PretrainingCheckpoint
+from common.processes import leave_processes
 from common.weights import read_checkpoint
 
 from ..conftest import ROOT
@@ -33,6 +34,9 @@ __all__ = ["Job", "distance", "free_port", "run_here", "run_in_processes", "torc
 
 PATIENCE = 600  # seconds that anything here may take, on a machine that has other work too
 CPU = {"CUDA_VISIBLE_DEVICES": ""}
+_TORCHRUN = re.compile(
+    r'Traceback [^\n]+\n(  File "<frozen runpy>"[^\n]+\n)+  File [^\n]+/distributed/run\.py".+?(?=\n={5})', re.S
+)
 
 
 def free_port() -> int:
@@ -62,10 +66,10 @@ class Job:
         ]
 
     def said(self) -> str:
-        """Return what was printed so far."""
+        """Return what was printed so far, but where torchrun was when a process failed."""
         for log in self.logs:
             log.seek(0)
-        return "\n".join(log.read() for log in self.logs)
+        return "\n".join(_TORCHRUN.sub("", log.read()) for log in self.logs)
 
     def wait_until(self, when: Callable[[], bool]) -> None:
         """Wait until something is true while the job runs."""
@@ -147,8 +151,7 @@ def _rank(rank: int, ports: list[int], runs: list[dict[str, Any]], folder: str, 
         except RuntimeError as error:
             told.append(sentence(error) or repr(error))
         finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            leave_processes()  # again, where the run did not get that far
     torch.save(told, f"{folder}/told_{rank}.pt")
 
 
