@@ -122,6 +122,6 @@ def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
 
 if __name__ == "__main__":
     ensure(RUNTIME, DEVELOPMENT)
-    import fire
+    from commands import run
 
-    fire.Fire(check)
+    run(check, sys.argv[1:])

@@ -6,16 +6,19 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from environment import ROOT
 
 __all__ = ["check_arguments", "run", "shard_parts", "whole"]
 
 _FLAG = re.compile(r"--?([A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 
 
-def run(commands: Mapping[str, Callable[..., None]], arguments: Sequence[str]) -> None:
-    """Call the command that the arguments name.
+def run(commands: Mapping[str, Callable[..., None]] | Callable[..., None], arguments: Sequence[str]) -> None:
+    """Call the command that the arguments name, or the only one.
 
     Texts stay as they are written: a folder may be called 2024.
 
@@ -25,12 +28,23 @@ def run(commands: Mapping[str, Callable[..., None]], arguments: Sequence[str]) -
     import fire
     from fire.decorators import SetParseFn
 
-    check_arguments(commands, arguments)
-    for command in commands.values():
+    sys.path.insert(0, str(ROOT))
+    if isinstance(commands, Mapping):
+        several, named = dict(commands), list(arguments)
+    else:
+        several, named = {commands.__name__: commands}, [commands.__name__, *arguments]
+    try:
+        check_arguments(several, named)
+    except ValueError:
+        from common.errors import end_in_a_sentence
+
+        end_in_a_sentence()
+        raise
+    for command in () if {"-h", "--help"} & {*arguments} else several.values():  # help would list what this adds
         parameters = inspect.signature(command).parameters.values()
         texts = [each.name for each in parameters if each.annotation in ("str", "str | None")]
         SetParseFn(str, *texts)(command)
-    fire.Fire(dict(commands), command=list(arguments))
+    fire.Fire(several if isinstance(commands, Mapping) else commands, command=list(arguments))
 
 
 def check_arguments(commands: Mapping[str, Callable[..., None]], arguments: Sequence[str]) -> None:

@@ -145,6 +145,6 @@ def evaluate(
 
 if __name__ == "__main__":
     ensure(RUNTIME)
-    import fire
+    from commands import run
 
-    fire.Fire(evaluate)
+    run(evaluate, sys.argv[1:])

@@ -34,6 +34,6 @@ def inspect_weights(file: str, plan: str | None = None) -> None:
 
 if __name__ == "__main__":
     ensure(RUNTIME)
-    import fire
+    from commands import run
 
-    fire.Fire(inspect_weights)
+    run(inspect_weights, sys.argv[1:])

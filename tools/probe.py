@@ -162,6 +162,6 @@ def _predictions(result: ProbeResult) -> str:
 
 if __name__ == "__main__":
     ensure(RUNTIME)
-    import fire
+    from commands import run
 
-    fire.Fire(probe)
+    run(probe, sys.argv[1:])

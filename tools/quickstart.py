@@ -276,6 +276,6 @@ def quickstart(
 
 if __name__ == "__main__":
     ensure(RUNTIME)
-    import fire
+    from commands import run
 
-    fire.Fire(quickstart)
+    run(quickstart, sys.argv[1:])

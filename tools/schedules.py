@@ -65,6 +65,6 @@ def schedules(
 
 if __name__ == "__main__":
     ensure(RUNTIME)
-    import fire
+    from commands import run
 
-    fire.Fire(schedules)
+    run(schedules, sys.argv[1:])

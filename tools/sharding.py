@@ -47,6 +47,8 @@ def _measure(rank: int, world: int, port: int, overlay: str, asked: dict[str, An
     from benchmark import Options, _config, _regions
     from monai.bundle import ConfigParser
 
+    from common.processes import leave_processes
+
     cuda = asked["device"] == "cuda"
     if cuda:
         torch.cuda.set_device(rank)
@@ -91,7 +93,7 @@ def _measure(rank: int, world: int, port: int, overlay: str, asked: dict[str, An
     dist.all_gather_object(everyone, found)
     if rank == 0:
         torch.save(everyone, f"{folder}/found.pt")
-    dist.destroy_process_group()
+    leave_processes()
 
 
 def sharding(

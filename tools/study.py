@@ -204,14 +204,12 @@ def measure(study: str, name: str, config: str, output: str, file: str, steps: i
     from common.weights.files import write_json
 
     wanted = next(each for each in told.runs() if each.name == name)
-    given = changes if isinstance(changes, dict) else json.loads(changes)
-    write_json(tried(told, wanted, config, steps=steps, changes=given), Path(file))
+    write_json(tried(told, wanted, config, steps=steps, changes=json.loads(changes)), Path(file))
 
 
 if __name__ == "__main__":
     ensure(RUNTIME)
-    import fire
+    import commands
 
-    fire.Fire(
-        {"plan": plan, "run": run, "report": report, "slurm": slurm, "card": card, "one": one, "measure": measure}
-    )
+    several = (plan, run, report, slurm, card, one, measure)
+    commands.run({each.__name__: each for each in several}, sys.argv[1:])

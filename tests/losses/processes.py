@@ -13,6 +13,7 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from common.losses import MaskedMSELoss, NTXentLoss, gather
+from common.processes import leave_processes
 
 __all__ = ["contrast", "gathering", "ignoring", "in_processes", "masked_batch", "share"]
 
@@ -24,7 +25,7 @@ def _one(rank: int, world: int, compute: list[Compute], folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     torch.save([one(rank, world) for one in compute], f"{folder}/{rank}.pt")
     dist.barrier()
-    dist.destroy_process_group()
+    leave_processes()
 
 
 def in_processes(compute: list[Compute], folder: Path, world: int = 2) -> list[list[Any]]:

@@ -202,6 +202,19 @@ def test_settings_are_judged_before_any_work(line: str, words: str) -> None:
         check_arguments(COMMANDS, right.split())
 
 
+def test_a_tool_of_one_command_judges_its_settings_too() -> None:
+    called: list[tuple[str, int]] = []
+
+    def score(folder: str, seed: int = 0) -> None:
+        called.append((folder, seed))
+
+    with pytest.raises(SettingsError, match=r"score has no setting --sed; did you mean --seed\?"):
+        run(score, ["2024", "--sed", "3"])
+    assert not called
+    run(score, ["2024", "--seed", "3"])
+    assert called == [("2024", 3)]
+
+
 def test_texts_stay_as_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data(tmp_path / "2024_01", range(2))
     monkeypatch.chdir(tmp_path)

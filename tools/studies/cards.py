@@ -587,7 +587,7 @@ def _table(name: str, told: Any, content: Mapping[str, Any], codes: set[Any], pa
         name=name,
         means=means,
         means_agree=told.get("means_agree", True),
-        note=str(told.get("note", "")).strip(),
+        note=str(told.get("note") or "").strip(),
         rows=rows,
         **{key: told[key] for key in needed if key != "rows"},
     )

@@ -8,15 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from .cards import PUBLISHED, Published, published
 from .cells import Cell
 from .document import Heading, Part, Table, Text
 from .tables import BACKBONES, TITLES, number
 
 __all__ = ["published_part"]
 
-_FILE = Path(__file__).parent / "published.yaml"
 _NOT_COMPARABLE = (
     "These are not measured here and not comparable with the tables above: other splits of the cases, other releases "
     "of the data, other lengths of training and, unless the settings below say otherwise, larger networks and patches. "
@@ -24,7 +22,7 @@ _NOT_COMPARABLE = (
 )
 
 
-def published_part(about: Mapping[str, Any], cells: Sequence[Cell] = (), path: Path = _FILE) -> list[Part]:
+def published_part(about: Mapping[str, Any], cells: Sequence[Cell] = (), path: Path = PUBLISHED) -> list[Part]:
     """Return the published rows of the study's methods and backbones on its data sets, or a sentence if there are none.
 
     Args:
@@ -33,45 +31,39 @@ def published_part(about: Mapping[str, Any], cells: Sequence[Cell] = (), path: P
         path: of the published numbers.
     """
     parts: list[Part] = [Heading("Published numbers", short="Published")]
-    if not path.is_file():
-        return [*parts, Text("No file of published numbers is there.")]
-    content = yaml.safe_load(path.read_text("utf-8"))
+    known = published(path)
     arms = {_identity(arm) for arm in about["arms"].values()}
     tables: list[Part] = []
-    for told in content["tables"].values():
-        if told["kind"] != "data_set":
+    for told in known.tables.values():
+        if told.kind != "data_set":
             continue
         columns = {
-            index: (name, own)
-            for index, name in enumerate(told["columns"])
-            if (own := _data_set(name, content, about["data_sets"])) is not None
+            name: own for name in told.columns if (own := _data_set(name, known, about["data_sets"])) is not None
         }
         rows = [
             row
-            for row in told["rows"]
-            if (row.get("method"), row.get("backbone")) in arms and any(row["values"][i] is not None for i in columns)
+            for row in told.rows
+            if (row.method, row.backbone) in arms and any(row.values[name] is not None for name in columns)
         ]
-        if not columns or not rows:
+        if not rows:
             continue
-        metric = TITLES.get(told["metric"], str(told["metric"]))
+        metric = TITLES.get(told.metric, told.metric)
         heads = ["published", "network", "epochs", "grade"]
-        for name, own in columns.values():
-            heads += [f"{content['data_sets'].get(name, {}).get('name') or name}, {metric}, published", f"{own}, here"]
+        for name, own in columns.items():
+            heads += [f"{known.about(name)['name'] or name}, {metric}, published", f"{own}, here"]
         lines = []
         for row in rows:
-            line = [row["label"] + (f", {row['variant']}" if row.get("variant") else "")]
-            line += [BACKBONES.get(str(row.get("backbone")), ""), str(row.get("epochs") or "not said")]
-            line.append(str(row.get("grade") or told["grade"]))
-            for index, (_, own) in columns.items():
-                value = row["values"][index]
-                here = _measured(about, cells, (row.get("method"), row.get("backbone")), own, told["metric"])
+            line = [row.label + (f", {row.variant}" if row.variant else ""), BACKBONES.get(str(row.backbone), "")]
+            line += [str(row.epochs or "not said"), row.grade]
+            for name, own in columns.items():
+                value = row.values[name]
+                here = _measured(about, cells, (row.method, row.backbone), own, told.metric)
                 line += ["–" if value is None else f"{value:g}", here]
             lines.append(line)
-        grade = content["grades"][told["grade"]].strip()
-        source = content["sources"][told["source"]]["citation"]
-        note = " ".join(str(told.get("note") or "").split())
-        tables.append(Table(heads, lines, caption=told["title"]))
-        tables.append(Text(f"{source}. Grade {told['grade']}: {grade} {note}".strip(), "note"))
+        source = known.sources[told.source]["citation"]
+        note = " ".join(told.note.split())
+        tables.append(Table(heads, lines, caption=told.title))
+        tables.append(Text(f"{source}. Grade {told.grade}: {known.grades[told.grade]} {note}".strip(), "note"))
     if not tables:
         return [*parts, Text("For the data sets and arms of this study, no published number is known.")]
     return [*parts, Text(_NOT_COMPARABLE), *tables]
@@ -81,9 +73,9 @@ def _identity(arm: Mapping[str, Any]) -> tuple[str, str]:
     return "scratch" if arm["weights"] == "scratch" else str(arm["method"]), str(arm["backbone"])
 
 
-def _data_set(column: str, content: Mapping[str, Any], data_sets: Mapping[str, Any]) -> str | None:
+def _data_set(column: str, known: Published, data_sets: Mapping[str, Any]) -> str | None:
     """Return the study's data set that a column is about, by the code of its card or its own name."""
-    names = {column.lower(), str(content["data_sets"].get(column, {}).get("card") or column).lower()}
+    names = {column.lower(), str(known.about(column)["card"] or column).lower()}
     for name, data in data_sets.items():
         if names & {name.lower(), str(data.get("card", {}).get("code") or name).lower()}:
             return name
