@@ -45,8 +45,7 @@ def write_study(
         "name": "made up",
         "source": "made_up.yaml",
         "arms": {
-            name: {"bundle": f"{arm['method']}_{arm['backbone']}", "schedule": None, "epochs": 3, "spacing": "fixed"}
-            | arm
+            name: {"bundle": f"{arm['method']}_{arm['backbone']}", "schedule": None, "epochs": 3, "spacing": None} | arm
             for name, arm in ARMS.items()
             if name in gains
         },

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,25 @@ def test_a_pretraining_is_shared_and_comes_first(task: Path) -> None:
         ({"spacings": ["wide"]}, "must be fixed"),
         ({"keep": ["everything"]}, "keep has no 'everything'"),
         ({"arms": {"a b": TWO["scratch"], "a_b": TWO["scratch"]}}, "share the folder a_b"),
+        ({"arms": {"a": "mae_resenc_l"}}, "the arm a is 'mae_resenc_l'"),
+        ({"arms": [{"x": 1}]}, "names no arms"),
+        ({"data_sets": {"ball": "task"}}, "the data set ball is 'task'"),
+        ({"backbones": {"resenc_l": {"settings": ["lr"]}}}, "settings of backbone resenc_l is ['lr']"),
+        ({"backbones": {"resenc_l": {"settings": {"labels": ["a", "b"]}}}}, "which the study itself decides"),
+        ({"inference": {"model": "x.pt"}}, "inference of the study name model"),
+        ({"settings": {1: 2}}, "it must be settings"),
+        ({"seeds": []}, "seeds is empty"),
+        ({"seeds": [0, 0]}, "seeds has 0 twice"),
+        ({"lengths": [2, 2]}, "lengths has 2 twice"),
+        ({"folds": {"of": 2, "use": []}}, "use is empty"),
+        ({"budgets": ["²"]}, "budgets has ²"),
+        ({"schedules": ["sawtoth"]}, "schedule is 'sawtoth'; it must be one of default"),
+        ({"settings": {"schedule": "sawtoth"}}, "schedule is 'sawtoth'"),
+        ({"settings": {"lr": "high"}}, "lr is 'high'; it must be a number"),
+        ({"settings": {"epochs": 0}}, "epochs is 0; it must be above 0"),
+        ({"settings": {"patch_size": [16, 16]}}, "it must have three numbers"),
+        ({"data_sets": {"ball": {"card": "ball.yaml", "folder": "task", "labels": ["background"]}}}, "labels"),
+        ({"data_sets": {"ball": {"card": "ball.yaml", "folder": "task", "channels": 1.5}}}, "channels of the data set"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_runs(task: Path, content: Any, words: str) -> None:
@@ -171,9 +191,98 @@ def test_what_does_not_fit_is_refused_before_anything_runs(task: Path, content: 
 
 def test_a_result_of_other_settings_is_not_taken_for_done(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"settings": {"lr": 0.1, "epochs": 3}, "seed": 0}), "utf-8")
+    check_same(tmp_path, {"settings": {"lr": "high", "epochs": 3}, "seed": 0})  # nothing was trained: corrected
+    (tmp_path / "models").mkdir()
     check_same(tmp_path, {"settings": {"lr": 0.1, "epochs": 3}, "seed": 0})
     with pytest.raises(SettingsError, match="other settings#lr; give the study another output"):
         check_same(tmp_path, {"settings": {"lr": 0.2, "epochs": 3}, "seed": 0})
+    (tmp_path / "run.json").write_text("")
+    with pytest.raises(SettingsError, match=r"run.json cannot be read, .* remove that folder"):
+        check_same(tmp_path, {})
+
+
+def test_whatever_changes_a_result_is_noticed(task: Path) -> None:
+    study = small(task.parent)
+    for piece in pieces(study):
+        kind, run = execution._runs_by_piece(study)[piece]
+        (study.folder / piece / "models").mkdir(parents=True)
+        (study.folder / piece / "run.json").write_text(json.dumps(execution._about(study, run, kind)), "utf-8")
+    check_results(small(task.parent))
+    shutil.copytree(task, task.parent / "moved")
+    check_results(small(task.parent, data_sets={"ball": {"card": "ball.yaml", "folder": "moved"}}))
+    with pytest.raises(SettingsError, match=r"MAE.* other pretraining; give"):
+        check_results(small(task.parent, pretraining={**NARROW["pretraining"], "epochs": 2}))
+    card = {"name": "Balls", "task": "segmentation", "labels": ["background", "ball"]}
+    for name, value in {"ignore_label": 2, "regions": {"all": [1]}}.items():
+        (task.parent / "ball.yaml").write_text(yaml.safe_dump({**card, name: value}), "utf-8")
+        with pytest.raises(SettingsError, match=rf"other task#{name}.*; and 1 more folders"):
+            check_results(small(task.parent))
+    (task.parent / "ball.yaml").write_text(yaml.safe_dump(card), "utf-8")
+    execution._SIZES.clear()
+    for index in range(6):
+        write_volume(task / "labels" / f"case_{index}.nii.gz", blobs(index + 9)[1])
+    with pytest.raises(SettingsError, match="other files"):
+        check_results(small(task.parent))
+
+
+def test_a_result_that_cannot_be_read_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text('{"run": {')
+    assert execution.state(tmp_path) == "missing"
+    (tmp_path / "result.json").write_text("{}")
+    assert execution.state(tmp_path) == "finished"
+
+
+def test_fixed_is_the_spacing_of_the_configs(task: Path) -> None:
+    card = {"name": "Balls", "task": "segmentation", "labels": ["background", "ball"]}
+    (task.parent / "ball.yaml").write_text(yaml.safe_dump({**card, "settings": {"spacing_mm": "median"}}), "utf-8")
+    study = small(task.parent, spacings=["fixed", "median", "own"])
+    told = {name: study.training_settings(arm, study.data_sets["ball"]) for name, arm in study.arms.items()}
+    assert {name: each["spacing_mm"] for name, each in told.items() if name.startswith("MAE")} == {
+        "MAE, spacing fixed": 1.0,
+        "MAE, spacing median": "median",
+        "MAE, spacing own": None,
+    }
+    study = small(task.parent)
+    assert study.training_settings(study.arms["MAE"], study.data_sets["ball"])["spacing_mm"] == "median"
+    with pytest.raises(SettingsError, match="the card of ball has no spacing_mm"):
+        small(task.parent, spacings="card")
+
+
+def test_no_case_is_tested_on_that_was_trained_on(task: Path) -> None:
+    names = [f"case_{index}" for index in range(6)]
+    for split, words in (
+        ({"train": names[:4], "val": names[3:]}, "would test on case_3, on which it trains"),
+        ({"train": [], "val": names}, "no case to train on"),
+        ({"train": names, "val": []}, "no case to test on"),
+    ):
+        (task.parent / "splits.json").write_text(json.dumps([split]))
+        with pytest.raises((DataError, SettingsError), match=words):
+            small(task.parent, data_sets={"ball": {"card": "ball.yaml", "folder": "task", "splits": "splits.json"}})
+    for index in range(1, 6):
+        for part in ("images", "labels"):
+            (task / part / f"case_{index}.nii.gz").unlink()
+    with pytest.raises((DataError, SettingsError), match=r"two cases|case_0"):
+        small(task.parent)
+
+
+def test_names_of_any_script_have_folders_of_their_own(task: Path) -> None:
+    study = small(task.parent, arms={"脳": TWO["scratch"], "腦": TWO["MAE"]})
+    assert len({run.name for run in study.runs()}) == 2
+    for names, words in ((("a", "A"), "'a' and 'A' would share"), (("..",), r"no folder can be called '\.\.'")):
+        with pytest.raises(SettingsError, match=words):
+            small(task.parent, arms=dict.fromkeys(names, TWO["scratch"]))
+    with pytest.raises(SettingsError, match="called like a mean"):
+        small(task.parent, data_sets={"All": {"card": "ball.yaml", "folder": "task"}})
+
+
+def test_numbers_are_numbers_however_they_are_written(task: Path) -> None:
+    file = task.parent / "study.yaml"
+    written(task.parent)
+    file.write_text(file.read_text().replace("epochs: 1\n", "epochs: 1\n  lr: 1e-3\n", 1), "utf-8")
+    assert read_study(file).settings["lr"] == 0.001
+    file.write_text(file.read_text() + "seeds: 0\nseeds: 1\n", "utf-8")
+    with pytest.raises(SettingsError, match="'seeds' is written twice"):
+        read_study(file)
 
 
 def test_shards_share_all_runs() -> None:

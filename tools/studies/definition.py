@@ -22,6 +22,7 @@ from environment import ROOT
 
 __all__ = [
     "OWN",
+    "OWN_INFERENCE",
     "PRETRAINING",
     "SCRATCH",
     "Arm",
@@ -38,7 +39,12 @@ SCRATCH, PRETRAINING = "scratch", "pretraining"  # weights that are no file
 # settings of the train configs that a study decides itself
 OWN = {
     *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "pretrained", "from_scratch", "labels", "seed"),
-    *("fold", "folds", "splits", "groups", "group", "table", "target", "classes", "regions", "ignore_label"),
+    *("fold", "folds", "splits", "groups", "group", "table", "target", "classes", "regions", "ignore_label", "strict"),
+}
+# and of the inference configs
+OWN_INFERENCE = {
+    *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "model", "trained", "channels", "group"),
+    *("labels", "regions", "strict", "overwrite"),
 }
 
 
@@ -51,7 +57,7 @@ class Arm:
     weights: str  # scratch, pretraining, or the path of a file
     schedule: str | None = None
     epochs: int | None = None
-    spacing: str | float = "fixed"
+    spacing: str | float | None = None  # as the settings say
     settings: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] = field(default_factory=dict)
     inference: dict[str, Any] = field(default_factory=dict)
@@ -174,9 +180,10 @@ class Study:
             found["schedule"] = arm.schedule
         if arm.epochs is not None:
             found["epochs"] = arm.epochs
-        if arm.spacing != "fixed":
-            told = data.card.get("spacing_mm") if arm.spacing == "card" else arm.spacing
-            found["spacing_mm"] = None if told == "own" else told
+        if arm.spacing is not None:
+            fixed = bundle_config(arm.bundle, self.config_of(data, "train")).get("spacing_mm")
+            told = {"fixed": fixed, "own": None, "card": data.card.get("spacing_mm")}
+            found["spacing_mm"] = told.get(arm.spacing, arm.spacing) if isinstance(arm.spacing, str) else arm.spacing
         if data.channels != 1:
             found["channels"] = data.channels
         return found
@@ -250,7 +257,7 @@ def plain_name(name: str) -> str:
         >>> plain_name("MAE, 1000 epochs")
         'MAE_1000_epochs'
     """
-    return re.sub(r"[^A-Za-z0-9.+-]+", "_", name).strip("_.")
+    return re.sub(r"[^\w.+-]+", "_", name).strip("_.")
 
 
 def _every_class_first(cases: Sequence[dict[str, Any]], target: Any) -> list[dict[str, Any]]:

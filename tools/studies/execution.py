@@ -31,6 +31,7 @@ from common.errors import SettingsError, sentence
 from common.weights.files import sha256, write_json
 
 from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
+from .results import read_json
 
 __all__ = [
     "FAILED",
@@ -146,8 +147,8 @@ def _piece(run: Run) -> str:
 
 
 def state(folder: Path) -> str:
-    """Return finished, failed or missing."""
-    if (folder / RESULT).exists():
+    """Return finished, failed or missing; a result that cannot be read is missing."""
+    if read_json(folder / RESULT) is not None:
         return "finished"
     return "failed" if (folder / FAILED).exists() else "missing"
 
@@ -173,8 +174,9 @@ def do(study: Study, piece: str) -> str:
     try:
         with FileLock(folder / ".lock", timeout=0):
             check_same(folder, about)
-            if (folder / RESULT).exists():
+            if state(folder) == "finished":
                 return "finished"
+            (folder / FAILED).unlink(missing_ok=True)
             write_json(about, folder / "run.json")
             try:
                 content = (_pretrain if kind == "pretraining" else _measure)(study, run, folder)
@@ -204,11 +206,17 @@ def check_results(study: Study) -> None:
     """Refuse a study whose folder holds results of other settings.
 
     Raises:
-        SettingsError: naming the first folder, and what differs.
+        SettingsError: naming the folders, and what differs.
     """
+    told = []
     for piece, (kind, run) in _runs_by_piece(study).items():
         if (study.folder / piece / "run.json").exists():
-            check_same(study.folder / piece, _about(study, run, kind))
+            try:
+                check_same(study.folder / piece, _about(study, run, kind))
+            except SettingsError as error:
+                told.append(str(error))
+    if told:
+        raise SettingsError(told[0] + (f"; and {len(told) - 1} more folders" if told[1:] else ""))
 
 
 def check_same(folder: Path, about: Mapping[str, Any]) -> None:
@@ -218,9 +226,13 @@ def check_same(folder: Path, about: Mapping[str, Any]) -> None:
         SettingsError: naming what differs.
     """
     file = folder / "run.json"
-    if not file.exists():
-        return
-    before, now = (_flat(each) for each in (json.loads(file.read_text("utf-8")), json.loads(json.dumps(about))))
+    made = ("models", "trained.json", RESULT, "pretraining_state.pt")
+    if not file.exists() or not any((folder / name).exists() for name in made):
+        return  # nothing was trained, so a mistake may be corrected
+    content = read_json(file)
+    if content is None:
+        raise SettingsError(f"{file} cannot be read, so nothing tells what {folder} holds; remove that folder")
+    before, now = (_flat(each) for each in (content, json.loads(json.dumps(about))))
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if not changed:
         return
@@ -241,7 +253,8 @@ def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
     """Return what a piece is, for its folder: whatever changes its result."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
-    unseen = sorted(case_name(case) for case in data.parts[run.fold]["validation"])
+    part = data.parts[run.fold]
+    unseen = sorted(case_name(case) for case in part["validation"])
     if kind == "pretraining":
         return {
             "bundle": arm.bundle,
@@ -249,12 +262,17 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
             "fold": run.fold,
             "settings": study.pretraining_settings(arm, data),
             "unseen": unseen,
+            "files": _files_of(part["training"]),
         }
+    task = {name: data.card.get(name) for name in ("regions", "ignore_label")}
     return {
         **asdict(run),
         "bundle": arm.bundle,
         "weights": arm.weights,
         "weights_sha256": _digest_of(arm),
+        "pretraining": pretraining_of(study, run),
+        "task": {**task, "target": data.target, "classes": data.classes, "group": data.group},
+        "files": _files_of([*study.training_cases(run), *part["validation"]]),
         "settings": study.training_settings(arm, data),
         "inference": study.merged("inference", arm, data),
         "labels": data.labels,
@@ -263,6 +281,26 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
     }
 
 
+def _files_of(cases: Sequence[Case]) -> str:
+    """Return a digest of what is said of cases, with the sizes of their files instead of where these are."""
+    return digest(
+        sorted([case_name(case), *((name, _sized(case[name])) for name in sorted(case))] for case in cases),
+    )
+
+
+def _sized(value: Any) -> Any:
+    """Return a value of a case with the size of each file in place of its path."""
+    if isinstance(value, (list, tuple)):
+        return [_sized(each) for each in value]
+    if isinstance(value, str) and os.sep in value and value not in _SIZES:
+        try:
+            _SIZES[value] = os.stat(value).st_size
+        except OSError:
+            return value
+    return _SIZES.get(value, value) if isinstance(value, str) else value
+
+
+_SIZES: dict[str, int] = {}
 _DIGESTS: dict[tuple[str, float], str] = {}
 
 
@@ -288,6 +326,7 @@ def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
         **{
             **study.pretraining_settings(arm, data),
             "datalist": write_datalist(folder / "datalist.json", training=images),
+            "strict": True,
             "store_dir": str(study.folder / "store"),
             "output_dir": str(folder / "pretrain"),
             "ckpt_dir": str(folder),
@@ -376,6 +415,7 @@ def train(
             **starting_weights(study, run),
             "datalist": write_datalist(folder / "datalist.json", training=cases, validation=cases[:1], test=unseen),
             "seed": run.seed,
+            "strict": True,
             "store_dir": str(study.folder / "store"),
             "output_dir": str(folder / "train"),
             "ckpt_dir": str(folder / "models"),
@@ -415,7 +455,7 @@ def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> 
     """Score label maps and keep those of the best, the median and the worst case."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
     settings: dict[str, Any] = {"tolerance_mm": 1.0}
-    settings |= {name: data.card[name] for name in ("regions", "ignore_label", "tolerance_mm") if data.card.get(name)}
+    settings |= {name: data.card[name] for name in ("regions", "ignore_label") if data.card.get(name)}
     if data.group:
         settings["group"] = data.group
     run_config(

@@ -17,7 +17,7 @@ __all__ = ["counts_sentence", "provenance_part"]
 
 _LIBRARIES = ("numpy", "scipy", "statsmodels", "scikit-posthocs", "matplotlib")
 _ALWAYS = ("bundle", "weights")
-_OWN = {"schedule": None, "epochs": None, "spacing": "fixed"}  # what an arm may have of its own, and what says nothing
+_OWN = {"schedule": None, "epochs": None, "spacing": None}  # what an arm may have of its own, and what says nothing
 
 
 def counts_sentence(results: Results) -> str:

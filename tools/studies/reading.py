@@ -5,21 +5,35 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from environment import ROOT
+from filelock import FileLock
 
-from common.data import classified_lists, labelled_lists, split_cases
+from common.data import classified_lists, labelled_lists, segmentation_task, split_cases
 from common.data.datalists import case_name
 from common.engines.settings import unknown_settings
 from common.errors import DataError, SettingsError
+from common.optimizers.schedules import SCHEDULES
 from common.weights.files import write_json
 
 from .cards import read_card
-from .definition import OWN, PRETRAINING, SCRATCH, Arm, DataSet, Study, bundle_config, cell_of, plain_name
+from .definition import (
+    OWN,
+    OWN_INFERENCE,
+    PRETRAINING,
+    SCRATCH,
+    Arm,
+    DataSet,
+    Study,
+    bundle_config,
+    cell_of,
+    plain_name,
+)
 
 __all__ = ["read_study"]
 
@@ -36,6 +50,19 @@ _DATA_SET = (
 )
 _LEVEL = ("settings", "pretraining", "inference")  # what every level may hold: settings of these configs
 _KEEP = ("models", "predictions")
+_MEANS = ("ID", "OOD", "All")  # columns of the report that no data set may be called like
+_POSITIVE = ("epochs", "iterations_per_epoch", "batch_size", "lr", "patch_size", "input_size", "spacing_mm", "channels")
+_EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # numbers that YAML takes for texts without a point or a sign
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that is written twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise SettingsError(f"{twice!r} is written twice{str(node.start_mark).strip()}; leave one out")
+        return super().construct_mapping(node, deep)
 
 
 def read_study(path: str | Path, *, output: str | Path | None = None) -> Study:
@@ -47,7 +74,9 @@ def read_study(path: str | Path, *, output: str | Path | None = None) -> Study:
     """
     file = Path(path).expanduser().absolute()
     try:
-        content = yaml.safe_load(file.read_text("utf-8"))
+        content = yaml.load(file.read_text("utf-8"), _Loader)
+    except SettingsError as error:
+        raise SettingsError(f"{file}: {error}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
         told = getattr(error, "strerror", None) or str(error).replace("\n", " ")
         raise SettingsError(f"the study {file} cannot be read: {told}") from error
@@ -80,12 +109,13 @@ def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, so
     sets = content.get("data_sets")
     if not isinstance(sets, Mapping) or not sets:
         raise SettingsError("it names no data_sets; add for example data_sets: {mine: {folder: /data/task}}")
-    backbones = dict(content.get("backbones") or {})
+    backbones = dict(_entry(content.get("backbones"), "backbones"))
     _known(backbones, sorted({cell_of(bundle)[1] for bundle in _bundles()}), "backbones")
     for name, each in backbones.items():
         _known(each, _LEVEL, f"backbone {name}")
+        backbones[name] = {level: _settings(each, level, f"backbone {name}") for level in _LEVEL if level in each}
     data = {
-        str(name): _data_set(str(name), dict(each or {}), base=base, folder=folder, folds=folds)
+        str(name): _data_set(str(name), _entry(each, f"the data set {name}"), base=base, folder=folder, folds=folds)
         for name, each in sets.items()
     }
     study = Study(
@@ -93,9 +123,9 @@ def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, so
         folder=folder,
         arms=arms,
         data_sets=data,
-        budgets=[str(each) for each in _listed(content.get("budgets", ["all"]))],
+        budgets=[str(each) for each in _several(content, "budgets", ["all"])],
         folds=[],
-        seeds=[_number(each, "seeds", least=0) for each in _listed(content.get("seeds", [0]))],
+        seeds=[_number(each, "seeds", least=0) for each in _several(content, "seeds", [0])],
         backbones=backbones,
         keep=[str(each) for each in _listed(content.get("keep", []))],
         source=str(source),
@@ -114,9 +144,13 @@ def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, so
     study.folds = list(used) if used is not None else list(range(counts.pop()))
     _check_budgets(study)
     _check_settings(study)
-    names = [plain_name(name) for name in (*arms, *data)]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise SettingsError(f"two arms or data sets would share the folder {twice}; rename one")
+    folders: dict[str, str] = {}
+    for title in (*arms, *data):
+        if not plain_name(title):
+            raise SettingsError(f"no folder can be called {title!r}; use letters or digits")
+        if first := folders.get(plain_name(title).casefold()):
+            raise SettingsError(f"{first!r} and {title!r} would share the folder {plain_name(title)}; rename one")
+        folders[plain_name(title).casefold()] = title
     return study
 
 
@@ -130,17 +164,38 @@ def _known(given: Any, known: Sequence[str], where: str) -> None:
             raise SettingsError(f"{where} has no {name!r}; {hint}")
 
 
+def _entry(value: Any, where: str) -> dict[str, Any]:
+    """Return what is said of one entry; nothing is an empty one."""
+    if not isinstance(value, Mapping | None):
+        raise SettingsError(f"{where} is {value!r}; it must have entries of its own, see docs/study.md")
+    return dict(value or {})
+
+
 def _settings(given: Mapping[str, Any], level: str, where: str) -> dict[str, Any]:
     found = given.get(level) or {}
-    if not isinstance(found, Mapping):
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise SettingsError(f"{level} of {where} is {found!r}; it must be settings such as {{epochs: 150}}")
-    if level == "settings" and (taken := next((name for name in found if name in OWN), None)):
-        raise SettingsError(f"settings of {where} name {taken}, which the study itself decides; leave it out")
-    return dict(found)
+    taken = {"settings": OWN, "inference": OWN_INFERENCE, "pretraining": OWN}[level] & found.keys()
+    if taken:
+        raise SettingsError(f"{level} of {where} name {min(taken)}, which the study itself decides; leave it out")
+    return {
+        name: float(value) if isinstance(value, str) and _EXPONENT.fullmatch(value) else value
+        for name, value in found.items()
+    }
 
 
 def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _several(content: Mapping[str, Any], name: str, otherwise: list[Any]) -> list[Any]:
+    """Return an entry that lists different values."""
+    values = _listed(content.get(name, otherwise))
+    texts = [str(value) for value in values]
+    if not values or (twice := next((text for text in texts if texts.count(text) > 1), None)) is not None:
+        told = f"has {twice} twice" if values else "is empty"
+        raise SettingsError(f"{name} {told}; list each value once, or leave {name} out")
+    return values
 
 
 def _number(value: Any, what: str, *, least: int) -> int:
@@ -154,22 +209,24 @@ def _folds(value: Any) -> tuple[int, list[int] | None]:
     if isinstance(value, Mapping):
         _known(value, ("of", "use"), "folds")
         use = value.get("use")
-        used = None if use is None else [_number(each, "folds: use", least=0) for each in _listed(use)]
+        used = None
+        if use is not None:
+            used = [_number(each, "folds: use", least=0) for each in _several(value, "use", [])]
         return _number(value.get("of", 2), "folds: of", least=1), used
     return _number(value, "folds", least=1), None
 
 
 def _arms(content: Mapping[str, Any], base: Path) -> dict[str, Arm]:
     given = content.get("arms")
-    if isinstance(given, list):
+    if isinstance(given, list) and all(isinstance(each, str) for each in given):
         given = dict.fromkeys(given)
     if not isinstance(given, Mapping) or not given:
         raise SettingsError("it names no arms; add for example arms: {mae_resenc_l: {}}")
-    several = {name: _listed(content[name]) for name in ("schedules", "lengths", "spacings") if name in content}
+    several = {name: _several(content, name, []) for name in ("schedules", "lengths", "spacings") if name in content}
     arms: dict[str, Arm] = {}
     for title, entry in given.items():
-        entry = dict(entry or {})
         where = f"the arm {title}"
+        entry = _entry(entry, where)
         _known(entry, _ARM, where)
         bundle = str(entry.get("bundle", title))
         if bundle not in _bundles():
@@ -180,7 +237,7 @@ def _arms(content: Mapping[str, Any], base: Path) -> dict[str, Arm]:
         weights = _weights(entry.get("weights"), bundle, base, where)
         for schedule in several.get("schedules", [None]):
             for epochs in several.get("lengths", [None]):
-                for spacing in several.get("spacings", ["fixed"]):
+                for spacing in several.get("spacings", [None]):
                     schedule_ = entry.get("schedule", schedule)
                     epochs_ = entry.get("epochs", epochs)
                     spacing_ = _spacing(entry.get("spacing", spacing), where)
@@ -193,6 +250,8 @@ def _arms(content: Mapping[str, Any], base: Path) -> dict[str, Arm]:
                     arm = Arm(", ".join(told), bundle, weights, schedule_, epochs_, spacing_, **levels)
                     if epochs_ is not None:
                         _number(epochs_, f"epochs of {where}", least=1)
+                    if schedule_ is not None:
+                        _check_value("schedule", schedule_, "", where)
                     arms[arm.name] = arm
     return arms
 
@@ -216,9 +275,9 @@ def _weights(value: Any, bundle: str, base: Path, where: str) -> str:
     return str(file.absolute())
 
 
-def _spacing(value: Any, where: str) -> str | float:
-    if value in ("fixed", "median", "own", "card"):
-        return str(value)
+def _spacing(value: Any, where: str) -> str | float | None:
+    if value in (None, "fixed", "median", "own", "card"):
+        return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0:
         return float(value)
     raise SettingsError(
@@ -230,6 +289,8 @@ def _spacing(value: Any, where: str) -> str | float:
 def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, folds: int) -> DataSet:
     where = f"the data set {name}"
     _known(entry, _DATA_SET, where)
+    if name.casefold() in {mean.casefold() for mean in _MEANS}:
+        raise SettingsError(f"{where} is called like a mean of the report ({', '.join(_MEANS)}); rename it")
     chosen = entry.get("card", name)
     try:
         card = read_card(base / chosen if str(chosen).endswith((".yaml", ".yml")) else str(chosen))
@@ -245,7 +306,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
     labels = entry.get("labels", about.get("labels"))
     if isinstance(labels, str):
         labels = str(base / Path(labels).expanduser())
-    channels = entry.get("channels") or len(about.get("channels") or [1])
+    channels = _number(entry.get("channels", len(about.get("channels") or [1])), f"channels of {where}", least=1)
     group, splits = entry.get("group"), path("splits")
     data_folder, datalist = path("folder") or "", path("datalist")
     if entry.get("folder") == TEMPLATE:
@@ -260,7 +321,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
     if not segmentation and not target:
         raise SettingsError(f"{where} has no target; name the column of its table with the classes")
     try:
-        count = len(json.loads(Path(splits).read_text("utf-8"))) if splits else folds
+        count = _split_count(splits) if splits else folds
         parts = []
         for fold in range(count):
             if segmentation:
@@ -282,10 +343,13 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
                 )
                 classes = list(lists["task"].names)
                 parts.append({part: [_columns(case) for case in lists[part]] for part in ("training", "validation")})
+        if segmentation:
+            segmentation_task(labels or [], regions=about.get("regions"), ignore_label=about.get("ignore_label"))
     except (OSError, ValueError) as error:
         if isinstance(error, (DataError, SettingsError)):
             raise type(error)(f"{where}: {error}") from error
         raise SettingsError(f"{where}: the splits {splits} cannot be read: {error}") from error
+    _check_parts(parts, where)
     return DataSet(
         name,
         about,
@@ -300,6 +364,28 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         pretraining=_settings(entry, "pretraining", where),
         inference=_settings(entry, "inference", where),
     )
+
+
+def _split_count(splits: str) -> int:
+    """Return how many splits a file has."""
+    content = json.loads(Path(splits).read_text("utf-8"))
+    if not isinstance(content, list) or not content:
+        raise ValueError("it must be a list with an entry of train and val for each split")
+    return len(content)
+
+
+def _check_parts(parts: Sequence[Mapping[str, Sequence[dict[str, Any]]]], where: str) -> None:
+    """Refuse a fold without cases to train or to test on, and one that tests on what it trained on."""
+    for fold, part in enumerate(parts):
+        names = {key: {case_name(case) for case in part[key]} for key in ("training", "validation")}
+        for key, what in (("training", "train"), ("validation", "test")):
+            if not names[key]:
+                raise SettingsError(f"fold {fold} of {where} has no case to {what} on; give more cases or other splits")
+        if both := names["training"] & names["validation"]:
+            raise SettingsError(
+                f"fold {fold} of {where} would test on {min(both)}, on which it trains; mend the splits, or give at "
+                "least two cases"
+            )
 
 
 def _task_settings(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -334,7 +420,12 @@ def _template(folder: Path) -> tuple[str, str]:
 
     place = folder / "data" / "template"
     datalist, splits = place / "datalist.json", place / "splits.json"
-    if not splits.exists():
+    if splits.exists():
+        return str(datalist), str(splits)
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".lock"):  # of several runs that begin at once one writes it
+        if splits.exists():
+            return str(datalist), str(splits)
         write_template_data(place / "scans", train=_TEMPLATE_SCANS, validation=0, test=_TEMPLATE_SCANS)
         lists = json.loads((place / "scans" / "datalist.json").read_text("utf-8"))
         halves = [
@@ -351,20 +442,42 @@ def _check_budgets(study: Study) -> None:
     for budget in study.budgets:
         for name, data in study.data_sets.items():
             most = min(len(data.parts[fold]["training"]) for fold in study.folds)
-            if budget != "all" and not (budget.isdigit() and 1 <= int(budget) <= most):
+            if budget != "all" and not (budget.isdecimal() and budget.isascii() and 1 <= int(budget) <= most):
                 raise SettingsError(
                     f"budgets has {budget}; {name} has {most} cases to train on, so give numbers from 1 to that, or all"
                 )
 
 
 def _check_settings(study: Study) -> None:
-    """Refuse a setting that no config of any arm knows, before hours are spent."""
+    """Refuse settings that no config of any arm knows, or whose value cannot be right, before hours are spent."""
     for arm in study.arms.values():
         for data in study.data_sets.values():
+            if arm.spacing == "card" and not data.card.get("spacing_mm"):
+                raise SettingsError(
+                    f"spacing of {arm.name} is that of the card, but the card of {data.name} has no spacing_mm; add it"
+                )
             levels = {"settings": study.config_of(data, "train"), "inference": study.config_of(data, "inference")}
             if arm.weights == PRETRAINING:
                 levels["pretraining"] = "pretrain"
             for level, config in levels.items():
-                told = unknown_settings(study.merged(level, arm, data), bundle_config(arm.bundle, config))
+                given, where = study.merged(level, arm, data), f"{level} of {arm.name} on {data.name}"
+                told = unknown_settings(given, bundle_config(arm.bundle, config))
                 if told:
-                    raise SettingsError(f"{level} of {arm.name} on {data.name}: {told.replace('--', '')}")
+                    raise SettingsError(f"{where}: {told.replace('--', '')}")
+                for name, value in given.items():
+                    _check_value(name, value, bundle_config(arm.bundle, config).get(name), where)
+
+
+def _check_value(name: str, value: Any, usual: Any, where: str) -> None:
+    """Refuse a value that is no number where the config has one, and sizes that are not above 0."""
+    if isinstance(value, str) and value[:1] in "$@":
+        return
+    number = name in _POSITIVE or (isinstance(usual, (int, float)) and not isinstance(usual, bool))
+    if number and isinstance(value, (str, bool)) and name != "spacing_mm":  # which may be median
+        raise SettingsError(f"{where}: {name} is {value!r}; it must be a number")
+    if name in _POSITIVE and any(each <= 0 for each in _listed(value) if isinstance(each, (int, float))):
+        raise SettingsError(f"{where}: {name} is {value!r}; it must be above 0")
+    if name in ("patch_size", "input_size") and isinstance(value, (list, tuple)) and len(value) != 3:
+        raise SettingsError(f"{where}: {name} is {value!r}; it must have three numbers")
+    if name == "schedule" and isinstance(usual, str) and value is not None and value not in SCHEDULES:
+        raise SettingsError(f"{where}: schedule is {value!r}; it must be one of {', '.join(SCHEDULES)}")
