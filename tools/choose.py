@@ -317,15 +317,18 @@ class Choice:
 
         Raises:
             WeightsError: if none fits.
+            DataError: if a fold has no two classes to tell apart.
         """
         import numpy as np
         from studies.choosing import Difference
-        from studies.probes import paired_difference, probe_cases, probe_encoder
+        from studies.probes import check_classes, paired_difference, probe_cases, probe_encoder
         from tqdm import tqdm
 
         from common.engines.probing import compare_probes
         from common.errors import DataError, WeightsError, causes, sentence
 
+        if self.data.kind == "segmentation":
+            check_classes(self.data.cases, self.data.task, group=self.data.group, folds=folds, seed=self.seed)
         encoders = {**self.candidates, **self.random_encoders()}
         found: dict[str, dict[str, Any]] = {}
         held: dict[str, Any] = {}

@@ -350,6 +350,20 @@ def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: lis
             ask(**changes)
 
 
+def test_too_few_cases_with_a_class_are_told_before_any_encoder_runs(
+    task_folder: Path, trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = tmp_path / "rare"
+    shutil.copytree(task_folder, rare)
+    for file in sorted((rare / "labels").iterdir())[1:]:
+        nib.save(nib.Nifti1Image(np.zeros((24, 24, 24), np.uint8), np.eye(4)), file)
+    monkeypatch.setattr("studies.probes.probe_encoder", lambda *_, **__: pytest.fail("an encoder ran"))
+    with pytest.raises(DataError, match="only 1 of 8 cases hold any class"):
+        tool.choose(
+            str(rare), output=str(tmp_path / "o"), **{**SMALL, "labels": LABELS, "weights": f"{B}={trained[2]}"}
+        )
+
+
 def test_weights_that_do_not_fit_are_left_out_and_told(task_folder: Path, trained: list[Path], tmp_path: Path) -> None:
     broken = tmp_path / "broken.pt"
     write_checkpoint({"encoder.x": torch.ones(3)}, broken)
