@@ -32,6 +32,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commands import whole
 from environment import ROOT, RUNTIME, ensure
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ _SHORT = {"epochs": 20}
 _SHORTER = {"epochs": 10, "iterations_per_epoch": 25, "num_workers": 0}  # without a GPU
 _PATCH = {"segmentation": {"patch_size": [64, 64, 64]}, "classification": {"input_size": [64, 64, 64]}}
 _COLOURS = {"resenc_l": "#0077bb", "primus_m": "#cc6677", None: "#888888"}
+_LEAST_RESAMPLES = 100  # fewer have no 95 %
 _STUDY = "data"  # name of the data set in the study
 
 
@@ -73,9 +75,10 @@ def find_candidates(bundles: Any = None, weights: Any = None) -> dict[str, Encod
         weights: NAME=PATH, with commas.
 
     Raises:
-        SettingsError: if a bundle is unknown or there is nothing to ask.
-        WeightsError: if a bundle that was named has no weights, or a file is missing.
+        SettingsError: if a bundle is unknown, or a name is given twice.
+        WeightsError: if a bundle that was named has no weights, a file is missing, or there is nothing to ask.
     """
+    from studies.definition import plain_name
     from studies.probes import Encoder
 
     from common.errors import SettingsError, WeightsError
@@ -96,6 +99,7 @@ def find_candidates(bundles: Any = None, weights: Any = None) -> dict[str, Encod
                 f"{bundle} has no weights {own[bundle]}; fetch or translate them with tools/import_checkpoint.py, "
                 f"pre-train with its pretrain config, or name a file: --weights {bundle}=FILE"
             )
+    files: dict[str, Encoder] = {}
     for entry in _words(weights):
         name, equals, path = entry.partition("=")
         bundle = name.split("/")[0]
@@ -107,7 +111,14 @@ def find_candidates(bundles: Any = None, weights: Any = None) -> dict[str, Encod
         file = Path(path).expanduser().absolute()
         if not file.is_file():
             raise WeightsError(f"--weights names {file} for {name}, which does not exist; correct the path")
-        found[name] = Encoder(bundle, str(file))
+        if twice := next((other for other in files if plain_name(other) == plain_name(name)), None):
+            raise SettingsError(
+                f"--weights names {name} twice; write {bundle}/other={path} for one of them"
+                if twice == name
+                else f"--weights names {twice} and {name}, which would share a folder; rename one"
+            )
+        files[name] = Encoder(bundle, str(file))
+    found |= files
     if not found:
         raise WeightsError(
             "there are no pre-trained encoders to choose from: no bundle has models/pretrained_encoder.pt; fetch the "
@@ -534,7 +545,7 @@ def choose(
         tuning_folds: of fine-tuning; every case is unseen in one.
         seeds: of every fine-tuning.
         seed: of everything random here.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap, at least 100.
         gpus: to fine-tune on, numbers with commas; all by default.
         jobs: fine-tunings at a time on each GPU, or on the CPU.
         output: where everything goes; default choose/<name of the data>.
@@ -543,14 +554,20 @@ def choose(
     sys.path.insert(0, str(ROOT))
     import torch
     from studies.choosing import judge
+    from studies.scheduling import places
 
-    from common.errors import SettingsError, end_in_a_sentence
+    from common.errors import end_in_a_sentence
     from common.weights.files import write_json
 
     end_in_a_sentence()
-    for name, value, least in (("best", best, 0), ("seeds", seeds, 1), ("tuning_folds", tuning_folds, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SettingsError(f"--{name} is {value!r}; it must be a whole number from {least}")
+    for name, value, least in (
+        *(("best", best, 0), ("seeds", seeds, 1), ("seed", seed, 0), ("jobs", jobs, 0), ("channels", channels, 1)),
+        *(("folds", folds, 2), ("tuning_folds", tuning_folds, 2), ("resamples", resamples, _LEAST_RESAMPLES)),
+        *([] if cases is None else [("cases", cases, 2)]),
+    ):
+        whole(name, value, least=least)
+    if best:
+        places(gpus, jobs)  # a GPU that is not there is told now, not after the probes
     candidates = find_candidates(bundles, weights)
     source = str(Path(str(data)).expanduser().absolute())
     if isinstance(labels, str) and labels.endswith(".json"):

@@ -321,6 +321,7 @@ def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: lis
     shutil.copytree(task_folder / "images", unlabelled)
     half = tmp_path / "half"
     shutil.copytree(task_folder, half)
+    shutil.copy(trained[1], tmp_path / "half.pt")
     (half / "labels" / "case_03.nii.gz").unlink()
     empty = tmp_path / "empty"
     shutil.copytree(task_folder, empty)
@@ -342,7 +343,16 @@ def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: lis
         (SettingsError, "list all classes, background first", {"labels": ["background"]}),
         (SettingsError, r"unknown setting --lrr \(did you mean --lr", {"lrr": 0.1}),
         (SettingsError, "--datalist is no setting here: cases come from --data", {"datalist": "a.json"}),
-        (SettingsError, "--best is -1", {"best": -1}),
+        (
+            SettingsError,
+            f"--weights names {B} twice; write {B}/other=.*half.pt for one",
+            {"weights": f"{B}={trained[2]},{B}={tmp_path / 'half.pt'}"},
+        ),
+        (
+            SettingsError,
+            f"{B}/a b and {B}/a_b, which would share a folder",
+            {"weights": f"{B}/a b={trained[2]},{B}/a_b={trained[2]}"},
+        ),
         (DataError, r"has no 'patient'; add it", {"group": "patient"}),
         (WeightsError, "is of another network", {"features_per_stage": [8, 8, 8]}),
     ):
@@ -362,6 +372,23 @@ def test_too_few_cases_with_a_class_are_told_before_any_encoder_runs(
         tool.choose(
             str(rare), output=str(tmp_path / "o"), **{**SMALL, "labels": LABELS, "weights": f"{B}={trained[2]}"}
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("best", -1), ("seeds", 0), ("tuning_folds", 1), ("cases", -1), ("cases", 1), ("cases", 2.5), ("folds", 1)],
+        *[("resamples", 0), ("resamples", 1), ("seed", -1), ("jobs", -1), ("channels", 0), ("folds", "five")],
+    ],
+)
+def test_numbers_that_cannot_be_are_told_before_any_work(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "find_candidates", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(SettingsError, match=rf"--{name} is {value!r}; it must be a whole number from \d+"):
+        tool.choose("nowhere", **{name: value})
+    with pytest.raises(SettingsError, match="--gpus names 99, but this machine has"):
+        tool.choose("nowhere", gpus="99")
 
 
 def test_weights_that_do_not_fit_are_left_out_and_told(task_folder: Path, trained: list[Path], tmp_path: Path) -> None:
