@@ -27,6 +27,7 @@ import os
 import random
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -272,6 +273,19 @@ def _in_numbers(settings: Mapping[str, Any], data: Data) -> dict[str, Any]:
     return told
 
 
+def _check_folder(folder: Path, source: str) -> None:
+    """Refuse to write over the answer for other data."""
+    from studies.results import read_json
+
+    from common.errors import SettingsError
+
+    before = (read_json(folder / "choose.json") or {}).get("data", source)
+    if before != source:
+        raise SettingsError(
+            f"{folder} holds the answer for {before}, not for {source}; name another folder with --output"
+        )
+
+
 class Choice:
     """One question: which of these encoders for these cases. Everything is in one folder."""
 
@@ -397,9 +411,17 @@ class Choice:
         return found, difference
 
     def study(self, chosen: Sequence[str], *, settings: Mapping[str, Any], seeds: int, folds: int) -> Path:
-        """Write the study that fine-tunes these and from scratch at equal budget, and return its file."""
-        from studies.probes import NETWORK_SETTINGS
+        """Write the study that fine-tunes these and from scratch at equal budget, and return its file.
 
+        Raises:
+            SettingsError: if its folder holds runs of other settings or cases; it is then left as it is.
+        """
+        from studies.execution import check_results
+        from studies.probes import NETWORK_SETTINGS
+        from studies.reading import study_from
+        from studies.results import read_json
+
+        from common.errors import SettingsError
         from common.weights.files import write_json
 
         config = "train" if self.data.kind == "segmentation" else "train_classification"
@@ -436,7 +458,7 @@ class Choice:
         place = self.folder / "fine-tuning"
         columns = ("image", "label", "name", "case", self.data.target, self.data.group)
         entries = [{key: case[key] for key in columns if key and key in case} for case in self.data.cases]
-        write_json({"training": entries}, place / "cases.json")
+        listed = json.loads(json.dumps({"training": entries}))
         card: dict[str, Any] = {"name": "data", "task": self.data.kind}
         entry: dict[str, Any] = {"card": "card.yaml", "datalist": "cases.json", "channels": self.data.channels}
         if self.data.group:
@@ -460,15 +482,27 @@ class Choice:
         }
         if self.data.kind == "segmentation":
             content["inference"] = {"tiles_per_step": 4}
-        _write_yaml(card, place / "card.yaml")
-        _write_yaml(content, place / "study.yaml")
+
+        def write(folder: Path) -> None:
+            write_json(listed, folder / "cases.json")
+            _write_yaml(card, folder / "card.yaml")
+            _write_yaml(content, folder / "study.yaml")
+
+        with tempfile.TemporaryDirectory() as trial:
+            write(Path(trial))
+            check_results(study_from(content, base=Path(trial), output=place))
+        before = read_json(place / "cases.json")
+        if before not in (None, listed) and any(place.glob("runs/**/run.json")):
+            raise SettingsError(
+                f"{place} holds fine-tunings of other cases, or with other labels; name another folder with --output"
+            )
+        write(place)
         return place / "study.yaml"
 
     def fine_tune(self, file: Path, *, gpus: str, jobs: int) -> tuple[dict[str, dict[str, Any]], Any, list[str]]:
         """Run the study, and return score and interval of every arm, a function that compares two, and what failed."""
         from studies.choosing import Difference
         from studies.comparison import compare, interval, resampled, score
-        from studies.execution import check_results
         from studies.reading import read_study
         from studies.results import blocks_of, read_results
         from studies.scheduling import places, run_pieces
@@ -476,7 +510,6 @@ class Choice:
         from common.weights.files import write_json
 
         study = read_study(file, output=file.parent)
-        check_results(study)
         write_json(study.as_plain(), study.folder / "study.json")
         before = Path.cwd()
         os.chdir(ROOT)
@@ -548,7 +581,7 @@ def choose(
         resamples: of the bootstrap, at least 100.
         gpus: to fine-tune on, numbers with commas; all by default.
         jobs: fine-tunings at a time on each GPU, or on the CPU.
-        output: where everything goes; default choose/<name of the data>.
+        output: where everything goes; default choose/<name of the data>. The answer for other data is never replaced.
         settings: of the bundles' configs.
     """
     sys.path.insert(0, str(ROOT))
@@ -573,6 +606,8 @@ def choose(
     if isinstance(labels, str) and labels.endswith(".json"):
         labels = str(Path(labels).expanduser().absolute())
     table, groups = (path and str(Path(str(path)).expanduser().absolute()) for path in (table, groups))
+    folder = Path(str(output)).expanduser().absolute() if output else ROOT / "choose" / Path(source).stem
+    _check_folder(folder, source)
     most = cases if cases is not None else None if table else CASES
     train = "train_classification" if table else "train"
     _check_settings(settings, [encoder.bundle for encoder in candidates.values()], train)
@@ -587,7 +622,6 @@ def choose(
         most=most,
         seed=seed,
     )
-    folder = Path(output).expanduser().absolute() if output else ROOT / "choose" / Path(source).stem
     given = {**settings, "channels": channels}
     choice = Choice(read, candidates, folder, settings=given, seed=seed)
     for warning in choice.warnings:

@@ -23,9 +23,10 @@ from .encoders import LABELS, textured, train, write_task
 
 sys.path.insert(0, str(ROOT / "tools"))
 import choose as tool
-from studies import scheduling
+from studies import execution, scheduling
 from studies.choosing import Difference, judge
-from studies.probes import paired_difference
+from studies.probes import Encoder, paired_difference
+from studies.reading import read_study
 
 SMALL: dict[str, Any] = {"patch_size": [24, 24, 24], "resamples": 300, "bundles": "none"}
 B = "mae_resenc_l"
@@ -243,8 +244,11 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
     assert ("That pre-training helps on these data is not shown." in said) is not decided
     other = tmp_path / "fine-tuning" / "runs" / "data" / "mae_resenc_l_full" / "budget_all" / "fold_0" / "seed_0"
     (other / "run.json").write_text(json.dumps({"settings": {"epochs": 300}}))
+    written = {file: file.read_bytes() for file in (tmp_path / "fine-tuning").glob("*.*")}
+    assert {"study.yaml", "card.yaml", "cases.json"} < {file.name for file in written}
     with pytest.raises(SettingsError, match=r"was run with other .*settings#epochs.* another output"):
-        tool.choose(str(task_folder), output=str(tmp_path), **options)
+        tool.choose(str(task_folder), output=str(tmp_path), **{**options, "epochs": 4, "cases": 7})
+    assert {file: file.read_bytes() for file in written} == written, "a rerun that is refused changes nothing"
 
 
 def test_fine_files_are_warned_of_and_tried_at_their_own_spacing(
@@ -372,6 +376,32 @@ def test_too_few_cases_with_a_class_are_told_before_any_encoder_runs(
         tool.choose(
             str(rare), output=str(tmp_path / "o"), **{**SMALL, "labels": LABELS, "weights": f"{B}={trained[2]}"}
         )
+
+
+def test_the_answer_for_other_data_is_never_replaced(
+    task_folder: Path, trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of the same name would write to the same place."""
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "find_candidates", lambda *_: {B: Encoder(B, str(trained[2]))})
+    for patient in ("p1", "p2"):
+        shutil.copytree(task_folder, tmp_path / patient / "scans")
+    monkeypatch.setattr(scheduling, "run_pieces", pretend({B: 0.7, "scratch resenc_l": 0.6}))
+    options: dict[str, Any] = {**SMALL, "labels": LABELS, "epochs": 1}
+    tool.choose(str(tmp_path / "p1" / "scans"), **{**options, "best": 0})
+    answer = tmp_path / "choose" / "scans" / "choose.json"
+    before = answer.read_bytes()
+    with pytest.raises(SettingsError, match=r"holds the answer for .*p1/scans, not for .*p2/scans; .* with --output"):
+        tool.choose(str(tmp_path / "p2" / "scans"), **options)
+    assert answer.read_bytes() == before
+    answer.unlink()  # as if it was cut during the fine-tunings
+    tool.choose(str(tmp_path / "p1" / "scans"), **options)
+    answer.unlink()
+    study = read_study(answer.parent / "fine-tuning" / "study.yaml", output=answer.parent / "fine-tuning")
+    run = study.runs()[0]
+    (study.folder / "runs" / run.name / "run.json").write_text(json.dumps(execution._about(study, run, "runs")))
+    with pytest.raises(SettingsError, match=r"holds fine-tunings of other cases.* with --output"):
+        tool.choose(str(tmp_path / "p2" / "scans"), **options)
 
 
 @pytest.mark.parametrize(
