@@ -12,7 +12,8 @@ of --weights: NAME=PATH with commas, where NAME is a bundle, or a bundle, a slas
 First a linear probe of each frozen encoder, and of a random one of each backbone: what maps or embeddings tell of
 cases that the probe has not seen. Then the --best of them are fine-tuned, and each of their backbones from scratch,
 with the same cases, steps and seeds (--best 0: no fine-tuning). An arm is recommended over another only if the 95 %
-interval of their difference, case by case, leaves out 0; else it is too close to call.
+interval of their difference, case by case, leaves out 0; else it is too close to call. One run of each (--seeds 1)
+gives an order, but no recommendation.
 
 A name that is none of the arguments below is a setting of the bundles' configs (--epochs, --patch_size, --lr, ...).
 Fine-tuning is short by default, and shorter still without a GPU; what was used is written down. A run that was cut
@@ -500,11 +501,16 @@ class Choice:
         return place / "study.yaml"
 
     def fine_tune(self, file: Path, *, gpus: str, jobs: int) -> tuple[dict[str, dict[str, Any]], Any, list[str]]:
-        """Run the study, and return score and interval of every arm, a function that compares two, and what failed."""
+        """Run the study.
+
+        Returns:
+            of every arm ``estimate``, ``interval``, how many ``runs`` are planned and ``finished``, and whether it is
+            ``complete``: all cases were unseen once; a function that compares two complete arms; and what failed.
+        """
         from studies.choosing import Difference
         from studies.comparison import compare, interval, resampled, score
         from studies.reading import read_study
-        from studies.results import blocks_of, read_results
+        from studies.results import blocks_of, every_run, read_results, shared_runs
         from studies.scheduling import places, run_pieces
 
         from common.weights.files import write_json
@@ -518,17 +524,26 @@ class Choice:
         finally:
             os.chdir(before)
         told = [f"{name}: {why}" for name, why in failed.items()]
-        blocks = blocks_of(read_results(study.folder))
-        if not blocks:
-            return {}, None, told
-        block = blocks[0]
-        scores = {}
+        block = next(iter(blocks_of(read_results(study.folder))), None)
+        each = len(study.folds) * len(study.seeds)
+        scores: dict[str, dict[str, Any]] = {
+            arm: {"estimate": None, "interval": None, "runs": each, "finished": 0, "complete": False}
+            for arm in study.arms
+        }
+        if block is None:
+            return scores, None, told
         for arm in block.arms:
             low, high = interval(resampled(block, arm)[:, 0])
-            bounds = None if math.isnan(low) else [low, high]
-            scores[arm] = {"estimate": float(score(block, arm)[0]), "interval": bounds, "runs": block.planned[arm]}
+            scores[arm] |= {
+                "estimate": float(score(block, arm)[0]),
+                "interval": None if math.isnan(low) else [low, high],
+                "finished": int(every_run(block, arm).sum()),
+                "complete": block.has(arm) and len(block.folds) == len(study.folds),
+            }
 
         def difference(first: str, second: str) -> Difference | None:
+            if shared_runs(block, first, second).sum(1).min() < min(len(study.seeds), 2):
+                return None  # of other cases, or of one run each
             gap = compare(block, first, second)
             if gap is None:
                 return None
@@ -576,7 +591,7 @@ def choose(
         channels: images of a case.
         folds: of the probes.
         tuning_folds: of fine-tuning; every case is unseen in one.
-        seeds: of every fine-tuning.
+        seeds: of every fine-tuning; for a recommendation at least 2.
         seed: of everything random here.
         resamples: of the bootstrap, at least 100.
         gpus: to fine-tune on, numbers with commas; all by default.
@@ -665,18 +680,25 @@ def choose(
         file = choice.study(ranked[:best], settings=used, seeds=seeds, folds=min(tuning_folds, read.units))
         tuned, tuned_difference, failed = choice.fine_tune(file, gpus=gpus, jobs=jobs)
         content["fine_tuning"] = {"settings": used, "seeds": seeds, "arms": tuned, "failed": failed}
-        if tuned:
+        complete = {name: found["estimate"] for name, found in tuned.items() if found["complete"]}
+        if complete:
             verdict = judge(
-                {name: found["estimate"] for name, found in tuned.items()},
+                complete,
                 tuned_difference,
                 units=read.units,
                 what="Dice" if read.kind == "segmentation" else "average precision",
                 scratch=[name for name in tuned if name.startswith("scratch")],
                 seeds=seeds,
             )
-            content["verdict"] = {**vars(verdict), "by": "fine-tuning"}
-            for name, found in tuned.items():
-                found["to_best"] = None if name == verdict.best else _plain(tuned_difference(verdict.best, name))
+        if lacking := [name for name in tuned if name not in complete]:
+            verdict.sentences.append(
+                f"{'Not compared' if complete else 'No fine-tuning is compared'}, since not all of their unseen cases "
+                f"are scored: {', '.join(lacking)}; the same command tries again what failed."
+            )
+        content["verdict"] = {**vars(verdict), "by": "fine-tuning" if complete else "probes"}
+        for name, found in tuned.items():
+            compared_too = name in complete and name != verdict.best
+            found["to_best"] = _plain(tuned_difference(verdict.best, name)) if compared_too else None
     write_json(content, folder / "choose.json")
     _show(content, folder, candidates, verdict)
 
@@ -701,7 +723,15 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
         return cell(found["estimate"], found["interval"], sign=True) if found else ""
 
     def ranked(scores: Mapping[str, Any]) -> list[str]:
-        return sorted(scores, key=lambda name: -scores[name]["estimate"])
+        return sorted(
+            scores, key=lambda name: (not scores[name].get("complete", True), -(scores[name]["estimate"] or 0))
+        )
+
+    def tuned_row(name: str) -> list[str]:
+        found = tuned[name]
+        if found["complete"]:
+            return [name, cell(found["estimate"], found["interval"]), gap(found["to_best"])]
+        return [name, f"incomplete: {found['finished']} of {found['runs']} runs", ""]
 
     metric = {"AP": "average precision", "R2": "R2"}[content["metric"]["probe"]]
     lines = [
@@ -721,18 +751,14 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
         lines += [
             "",
             markdown_table(
-                ["fine-tuned shortly", score, "the best minus this"],
-                [
-                    [name, cell(tuned[name]["estimate"], tuned[name]["interval"]), gap(tuned[name]["to_best"])]
-                    for name in ranked(tuned)
-                ],
+                ["fine-tuned shortly", score, "the best minus this"], [tuned_row(name) for name in ranked(tuned)]
             ),
         ]
     groups = "" if content["units"] == content["cases"] else f" of {content['units']} groups"
     lines += [
         "",
         f"{content['cases']} labelled cases{groups}; in brackets 95 % of a bootstrap over cases"
-        + (", and over the runs of fine-tuning" if tuned else "")
+        + (", and over the runs of fine-tuning" if tuned and tuning["seeds"] > 1 else "")
         + "; differences are paired case by case, their intervals widened for few cases.",
     ]
     if tuning:
@@ -759,7 +785,9 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
                 name: (probes[name]["estimate"], probes[name]["interval"], colour(name)) for name in ranked(probes)
             },
             f"fine-tuned shortly: {score}": {
-                name: (tuned[name]["estimate"], tuned[name]["interval"], colour(name)) for name in ranked(tuned)
+                name: (tuned[name]["estimate"], tuned[name]["interval"], colour(name))
+                for name in ranked(tuned)
+                if tuned[name]["complete"]
             },
         },
         folder / "choose.png",

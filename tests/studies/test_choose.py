@@ -47,11 +47,13 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "choose.json").read_text())
 
 
-def pretend(dice: dict[str, float], spread: float = 0.02) -> Any:
-    """Return a stand-in for the fine-tunings: runs end at once with Dice around known values."""
+def pretend(dice: dict[str, float], spread: float = 0.02, fails: Any = lambda _: False) -> Any:
+    """Return a stand-in for the fine-tunings: runs end at once with Dice around known values, or fail."""
 
     def run_pieces(study: Any, where: Any, **_: Any) -> dict[str, str]:
         for run in study.runs():
+            if fails(run):
+                continue
             rng = np.random.default_rng([run.seed, run.fold, *run.arm.encode()])
             unseen = study.data_sets[run.data_set].parts[run.fold]["validation"]
             cases = {
@@ -68,7 +70,7 @@ def pretend(dice: dict[str, float], spread: float = 0.02) -> Any:
             folder.mkdir(parents=True)
             content = {"run": {"name": run.name, "task": "segmentation"}, "cases": cases}
             (folder / "result.json").write_text(json.dumps(content))
-        return {}
+        return {run.name: "out of memory" for run in study.runs() if fails(run)}
 
     return run_pieces
 
@@ -108,7 +110,6 @@ def test_an_arm_is_recommended_only_over_those_that_it_is_clear_of() -> None:
     assert found.sentences == [
         "Use a: Dice 0.800, better than b (+0.100 [+0.020, +0.200]), scratch (+0.200 [+0.100, +0.300])."
     ]
-    assert "the one seed; --seeds 2" in judge(scores, clear, units=10, what="Dice", seeds=1).sentences[1]
     close = gaps({("a", "b"): (0.1, -0.1, 0.3), ("a", "scratch"): (0.2, 0.1, 0.3)})
     found = judge(scores, close, units=10, what="Dice", scratch=["scratch"], seeds=2)
     assert (found.decided, found.tied) == (False, ["b"])
@@ -148,6 +149,20 @@ def test_scratch_and_small_differences_are_told_plainly() -> None:
     assert few.sentences[1] == "What would settle it: at least 6 labelled cases, better 20."
     assert judge({"a": float("nan")}, gaps({}), units=9, what="Dice").best == ""
     assert "nothing to compare a with" in judge({"a": 0.5}, gaps({}), units=9, what="Dice").sentences[0]
+
+
+def test_one_run_of_each_gives_an_order_and_no_recommendation() -> None:
+    scores = {"b": 0.7, "a": 0.8, "zero": 0.6}
+    clear = gaps({("a", "b"): (0.1, 0.02, 0.2), ("a", "zero"): (0.2, 0.1, 0.3)})
+    found = judge(scores, clear, units=10, what="Dice", scratch=["zero"], seeds=1)
+    assert (found.best, found.decided, found.tied) == ("a", False, ["b", "zero"])
+    assert found.sentences == [
+        "None. By Dice the order is a 0.800, b 0.700, zero 0.600, but one run of each does not tell luck from skill.",
+        "What would settle it: more runs, at least --seeds 2, better 3.",
+    ]
+    assert judge(scores, clear, units=10, what="Dice", seeds=0).decided, "probes have no runs"
+    lone = judge({"a": 0.8, "b": 0.7}, lambda *_: None, units=10, what="Dice", seeds=3)
+    assert lone.sentences[0].endswith("0.700; they have too few runs in common to be compared.")
 
 
 def test_what_is_at_hand_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,6 +264,47 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
     with pytest.raises(SettingsError, match=r"was run with other .*settings#epochs.* another output"):
         tool.choose(str(task_folder), output=str(tmp_path), **{**options, "epochs": 4, "cases": 7})
     assert {file: file.read_bytes() for file in written} == written, "a rerun that is refused changes nothing"
+
+
+def test_arms_that_are_not_complete_are_not_compared(
+    task_folder: Path, trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An arm that has only seen the easy fold has no score to be compared."""
+    full, half, scratch = f"{B}/full", f"{B}/half", "scratch resenc_l"
+    dice = {full: 0.7, half: 0.9, scratch: 0.5}
+    options = {**SMALL, "labels": LABELS, "weights": named(trained), "epochs": 1, "seeds": 4}
+
+    def ask(place: str, fails: Any, **changes: Any) -> tuple[dict[str, Any], str]:
+        shutil.copytree(tmp_path / "probes", tmp_path / place / "probes")
+        monkeypatch.setattr(scheduling, "run_pieces", pretend(dice, fails=fails))
+        tool.choose(str(task_folder), output=str(tmp_path / place), **{**options, **changes})
+        return read(tmp_path / place), (tmp_path / place / "choose.md").read_text()
+
+    tool.choose(str(task_folder), output=str(tmp_path), **{**options, "best": 0})
+    content, said = ask("one", lambda run: run.arm == half and run.fold == 1)
+    assert content["verdict"]["best"] == full
+    assert content["verdict"]["decided"]
+    assert content["fine_tuning"]["arms"][half]["to_best"] is None
+    assert [line.split("|")[1].strip() for line in said.splitlines() if "| " in line][-3:] == [full, scratch, half]
+    assert "| incomplete: 4 of 8 runs" in said
+    assert "Not compared, since not all of their unseen cases are scored: mae_resenc_l/half; the same command" in said
+    for place, fails in {
+        "half": lambda run: run.fold == 1,
+        "either": lambda run: run.fold == (run.arm == full),
+        "all": lambda _: True,
+    }.items():
+        content, said = ask(place, fails)
+        assert content["verdict"]["by"] == "probes"
+        assert "No fine-tuning is compared, since not all of their unseen cases are scored" in said
+        assert not any(arm["complete"] for arm in content["fine_tuning"]["arms"].values())
+    assert said.count("| incomplete: 0 of 8 runs") == 3
+    content, said = ask("lone", lambda run: run.arm == full and run.seed > 0)
+    assert content["fine_tuning"]["arms"][full]["complete"]
+    assert full in content["verdict"]["tied"], "one run does not tell luck from skill"
+    content, said = ask("single", lambda _: False, seeds=1)
+    assert not content["verdict"]["decided"]
+    assert "None. By Dice the order is mae_resenc_l/half" in said
+    assert "over the runs of fine-tuning" not in said
 
 
 def test_fine_files_are_warned_of_and_tried_at_their_own_spacing(
@@ -456,4 +512,6 @@ def test_the_whole_way_as_a_user_goes_it(task_folder: Path, trained: list[Path],
     assert list(arms) == [f"{B}/full", f"{B}/half", "scratch resenc_l"]
     assert not content["fine_tuning"]["failed"]
     assert content["verdict"]["best"] == f"{B}/full"
+    assert not content["verdict"]["decided"], "one run of each gives an order"
+    assert arms[f"{B}/full"]["complete"]
     assert arms[f"{B}/full"]["estimate"] > arms["scratch resenc_l"]["estimate"]
