@@ -12,7 +12,8 @@ of --weights: NAME=PATH with commas, where NAME is a bundle, or a bundle, a slas
 First a linear probe of each frozen encoder, and of a random one of each backbone: what maps or embeddings tell of
 cases that the probe has not seen. Then the --best of them are fine-tuned, and each of their backbones from scratch,
 with the same cases, steps and seeds (--best 0: no fine-tuning). An arm is recommended over another only if the 95 %
-interval of their difference, case by case, leaves out 0; else it is too close to call.
+interval of their difference, case by case, leaves out 0; else it is too close to call. One run of each (--seeds 1)
+gives an order, but no recommendation.
 
 A name that is none of the arguments below is a setting of the bundles' configs (--epochs, --patch_size, --lr, ...).
 Fine-tuning is short by default, and shorter still without a GPU; what was used is written down. A run that was cut
@@ -27,11 +28,13 @@ import os
 import random
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from commands import whole
 from environment import ROOT, RUNTIME, ensure
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ _SHORT = {"epochs": 20}
 _SHORTER = {"epochs": 10, "iterations_per_epoch": 25, "num_workers": 0}  # without a GPU
 _PATCH = {"segmentation": {"patch_size": [64, 64, 64]}, "classification": {"input_size": [64, 64, 64]}}
 _COLOURS = {"resenc_l": "#0077bb", "primus_m": "#cc6677", None: "#888888"}
+_LEAST_RESAMPLES = 100  # fewer have no 95 %
 _STUDY = "data"  # name of the data set in the study
 
 
@@ -73,9 +77,10 @@ def find_candidates(bundles: Any = None, weights: Any = None) -> dict[str, Encod
         weights: NAME=PATH, with commas.
 
     Raises:
-        SettingsError: if a bundle is unknown or there is nothing to ask.
-        WeightsError: if a bundle that was named has no weights, or a file is missing.
+        SettingsError: if a bundle is unknown, or a name is given twice.
+        WeightsError: if a bundle that was named has no weights, a file is missing, or there is nothing to ask.
     """
+    from studies.definition import plain_name
     from studies.probes import Encoder
 
     from common.errors import SettingsError, WeightsError
@@ -96,6 +101,7 @@ def find_candidates(bundles: Any = None, weights: Any = None) -> dict[str, Encod
                 f"{bundle} has no weights {own[bundle]}; fetch or translate them with tools/import_checkpoint.py, "
                 f"pre-train with its pretrain config, or name a file: --weights {bundle}=FILE"
             )
+    files: dict[str, Encoder] = {}
     for entry in _words(weights):
         name, equals, path = entry.partition("=")
         bundle = name.split("/")[0]
@@ -107,7 +113,14 @@ def find_candidates(bundles: Any = None, weights: Any = None) -> dict[str, Encod
         file = Path(path).expanduser().absolute()
         if not file.is_file():
             raise WeightsError(f"--weights names {file} for {name}, which does not exist; correct the path")
-        found[name] = Encoder(bundle, str(file))
+        if twice := next((other for other in files if plain_name(other) == plain_name(name)), None):
+            raise SettingsError(
+                f"--weights names {name} twice; write {bundle}/other={path} for one of them"
+                if twice == name
+                else f"--weights names {twice} and {name}, which would share a folder; rename one"
+            )
+        files[name] = Encoder(bundle, str(file))
+    found |= files
     if not found:
         raise WeightsError(
             "there are no pre-trained encoders to choose from: no bundle has models/pretrained_encoder.pt; fetch the "
@@ -261,6 +274,19 @@ def _in_numbers(settings: Mapping[str, Any], data: Data) -> dict[str, Any]:
     return told
 
 
+def _check_folder(folder: Path, source: str) -> None:
+    """Refuse to write over the answer for other data."""
+    from studies.results import read_json
+
+    from common.errors import SettingsError
+
+    before = (read_json(folder / "choose.json") or {}).get("data", source)
+    if before != source:
+        raise SettingsError(
+            f"{folder} holds the answer for {before}, not for {source}; name another folder with --output"
+        )
+
+
 class Choice:
     """One question: which of these encoders for these cases. Everything is in one folder."""
 
@@ -317,15 +343,18 @@ class Choice:
 
         Raises:
             WeightsError: if none fits.
+            DataError: if a fold has no two classes to tell apart.
         """
         import numpy as np
         from studies.choosing import Difference
-        from studies.probes import paired_difference, probe_cases, probe_encoder
+        from studies.probes import check_classes, paired_difference, probe_cases, probe_encoder
         from tqdm import tqdm
 
         from common.engines.probing import compare_probes
         from common.errors import DataError, WeightsError, causes, sentence
 
+        if self.data.kind == "segmentation":
+            check_classes(self.data.cases, self.data.task, group=self.data.group, folds=folds, seed=self.seed)
         encoders = {**self.candidates, **self.random_encoders()}
         found: dict[str, dict[str, Any]] = {}
         held: dict[str, Any] = {}
@@ -383,9 +412,17 @@ class Choice:
         return found, difference
 
     def study(self, chosen: Sequence[str], *, settings: Mapping[str, Any], seeds: int, folds: int) -> Path:
-        """Write the study that fine-tunes these and from scratch at equal budget, and return its file."""
-        from studies.probes import NETWORK_SETTINGS
+        """Write the study that fine-tunes these and from scratch at equal budget, and return its file.
 
+        Raises:
+            SettingsError: if its folder holds runs of other settings or cases; it is then left as it is.
+        """
+        from studies.execution import check_results
+        from studies.probes import NETWORK_SETTINGS
+        from studies.reading import study_from
+        from studies.results import read_json
+
+        from common.errors import SettingsError
         from common.weights.files import write_json
 
         config = "train" if self.data.kind == "segmentation" else "train_classification"
@@ -422,7 +459,7 @@ class Choice:
         place = self.folder / "fine-tuning"
         columns = ("image", "label", "name", "case", self.data.target, self.data.group)
         entries = [{key: case[key] for key in columns if key and key in case} for case in self.data.cases]
-        write_json({"training": entries}, place / "cases.json")
+        listed = json.loads(json.dumps({"training": entries}))
         card: dict[str, Any] = {"name": "data", "task": self.data.kind}
         entry: dict[str, Any] = {"card": "card.yaml", "datalist": "cases.json", "channels": self.data.channels}
         if self.data.group:
@@ -446,23 +483,39 @@ class Choice:
         }
         if self.data.kind == "segmentation":
             content["inference"] = {"tiles_per_step": 4}
-        _write_yaml(card, place / "card.yaml")
-        _write_yaml(content, place / "study.yaml")
+
+        def write(folder: Path) -> None:
+            write_json(listed, folder / "cases.json")
+            _write_yaml(card, folder / "card.yaml")
+            _write_yaml(content, folder / "study.yaml")
+
+        with tempfile.TemporaryDirectory() as trial:
+            write(Path(trial))
+            check_results(study_from(content, base=Path(trial), output=place))
+        before = read_json(place / "cases.json")
+        if before not in (None, listed) and any(place.glob("runs/**/run.json")):
+            raise SettingsError(
+                f"{place} holds fine-tunings of other cases, or with other labels; name another folder with --output"
+            )
+        write(place)
         return place / "study.yaml"
 
     def fine_tune(self, file: Path, *, gpus: str, jobs: int) -> tuple[dict[str, dict[str, Any]], Any, list[str]]:
-        """Run the study, and return score and interval of every arm, a function that compares two, and what failed."""
+        """Run the study.
+
+        Returns:
+            of every arm ``estimate``, ``interval``, how many ``runs`` are planned and ``finished``, and whether it is
+            ``complete``: all cases were unseen once; a function that compares two complete arms; and what failed.
+        """
         from studies.choosing import Difference
         from studies.comparison import compare, interval, resampled, score
-        from studies.execution import check_results
         from studies.reading import read_study
-        from studies.results import blocks_of, read_results
+        from studies.results import blocks_of, every_run, read_results, shared_runs
         from studies.scheduling import places, run_pieces
 
         from common.weights.files import write_json
 
         study = read_study(file, output=file.parent)
-        check_results(study)
         write_json(study.as_plain(), study.folder / "study.json")
         before = Path.cwd()
         os.chdir(ROOT)
@@ -471,17 +524,26 @@ class Choice:
         finally:
             os.chdir(before)
         told = [f"{name}: {why}" for name, why in failed.items()]
-        blocks = blocks_of(read_results(study.folder))
-        if not blocks:
-            return {}, None, told
-        block = blocks[0]
-        scores = {}
+        block = next(iter(blocks_of(read_results(study.folder))), None)
+        each = len(study.folds) * len(study.seeds)
+        scores: dict[str, dict[str, Any]] = {
+            arm: {"estimate": None, "interval": None, "runs": each, "finished": 0, "complete": False}
+            for arm in study.arms
+        }
+        if block is None:
+            return scores, None, told
         for arm in block.arms:
             low, high = interval(resampled(block, arm)[:, 0])
-            bounds = None if math.isnan(low) else [low, high]
-            scores[arm] = {"estimate": float(score(block, arm)[0]), "interval": bounds, "runs": block.planned[arm]}
+            scores[arm] |= {
+                "estimate": float(score(block, arm)[0]),
+                "interval": None if math.isnan(low) else [low, high],
+                "finished": int(every_run(block, arm).sum()),
+                "complete": block.has(arm) and len(block.folds) == len(study.folds),
+            }
 
         def difference(first: str, second: str) -> Difference | None:
+            if shared_runs(block, first, second).sum(1).min() < min(len(study.seeds), 2):
+                return None  # of other cases, or of one run each
             gap = compare(block, first, second)
             if gap is None:
                 return None
@@ -529,30 +591,38 @@ def choose(
         channels: images of a case.
         folds: of the probes.
         tuning_folds: of fine-tuning; every case is unseen in one.
-        seeds: of every fine-tuning.
+        seeds: of every fine-tuning; for a recommendation at least 2.
         seed: of everything random here.
-        resamples: of the bootstrap.
+        resamples: of the bootstrap, at least 100.
         gpus: to fine-tune on, numbers with commas; all by default.
         jobs: fine-tunings at a time on each GPU, or on the CPU.
-        output: where everything goes; default choose/<name of the data>.
+        output: where everything goes; default choose/<name of the data>. The answer for other data is never replaced.
         settings: of the bundles' configs.
     """
     sys.path.insert(0, str(ROOT))
     import torch
     from studies.choosing import judge
+    from studies.scheduling import places
 
-    from common.errors import SettingsError, end_in_a_sentence
+    from common.errors import end_in_a_sentence
     from common.weights.files import write_json
 
     end_in_a_sentence()
-    for name, value, least in (("best", best, 0), ("seeds", seeds, 1), ("tuning_folds", tuning_folds, 2)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SettingsError(f"--{name} is {value!r}; it must be a whole number from {least}")
+    for name, value, least in (
+        *(("best", best, 0), ("seeds", seeds, 1), ("seed", seed, 0), ("jobs", jobs, 0), ("channels", channels, 1)),
+        *(("folds", folds, 2), ("tuning_folds", tuning_folds, 2), ("resamples", resamples, _LEAST_RESAMPLES)),
+        *([] if cases is None else [("cases", cases, 2)]),
+    ):
+        whole(name, value, least=least)
+    if best:
+        places(gpus, jobs)  # a GPU that is not there is told now, not after the probes
     candidates = find_candidates(bundles, weights)
     source = str(Path(str(data)).expanduser().absolute())
     if isinstance(labels, str) and labels.endswith(".json"):
         labels = str(Path(labels).expanduser().absolute())
     table, groups = (path and str(Path(str(path)).expanduser().absolute()) for path in (table, groups))
+    folder = Path(str(output)).expanduser().absolute() if output else ROOT / "choose" / Path(source).stem
+    _check_folder(folder, source)
     most = cases if cases is not None else None if table else CASES
     train = "train_classification" if table else "train"
     _check_settings(settings, [encoder.bundle for encoder in candidates.values()], train)
@@ -567,7 +637,6 @@ def choose(
         most=most,
         seed=seed,
     )
-    folder = Path(output).expanduser().absolute() if output else ROOT / "choose" / Path(source).stem
     given = {**settings, "channels": channels}
     choice = Choice(read, candidates, folder, settings=given, seed=seed)
     for warning in choice.warnings:
@@ -611,18 +680,25 @@ def choose(
         file = choice.study(ranked[:best], settings=used, seeds=seeds, folds=min(tuning_folds, read.units))
         tuned, tuned_difference, failed = choice.fine_tune(file, gpus=gpus, jobs=jobs)
         content["fine_tuning"] = {"settings": used, "seeds": seeds, "arms": tuned, "failed": failed}
-        if tuned:
+        complete = {name: found["estimate"] for name, found in tuned.items() if found["complete"]}
+        if complete:
             verdict = judge(
-                {name: found["estimate"] for name, found in tuned.items()},
+                complete,
                 tuned_difference,
                 units=read.units,
                 what="Dice" if read.kind == "segmentation" else "average precision",
                 scratch=[name for name in tuned if name.startswith("scratch")],
                 seeds=seeds,
             )
-            content["verdict"] = {**vars(verdict), "by": "fine-tuning"}
-            for name, found in tuned.items():
-                found["to_best"] = None if name == verdict.best else _plain(tuned_difference(verdict.best, name))
+        if lacking := [name for name in tuned if name not in complete]:
+            verdict.sentences.append(
+                f"{'Not compared' if complete else 'No fine-tuning is compared'}, since not all of their unseen cases "
+                f"are scored: {', '.join(lacking)}; the same command tries again what failed."
+            )
+        content["verdict"] = {**vars(verdict), "by": "fine-tuning" if complete else "probes"}
+        for name, found in tuned.items():
+            compared_too = name in complete and name != verdict.best
+            found["to_best"] = _plain(tuned_difference(verdict.best, name)) if compared_too else None
     write_json(content, folder / "choose.json")
     _show(content, folder, candidates, verdict)
 
@@ -647,7 +723,15 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
         return cell(found["estimate"], found["interval"], sign=True) if found else ""
 
     def ranked(scores: Mapping[str, Any]) -> list[str]:
-        return sorted(scores, key=lambda name: -scores[name]["estimate"])
+        return sorted(
+            scores, key=lambda name: (not scores[name].get("complete", True), -(scores[name]["estimate"] or 0))
+        )
+
+    def tuned_row(name: str) -> list[str]:
+        found = tuned[name]
+        if found["complete"]:
+            return [name, cell(found["estimate"], found["interval"]), gap(found["to_best"])]
+        return [name, f"incomplete: {found['finished']} of {found['runs']} runs", ""]
 
     metric = {"AP": "average precision", "R2": "R2"}[content["metric"]["probe"]]
     lines = [
@@ -667,18 +751,14 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
         lines += [
             "",
             markdown_table(
-                ["fine-tuned shortly", score, "the best minus this"],
-                [
-                    [name, cell(tuned[name]["estimate"], tuned[name]["interval"]), gap(tuned[name]["to_best"])]
-                    for name in ranked(tuned)
-                ],
+                ["fine-tuned shortly", score, "the best minus this"], [tuned_row(name) for name in ranked(tuned)]
             ),
         ]
     groups = "" if content["units"] == content["cases"] else f" of {content['units']} groups"
     lines += [
         "",
         f"{content['cases']} labelled cases{groups}; in brackets 95 % of a bootstrap over cases"
-        + (", and over the runs of fine-tuning" if tuned else "")
+        + (", and over the runs of fine-tuning" if tuned and tuning["seeds"] > 1 else "")
         + "; differences are paired case by case, their intervals widened for few cases.",
     ]
     if tuning:
@@ -705,7 +785,9 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
                 name: (probes[name]["estimate"], probes[name]["interval"], colour(name)) for name in ranked(probes)
             },
             f"fine-tuned shortly: {score}": {
-                name: (tuned[name]["estimate"], tuned[name]["interval"], colour(name)) for name in ranked(tuned)
+                name: (tuned[name]["estimate"], tuned[name]["interval"], colour(name))
+                for name in ranked(tuned)
+                if tuned[name]["complete"]
             },
         },
         folder / "choose.png",

@@ -23,9 +23,10 @@ from .encoders import LABELS, textured, train, write_task
 
 sys.path.insert(0, str(ROOT / "tools"))
 import choose as tool
-from studies import scheduling
+from studies import execution, scheduling
 from studies.choosing import Difference, judge
-from studies.probes import paired_difference
+from studies.probes import Encoder, paired_difference
+from studies.reading import read_study
 
 SMALL: dict[str, Any] = {"patch_size": [24, 24, 24], "resamples": 300, "bundles": "none"}
 B = "mae_resenc_l"
@@ -46,11 +47,13 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "choose.json").read_text())
 
 
-def pretend(dice: dict[str, float], spread: float = 0.02) -> Any:
-    """Return a stand-in for the fine-tunings: runs end at once with Dice around known values."""
+def pretend(dice: dict[str, float], spread: float = 0.02, fails: Any = lambda _: False) -> Any:
+    """Return a stand-in for the fine-tunings: runs end at once with Dice around known values, or fail."""
 
     def run_pieces(study: Any, where: Any, **_: Any) -> dict[str, str]:
         for run in study.runs():
+            if fails(run):
+                continue
             rng = np.random.default_rng([run.seed, run.fold, *run.arm.encode()])
             unseen = study.data_sets[run.data_set].parts[run.fold]["validation"]
             cases = {
@@ -67,7 +70,7 @@ def pretend(dice: dict[str, float], spread: float = 0.02) -> Any:
             folder.mkdir(parents=True)
             content = {"run": {"name": run.name, "task": "segmentation"}, "cases": cases}
             (folder / "result.json").write_text(json.dumps(content))
-        return {}
+        return {run.name: "out of memory" for run in study.runs() if fails(run)}
 
     return run_pieces
 
@@ -107,7 +110,6 @@ def test_an_arm_is_recommended_only_over_those_that_it_is_clear_of() -> None:
     assert found.sentences == [
         "Use a: Dice 0.800, better than b (+0.100 [+0.020, +0.200]), scratch (+0.200 [+0.100, +0.300])."
     ]
-    assert "the one seed; --seeds 2" in judge(scores, clear, units=10, what="Dice", seeds=1).sentences[1]
     close = gaps({("a", "b"): (0.1, -0.1, 0.3), ("a", "scratch"): (0.2, 0.1, 0.3)})
     found = judge(scores, close, units=10, what="Dice", scratch=["scratch"], seeds=2)
     assert (found.decided, found.tied) == (False, ["b"])
@@ -147,6 +149,20 @@ def test_scratch_and_small_differences_are_told_plainly() -> None:
     assert few.sentences[1] == "What would settle it: at least 6 labelled cases, better 20."
     assert judge({"a": float("nan")}, gaps({}), units=9, what="Dice").best == ""
     assert "nothing to compare a with" in judge({"a": 0.5}, gaps({}), units=9, what="Dice").sentences[0]
+
+
+def test_one_run_of_each_gives_an_order_and_no_recommendation() -> None:
+    scores = {"b": 0.7, "a": 0.8, "zero": 0.6}
+    clear = gaps({("a", "b"): (0.1, 0.02, 0.2), ("a", "zero"): (0.2, 0.1, 0.3)})
+    found = judge(scores, clear, units=10, what="Dice", scratch=["zero"], seeds=1)
+    assert (found.best, found.decided, found.tied) == ("a", False, ["b", "zero"])
+    assert found.sentences == [
+        "None. By Dice the order is a 0.800, b 0.700, zero 0.600, but one run of each does not tell luck from skill.",
+        "What would settle it: more runs, at least --seeds 2, better 3.",
+    ]
+    assert judge(scores, clear, units=10, what="Dice", seeds=0).decided, "probes have no runs"
+    lone = judge({"a": 0.8, "b": 0.7}, lambda *_: None, units=10, what="Dice", seeds=3)
+    assert lone.sentences[0].endswith("0.700; they have too few runs in common to be compared.")
 
 
 def test_what_is_at_hand_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,8 +259,52 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
     assert ("That pre-training helps on these data is not shown." in said) is not decided
     other = tmp_path / "fine-tuning" / "runs" / "data" / "mae_resenc_l_full" / "budget_all" / "fold_0" / "seed_0"
     (other / "run.json").write_text(json.dumps({"settings": {"epochs": 300}}))
+    written = {file: file.read_bytes() for file in (tmp_path / "fine-tuning").glob("*.*")}
+    assert {"study.yaml", "card.yaml", "cases.json"} < {file.name for file in written}
     with pytest.raises(SettingsError, match=r"was run with other .*settings#epochs.* another output"):
-        tool.choose(str(task_folder), output=str(tmp_path), **options)
+        tool.choose(str(task_folder), output=str(tmp_path), **{**options, "epochs": 4, "cases": 7})
+    assert {file: file.read_bytes() for file in written} == written, "a rerun that is refused changes nothing"
+
+
+def test_arms_that_are_not_complete_are_not_compared(
+    task_folder: Path, trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An arm that has only seen the easy fold has no score to be compared."""
+    full, half, scratch = f"{B}/full", f"{B}/half", "scratch resenc_l"
+    dice = {full: 0.7, half: 0.9, scratch: 0.5}
+    options = {**SMALL, "labels": LABELS, "weights": named(trained), "epochs": 1, "seeds": 4}
+
+    def ask(place: str, fails: Any, **changes: Any) -> tuple[dict[str, Any], str]:
+        shutil.copytree(tmp_path / "probes", tmp_path / place / "probes")
+        monkeypatch.setattr(scheduling, "run_pieces", pretend(dice, fails=fails))
+        tool.choose(str(task_folder), output=str(tmp_path / place), **{**options, **changes})
+        return read(tmp_path / place), (tmp_path / place / "choose.md").read_text()
+
+    tool.choose(str(task_folder), output=str(tmp_path), **{**options, "best": 0})
+    content, said = ask("one", lambda run: run.arm == half and run.fold == 1)
+    assert content["verdict"]["best"] == full
+    assert content["verdict"]["decided"]
+    assert content["fine_tuning"]["arms"][half]["to_best"] is None
+    assert [line.split("|")[1].strip() for line in said.splitlines() if "| " in line][-3:] == [full, scratch, half]
+    assert "| incomplete: 4 of 8 runs" in said
+    assert "Not compared, since not all of their unseen cases are scored: mae_resenc_l/half; the same command" in said
+    for place, fails in {
+        "half": lambda run: run.fold == 1,
+        "either": lambda run: run.fold == (run.arm == full),
+        "all": lambda _: True,
+    }.items():
+        content, said = ask(place, fails)
+        assert content["verdict"]["by"] == "probes"
+        assert "No fine-tuning is compared, since not all of their unseen cases are scored" in said
+        assert not any(arm["complete"] for arm in content["fine_tuning"]["arms"].values())
+    assert said.count("| incomplete: 0 of 8 runs") == 3
+    content, said = ask("lone", lambda run: run.arm == full and run.seed > 0)
+    assert content["fine_tuning"]["arms"][full]["complete"]
+    assert full in content["verdict"]["tied"], "one run does not tell luck from skill"
+    content, said = ask("single", lambda _: False, seeds=1)
+    assert not content["verdict"]["decided"]
+    assert "None. By Dice the order is mae_resenc_l/half" in said
+    assert "over the runs of fine-tuning" not in said
 
 
 def test_fine_files_are_warned_of_and_tried_at_their_own_spacing(
@@ -321,6 +381,7 @@ def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: lis
     shutil.copytree(task_folder / "images", unlabelled)
     half = tmp_path / "half"
     shutil.copytree(task_folder, half)
+    shutil.copy(trained[1], tmp_path / "half.pt")
     (half / "labels" / "case_03.nii.gz").unlink()
     empty = tmp_path / "empty"
     shutil.copytree(task_folder, empty)
@@ -342,12 +403,78 @@ def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: lis
         (SettingsError, "list all classes, background first", {"labels": ["background"]}),
         (SettingsError, r"unknown setting --lrr \(did you mean --lr", {"lrr": 0.1}),
         (SettingsError, "--datalist is no setting here: cases come from --data", {"datalist": "a.json"}),
-        (SettingsError, "--best is -1", {"best": -1}),
+        (
+            SettingsError,
+            f"--weights names {B} twice; write {B}/other=.*half.pt for one",
+            {"weights": f"{B}={trained[2]},{B}={tmp_path / 'half.pt'}"},
+        ),
+        (
+            SettingsError,
+            f"{B}/a b and {B}/a_b, which would share a folder",
+            {"weights": f"{B}/a b={trained[2]},{B}/a_b={trained[2]}"},
+        ),
         (DataError, r"has no 'patient'; add it", {"group": "patient"}),
         (WeightsError, "is of another network", {"features_per_stage": [8, 8, 8]}),
     ):
         with pytest.raises(kind, match=words):
             ask(**changes)
+
+
+def test_too_few_cases_with_a_class_are_told_before_any_encoder_runs(
+    task_folder: Path, trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rare = tmp_path / "rare"
+    shutil.copytree(task_folder, rare)
+    for file in sorted((rare / "labels").iterdir())[1:]:
+        nib.save(nib.Nifti1Image(np.zeros((24, 24, 24), np.uint8), np.eye(4)), file)
+    monkeypatch.setattr("studies.probes.probe_encoder", lambda *_, **__: pytest.fail("an encoder ran"))
+    with pytest.raises(DataError, match="only 1 of 8 cases hold any class"):
+        tool.choose(
+            str(rare), output=str(tmp_path / "o"), **{**SMALL, "labels": LABELS, "weights": f"{B}={trained[2]}"}
+        )
+
+
+def test_the_answer_for_other_data_is_never_replaced(
+    task_folder: Path, trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders of the same name would write to the same place."""
+    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(tool, "find_candidates", lambda *_: {B: Encoder(B, str(trained[2]))})
+    for patient in ("p1", "p2"):
+        shutil.copytree(task_folder, tmp_path / patient / "scans")
+    monkeypatch.setattr(scheduling, "run_pieces", pretend({B: 0.7, "scratch resenc_l": 0.6}))
+    options: dict[str, Any] = {**SMALL, "labels": LABELS, "epochs": 1}
+    tool.choose(str(tmp_path / "p1" / "scans"), **{**options, "best": 0})
+    answer = tmp_path / "choose" / "scans" / "choose.json"
+    before = answer.read_bytes()
+    with pytest.raises(SettingsError, match=r"holds the answer for .*p1/scans, not for .*p2/scans; .* with --output"):
+        tool.choose(str(tmp_path / "p2" / "scans"), **options)
+    assert answer.read_bytes() == before
+    answer.unlink()  # as if it was cut during the fine-tunings
+    tool.choose(str(tmp_path / "p1" / "scans"), **options)
+    answer.unlink()
+    study = read_study(answer.parent / "fine-tuning" / "study.yaml", output=answer.parent / "fine-tuning")
+    run = study.runs()[0]
+    (study.folder / "runs" / run.name / "run.json").write_text(json.dumps(execution._about(study, run, "runs")))
+    with pytest.raises(SettingsError, match=r"holds fine-tunings of other cases.* with --output"):
+        tool.choose(str(tmp_path / "p2" / "scans"), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[("best", -1), ("seeds", 0), ("tuning_folds", 1), ("cases", -1), ("cases", 1), ("cases", 2.5), ("folds", 1)],
+        *[("resamples", 0), ("resamples", 1), ("seed", -1), ("jobs", -1), ("channels", 0), ("folds", "five")],
+    ],
+)
+def test_numbers_that_cannot_be_are_told_before_any_work(
+    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tool, "find_candidates", lambda *_: pytest.fail("it went on"))
+    with pytest.raises(SettingsError, match=rf"--{name} is {value!r}; it must be a whole number from \d+"):
+        tool.choose("nowhere", **{name: value})
+    with pytest.raises(SettingsError, match="--gpus names 99, but this machine has"):
+        tool.choose("nowhere", gpus="99")
 
 
 def test_weights_that_do_not_fit_are_left_out_and_told(task_folder: Path, trained: list[Path], tmp_path: Path) -> None:
@@ -385,4 +512,6 @@ def test_the_whole_way_as_a_user_goes_it(task_folder: Path, trained: list[Path],
     assert list(arms) == [f"{B}/full", f"{B}/half", "scratch resenc_l"]
     assert not content["fine_tuning"]["failed"]
     assert content["verdict"]["best"] == f"{B}/full"
+    assert not content["verdict"]["decided"], "one run of each gives an order"
+    assert arms[f"{B}/full"]["complete"]
     assert arms[f"{B}/full"]["estimate"] > arms["scratch resenc_l"]["estimate"]

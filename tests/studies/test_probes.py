@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -136,7 +137,39 @@ def test_too_little_to_judge_is_told() -> None:
         one.labels[:] = 0
     with pytest.raises(DataError, match="no label map marks any class"):
         probe_voxels(empty, TASK)
+    rare = known(10, signal=1.0)
+    for one in rare[1:]:
+        one.labels[:] = 0
+    with pytest.raises(DataError, match=r"only 1 of 10 cases hold any class, .*; give more cases that hold one$"):
+        probe_voxels(rare, TASK)
+    full = known(3, signal=1.0)
+    for one in full:
+        one.labels[:] = 1
+    with pytest.raises(DataError, match="hold nothing but along; give more cases that hold something else"):
+        probe_voxels(full, TASK)
     assert probe_voxels(known(2, signal=3.0), TASK, resamples=50).chosen == [probes.STRENGTHS[0]] * 2
+
+
+def test_folds_that_lack_classes_are_told_from_the_label_maps(tmp_path: Path) -> None:
+    """With two cases that hold a class, it depends on the folds; one for each case always serves."""
+    cases = []
+    for index in range(10):
+        labels = np.zeros((8, 8, 8), np.uint8)
+        labels[:4, 0, 0] = [1, 2, 1, 2] if index < 2 else 0
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / f"c{index}.nii.gz")
+        cases.append({"image": str(tmp_path / f"c{index}.nii.gz"), "label": str(tmp_path / f"c{index}.nii.gz")})
+    probes.check_classes(cases, TASK, folds=10)
+    told = []
+    for seed in range(20):
+        try:
+            probes.check_classes(cases, TASK, folds=2, seed=seed)
+        except DataError as error:
+            told.append(str(error))
+    assert 0 < len(told) < 20
+    assert told[0].startswith("only 2 of 10 cases hold any class")
+    assert told[0].endswith("give more cases that hold one, or more --folds than 2")
+    with pytest.raises(DataError, match="only 1 of 9 cases"):
+        probes.check_classes(cases[1:], TASK, folds=9)
 
 
 def test_differences_are_paired_and_leave_out_what_one_lacks() -> None:

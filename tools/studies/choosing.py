@@ -82,11 +82,11 @@ def judge(
 
     Args:
         scores: of every arm, the higher the better.
-        difference: of two arms, first minus second; None where they cannot be compared.
+        difference: of two arms, first minus second; None where they have too few runs in common.
         units: cases, or groups of cases, that they were judged on.
         what: the score, in words.
         scratch: arms that start without pre-training.
-        seeds: of the fine-tunings that differ in nothing else; 0 for probes.
+        seeds: of the fine-tunings that differ in nothing else; 0 for probes. With one there is no recommendation.
 
     Returns:
         the verdict.
@@ -115,22 +115,30 @@ def judge(
                 f"What would settle it: at least {FEW_CASES} labelled cases, better 20.",
             ],
         )
+    if seeds == 1:
+        ranking = ", ".join(f"{name} {known[name]:.3f}" for name in order)
+        return Verdict(
+            best,
+            False,
+            others,
+            [
+                f"None. By {what} the order is {ranking}, but one run of each does not tell luck from skill.",
+                "What would settle it: more runs, at least --seeds 2, better 3.",
+            ],
+        )
     found = {name: difference(best, name) for name in others}
     tied = [name for name, gap in found.items() if gap is None or not gap.low > 0]
     beaten = [name for name in others if name not in tied]
     over = ", ".join(f"{name} ({found[name]})" for name in beaten)
     if not tied:
         start = f"Train from scratch, as {best}" if best in scratch else f"Use {best}"
-        sentences = [f"{start}: {what} {known[best]:.3f}, better than {over}."]
-        if seeds == 1:
-            sentences.append("The intervals do not hold what depends on the one seed; --seeds 2 puts it in.")
-        return Verdict(best, True, [], sentences)
+        return Verdict(best, True, [], [f"{start}: {what} {known[best]:.3f}, better than {over}."])
     sentences = []
     if len(tied) == 1:
         gap = found[tied[0]]
         sentences.append(
             f"Too close to call between {best} and {tied[0]}: {what} {known[best]:.3f} and {known[tied[0]]:.3f}"
-            + (f", difference {gap}." if gap else "; they have no cases in common.")
+            + (f", difference {gap}." if gap else "; they have too few runs in common to be compared.")
         )
     else:
         listed = ", ".join(f"{name} {known[name]:.3f}" + _behind(found[name]) for name in tied)

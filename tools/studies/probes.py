@@ -46,6 +46,7 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from common.data import SegmentationTask
+from common.data.checks import read_image
 from common.data.datalists import Case, case_name, images_of
 from common.engines.features import FeatureFolder, VolumeEmbedder, extract_features, read_features
 from common.engines.probing import ProbeResult, probe_features, read_target
@@ -63,6 +64,7 @@ __all__ = [
     "Encoder",
     "VoxelProbe",
     "Voxels",
+    "check_classes",
     "collect_voxels",
     "draw_voxels",
     "mean_score",
@@ -366,30 +368,18 @@ def probe_voxels(
         name: to show.
 
     Raises:
-        DataError: if there are fewer than two cases or groups, or no class to tell.
+        DataError: if there are fewer than two cases or groups, or a fold whose training cases hold no two classes.
         SettingsError: if fewer than two folds are asked for.
     """
-    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-        raise SettingsError(f"folds is {folds!r}; at least 2 are needed")
-    units = np.array([one.case for one in voxels] if groups is None else list(groups))
-    count = len(set(units.tolist()))
-    if count < 2:
-        what = "labelled case" if groups is None else "group of labelled cases"
-        raise DataError(
-            f"there is {count} {what}, and what is fitted on it cannot be judged on it; give at least 2, better "
-            f"{FEW_CASES} or more"
-        )
     held = [set(np.unique(one.labels[one.weights > 0]).tolist()) for one in voxels]
-    if not any(values - {0} for values in held):
-        raise DataError("no label map marks any class; there is nothing to tell apart")
+    units = np.array([one.case for one in voxels] if groups is None else list(groups))
+    parts = _split(held, units, task, folds=folds, seed=seed, grouped=groups is not None)
     notes = []
-    if count < FEW_CASES:
+    if (count := len(set(units.tolist()))) < FEW_CASES:
         notes.append(f"{count} cases: fewer than {FEW_CASES} cannot show a difference beyond chance")
     scores = np.full((len(voxels), len(task.names)), np.nan)
     fold = np.zeros(len(voxels), dtype=int)
     chosen: list[float] = []
-    splitter = GroupKFold(n_splits=min(folds, count), shuffle=True, random_state=seed)
-    parts = list(splitter.split(np.zeros(len(voxels)), groups=units))
     for number, (train, test) in enumerate(tqdm(parts, desc=name, unit="fold", leave=False)):
         model, strength = _fit([voxels[index] for index in train], units[train], task)
         chosen.append(strength)
@@ -402,6 +392,74 @@ def probe_voxels(
     interval = score_interval(scores, groups=None if groups is None else units.tolist(), resamples=resamples, seed=seed)
     cases = [one.case for one in voxels]
     return VoxelProbe(cases, task.names, scores, mean_score(scores), interval, fold.tolist(), chosen, notes)
+
+
+def check_classes(
+    cases: Sequence[Case], task: SegmentationTask, *, group: str | None = None, folds: int = 5, seed: int = 0
+) -> None:
+    """Look at the label maps and refuse what no probe could be fitted on, before any encoder is asked.
+
+    Args:
+        cases: with ``label``.
+        task: whose classes these are.
+        group: key of the cases that is never torn apart.
+        folds: of the cross-validation over cases.
+        seed: of the folds.
+
+    Raises:
+        DataError: as :func:`probe_voxels` does.
+    """
+    held = []
+    for case in cases:
+        values = read_image(str(case["label"]))[0]
+        values = values[(values >= 0) & (values < len(task.labels))]
+        held.append({int(values.min()), int(values.max())} if values.size else set())  # enough to tell one from several
+    units = np.array([str(case[group]) for case in cases] if group else [case_name(case) for case in cases])
+    _split(held, units, task, folds=folds, seed=seed, grouped=group is not None)
+
+
+def _split(
+    held: Sequence[set[int]], units: np.ndarray, task: SegmentationTask, *, folds: int, seed: int, grouped: bool
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the cases to fit on and to judge in every fold, if there is something to tell apart in all of them.
+
+    Args:
+        held: label values of each case.
+        units: what each case belongs to; never torn apart.
+        task: whose classes these are.
+        folds: wanted; fewer where there are fewer units.
+        seed: of the draw.
+        grouped: whether units are groups of cases.
+    """
+    if isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
+        raise SettingsError(f"folds is {folds!r}; at least 2 are needed")
+    count = len(set(units.tolist()))
+    if count < 2:
+        what = "group of labelled cases" if grouped else "labelled case"
+        raise DataError(
+            f"there is {count} {what}, and what is fitted on it cannot be judged on it; give at least 2, better "
+            f"{FEW_CASES} or more"
+        )
+    holders = [index for index, values in enumerate(held) if values - {0}]
+    if not holders:
+        raise DataError("no label map marks any class; there is nothing to tell apart")
+    splits = min(folds, count)
+    splitter = GroupKFold(n_splits=splits, shuffle=True, random_state=seed)
+    parts = list(splitter.split(np.zeros(len(held)), groups=units))
+    for train, _ in parts:
+        found = set().union(*(held[index] for index in train))
+        if not found - {0}:
+            more = f", or more --folds than {splits}" if len(set(units[holders].tolist())) > 1 else ""
+            raise DataError(
+                f"only {len(holders)} of {len(held)} cases hold any class, and the training cases of a fold hold none; "
+                f"give more cases that hold one{more}"
+            )
+        if len(found) < 2:
+            only = task.labels[found.pop()]
+            raise DataError(
+                f"the training cases of a fold hold nothing but {only}; give more cases that hold something else too"
+            )
+    return parts
 
 
 def _fit(voxels: Sequence[Voxels], units: np.ndarray, task: SegmentationTask) -> tuple[Any, float]:
