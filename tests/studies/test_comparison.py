@@ -204,11 +204,36 @@ def test_seed_sd_is_that_of_the_seeds_scores(tmp_path: Path) -> None:
 def test_holm_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three p values 0.01, 0.04, 0.03: 0.03, then 2 x 0.03, then the larger of that and 0.04."""
     given = iter([0.01, 0.04, 0.03])
-    monkeypatch.setattr(significance, "_wilcoxon", lambda *_: (next(given), 24, 12))
+    whole = significance._wilcoxon
+    monkeypatch.setattr(significance, "_wilcoxon", lambda *told: (next(given), *whole(*told)[1:]))
     _, found = blocks(tmp_path, gains=TWO | {"simclr_resenc_l": 0.1}, seeds=1)
     tests = pair_tests(found)
     assert [test["p_holm"] for test in tests] == pytest.approx([0.03, 0.06, 0.06])
     assert [bool(test["better"]) for test in tests] == [True, False, False]
+
+
+def of_cases(arms: dict[str, Any], seeds: int = 3) -> Block:
+    """Return a block of one class and fold; an arm's Dice of each case is the same in all seeds."""
+    values = np.stack(list(arms.values()))
+    count = values.shape[1]
+    return Block(
+        *("made_up", "all", "segmentation", list(arms), ["lesion"], [0], list(range(seeds))),
+        *([(0, f"case_{index:03d}") for index in range(count)], np.zeros(count, int), np.arange(count), False),
+        *([None] * count, np.tile(values[:, :, None, None, None], (1, 1, seeds, 1, 2)), None),
+        *(np.ones((len(arms), 1, seeds), bool), dict.fromkeys(arms, seeds)),
+    )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_nothing_is_shown_where_test_and_mean_point_apart(turned: bool) -> None:
+    """86 small gains decide the signed ranks, 14 large losses the mean; no arm is better."""
+    level = np.random.default_rng(0).uniform(0.6, 0.9, 100)
+    step = np.where(np.arange(100) < 86, 0.01, -0.5) + 1e-4 * np.random.default_rng(1).standard_normal(100)
+    arms = {"mae": level + step, "scratch": level}
+    (test,) = pair_tests([of_cases(dict(reversed(arms.items())) if turned else arms)])
+    assert test["p_holm"] < 0.001
+    assert (test["low"] > 0) if turned else (test["high"] < 0)
+    assert test["better"] == ""
 
 
 # Demsar, JMLR 7, 2006, table 6: AUC of C4.5 with its parameters m and cf, one, both or neither tuned, on 14 data sets;

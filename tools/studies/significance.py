@@ -32,17 +32,20 @@ def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
     Returns:
         a row for each: both arms, ``difference`` with its interval, ``cases`` (units), ``test``, ``p``, ``p_holm`` and
-        ``better``, the arm that is shown to be better, or "": p after Holm is below 0.05 and the interval, which holds
-        the luck of runs too where there are several seeds, does not reach 0.
+        ``better``, the arm that is shown to be better, or "": p after Holm is below 0.05, the interval, which holds
+        the luck of runs too where there are several seeds, does not reach 0, and both point the same way. The signed
+        ranks of many small gains can outweigh those of a few large losses that decide the mean.
     """
     rows = []
+    sides = []
     for block in blocks:
         for arm, other in combinations(block.arms, 2):
             found = compare(block, arm, other)
             if found is None:
                 continue
             test = _wilcoxon if block.task == "segmentation" else _permutation
-            p, count, wins = test(block, arm, other)
+            p, count, wins, side = test(block, arm, other)
+            sides.append(side)
             rows.append(
                 {
                     "data_set": block.data_set,
@@ -66,24 +69,31 @@ def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
         row |= {"p_holm": float("nan"), "better": ""}
     for row, p in zip(known, corrected, strict=True):
         row["p_holm"] = float(p)
-        if p < ALPHA and (row["low"] > 0 or row["high"] < 0):
-            row["better"] = row["arm"] if row["low"] > 0 else row["other"]
+    for row, side in zip(rows, sides, strict=True):
+        if row["p_holm"] < ALPHA and row["low"] > 0 and side > 0:
+            row["better"] = row["arm"]
+        if row["p_holm"] < ALPHA and row["high"] < 0 and side < 0:
+            row["better"] = row["other"]
     return rows
 
 
-def _wilcoxon(block: Block, arm: str, other: str) -> tuple[float, int, int | None]:
+def _wilcoxon(block: Block, arm: str, other: str) -> tuple[float, int, int | None, float]:
+    """Return p, the number of units, how many the arm is better on, and the sign of the sum of the signed ranks."""
     runs = shared_runs(block, arm, other)
     difference = by_unit(block, case_scores(block, arm, runs) - case_scores(block, other, runs))
     difference = np.round(difference[~np.isnan(difference)], 12)  # rounding errors are no difference
     wins = int((difference > 0).sum())
     if len(difference) < 2:
-        return float("nan"), len(difference), wins
+        return float("nan"), len(difference), wins, 0.0
     if not difference.any():
-        return 1.0, len(difference), wins
-    return float(wilcoxon(difference).pvalue), len(difference), wins
+        return 1.0, len(difference), wins, 0.0
+    differing = difference[difference != 0]
+    side = float(np.sign((np.sign(differing) * rankdata(np.abs(differing))).sum()))
+    return float(wilcoxon(difference).pvalue), len(difference), wins, side
 
 
-def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | None]:
+def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | None, float]:
+    """Return p, the number of units, None (no case has an AP of its own), and the sign of the difference in AP."""
     runs = shared_runs(block, arm, other)
     true, own = one_hot(block), np.flatnonzero(np.asarray(runs.any(1))[block.fold])
     units = len(np.unique(block.unit[own]))
@@ -101,10 +111,11 @@ def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | 
             first, second = (average_precision(each, true[rows, index], weights) for each in pair)
             of_class.append(first - second)
         differences.append(known_mean(np.stack(of_class)))
-    found = np.abs(known_mean(np.stack(differences)))
-    if units < 2 or np.isnan(found[0]):
-        return float("nan"), units, None
-    return float((found >= found[0] - 1e-12).mean()), units, None
+    signed = known_mean(np.stack(differences))
+    if units < 2 or np.isnan(signed[0]):
+        return float("nan"), units, None, 0.0
+    found = np.abs(signed)
+    return float((found >= found[0] - 1e-12).mean()), units, None, float(np.sign(signed[0]))
 
 
 def by_unit(block: Block, values: np.ndarray) -> np.ndarray:
