@@ -21,8 +21,18 @@ from ..conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 from studies import comparison, significance
-from studies.cells import all_cells, data_set_ranks
-from studies.comparison import _evaluate, average_precision, baseline, compare, interval, resampled, score
+from studies.cells import all_cells, case_ranks, data_set_ranks
+from studies.comparison import (
+    _evaluate,
+    average_precision,
+    baseline,
+    case_scores,
+    compare,
+    interval,
+    paired_case_scores,
+    resampled,
+    score,
+)
 from studies.outcome import judge
 from studies.results import Block, Results, blocks_of, every_run, read_results
 from studies.significance import critical_difference, pair_tests, rank
@@ -234,6 +244,45 @@ def test_nothing_is_shown_where_test_and_mean_point_apart(turned: bool) -> None:
     assert test["p_holm"] < 0.001
     assert (test["low"] > 0) if turned else (test["high"] < 0)
     assert test["better"] == ""
+
+
+def empty_labels() -> tuple[np.ndarray, np.ndarray]:
+    """Return Dice of two arms in 10 cases with a lesion and 20 without, in which only the first predicts one."""
+    lesion = np.random.default_rng(0).uniform(0.4, 0.8, 10)
+    other = lesion + 0.001 * np.random.default_rng(1).standard_normal(10)
+    return np.append(lesion, np.zeros(20)), np.append(other, np.full(20, np.nan))
+
+
+def test_paired_tests_and_ranks_know_what_is_rightly_left_empty() -> None:
+    false_alarms, careful = empty_labels()
+    block = of_cases({"mae": false_alarms, "other": false_alarms - 0.001, "scratch": careful})
+    tests = {(row["arm"], row["other"]): row for row in pair_tests([block])}
+    test = tests["mae", "scratch"]
+    assert test["cases"] == 30
+    assert test["p"] < 0.001
+    assert test["better"] == "scratch"
+    ranks = case_ranks(block)
+    assert ranks is not None
+    assert ranks.count == 30
+    assert ranks.mean[2] < 1.5
+    # scores and differences remain as they are documented: over the cases in which they are defined
+    assert score(block, "scratch")[0] == pytest.approx(np.nanmean(careful))
+    assert score(block, "mae")[0] == pytest.approx(false_alarms.mean())
+    assert test["difference"] == pytest.approx(false_alarms.mean() - np.nanmean(careful))
+    assert np.isnan(case_scores(block, "scratch")[10:]).all()
+
+
+def test_only_what_another_arm_has_a_score_of_counts_as_left_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both leave case 0 empty; case 1 is empty and one of two seeds of each arm says so; by hand."""
+    block = of_cases({"a": np.array([np.nan, 0.0, 0.5]), "b": np.array([np.nan, 0.0, 0.7])}, seeds=2)
+    block.values[0, 1, 0] = np.nan
+    found = paired_case_scores(block, ("a", "b"))
+    assert found == pytest.approx(np.array([[np.nan, 0.5, 0.5], [np.nan, 0.0, 0.7]]), nan_ok=True)
+    first = np.array([[True, False]])
+    found = paired_case_scores(block, ("a", "b"), first)
+    assert found == pytest.approx(np.array([[np.nan, 1.0, 0.5], [np.nan, 0.0, 0.7]]), nan_ok=True)
+    monkeypatch.setattr(comparison, "_BEST", {})  # as of a distance, which has no best value in cases without a lesion
+    assert np.isnan(paired_case_scores(block, ("a", "b"), first)[0, 1])
 
 
 # Demsar, JMLR 7, 2006, table 6: AUC of C4.5 with its parameters m and cf, one, both or neither tuned, on 14 data sets;

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import baseline, case_scores, compare, interval, resampled, score
+from .comparison import baseline, case_scores, compare, interval, paired_case_scores, resampled, score
 from .results import METRICS, Block, Results, every_run
 from .significance import Ranks, by_unit, rank
 
@@ -144,11 +144,14 @@ def data_set_ranks(results: Results, blocks: Sequence[Block], metric: int = 0) -
 
 
 def case_ranks(block: Block, metric: int = 0) -> Ranks | None:
-    """Rank the arms that are complete over the unseen cases of one data set; segmentation only."""
+    """Rank the arms that are complete over the unseen cases of one data set; segmentation only.
+
+    A class that some arms rightly leave empty and others do not counts as 1 for the former.
+    """
     arms = [arm for arm in block.arms if block.has(arm)]
     if block.task != "segmentation" or len(arms) < 2:
         return None
-    values = np.stack([by_unit(block, case_scores(block, arm, metric=metric)) for arm in arms], axis=1)
+    values = np.stack([by_unit(block, own) for own in paired_case_scores(block, arms, metric=metric)], axis=1)
     return rank(values, arms, block.data_set)
 
 

@@ -152,11 +152,12 @@ def ranks_part(
         Text(
             f"Each pair of arms on each data set and budget, {len(known)} tests in all, whose p values are corrected "
             "together after Holm. Segmentation: Wilcoxon's signed-rank test of the cases' DSC, averaged over classes "
-            "and seeds. Classification: a permutation test of AP, in which the probabilities of the two arms are "
-            "exchanged case by case. A difference counts as shown if the corrected p is below 0.05, the interval "
-            "leaves out 0 and both point the same way: many small gains can decide the test while a few large losses "
-            "decide the mean. The tests take the trained networks as they are; only the intervals hold what differs "
-            "between seeds.",
+            "and seeds. Scores leave out a class that is neither there nor predicted; in these tests and in ranks "
+            "over cases, leaving it empty counts as 1 where another arm predicts it and gets 0. Classification: a "
+            "permutation test of AP, in which the probabilities of the two arms are exchanged case by case. A "
+            "difference counts as shown if the corrected p is below 0.05, the interval leaves out 0 and both point "
+            "the same way: many small gains can decide the test while a few large losses decide the mean. The tests "
+            "take the trained networks as they are; only the intervals hold what differs between seeds.",
             "note",
         )
     )

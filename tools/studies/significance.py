@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from common.metrics import known_mean
 
-from .comparison import average_precision, case_scores, compare, one_hot
+from .comparison import average_precision, compare, one_hot, paired_case_scores
 from .results import Block, shared_runs
 
 __all__ = ["ALPHA", "Ranks", "by_unit", "critical_difference", "pair_tests", "rank"]
@@ -27,7 +27,8 @@ _PERMUTATIONS = 5000
 def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Test each pair of arms in each block, and correct all p values of the study together after Holm.
 
-    Segmentation: Wilcoxon's signed-rank test of the units' Dice, averaged over seeds and classes. Classification: a
+    Segmentation: Wilcoxon's signed-rank test of the units' Dice, averaged over seeds and classes; a class that one arm
+    alone rightly leaves empty counts as 1 (see :func:`.comparison.paired_case_scores`). Classification: a
     permutation test of AP, in which the two arms' probabilities of a unit are exchanged at random.
 
     Returns:
@@ -79,8 +80,8 @@ def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
 def _wilcoxon(block: Block, arm: str, other: str) -> tuple[float, int, int | None, float]:
     """Return p, the number of units, how many the arm is better on, and the sign of the sum of the signed ranks."""
-    runs = shared_runs(block, arm, other)
-    difference = by_unit(block, case_scores(block, arm, runs) - case_scores(block, other, runs))
+    one, two = paired_case_scores(block, (arm, other), shared_runs(block, arm, other))
+    difference = by_unit(block, one - two)
     difference = np.round(difference[~np.isnan(difference)], 12)  # rounding errors are no difference
     wins = int((difference > 0).sum())
     if len(difference) < 2:
