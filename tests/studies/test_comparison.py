@@ -356,7 +356,36 @@ def test_average_precision_with_weights_is_that_of_copies(ties: bool) -> None:
     found = average_precision(p[None], own, weights)
     for value, weight in zip(found, weights.astype(int), strict=True):
         assert value == pytest.approx(average_precision_score(np.repeat(own, weight), np.repeat(p, weight)))
-    assert np.isnan(average_precision(p[None], np.zeros(40, bool), weights)).all()
+    for same in (np.zeros(40, bool), np.ones(40, bool)):
+        assert np.isnan(average_precision(p[None], same, weights)).all()
+    assert np.isnan(average_precision(p[None], own, weights * own)).all()
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_a_fold_with_a_single_class_has_no_average_precision(tmp_path: Path, folds: int) -> None:
+    """Of two folds, only the second has cases of both classes; AP is its own, not its mean with a 1."""
+
+    def change(run: Any, result: Any) -> None:
+        if run["fold"] == 0:
+            for entry in result["cases"].values():
+                entry["truth"] = 1
+
+    told = {"abide": {"task": "classification"}}
+    _, (block,) = blocks(tmp_path, data_sets=told, gains=TWO, seeds=1, folds=folds, change=change)
+    test = pair_tests([block])[0]
+    if folds == 1:
+        assert np.isnan(score(block, "mae_resenc_l")[0])
+        assert np.isnan([test["difference"], test["low"], test["p"]]).all()
+        assert test["better"] == ""
+        return
+    own = block.fold == 1
+    assert block.truth is not None
+    for place, arm in enumerate(TWO):
+        found = classification_scores(block.values[place, own, 0, :, 0], block.truth[own])
+        assert score(block, arm)[0] == pytest.approx(found["ap"])
+        assert found["ap"] < 1
+        weights = np.full((1, len(own)), 2.0)  # not all ones, so that the weighted way is taken
+        assert _evaluate(block, arm, np.ones((1, 2, 1)), weights)[0, 0] == pytest.approx(found["ap"])
 
 
 def test_classification_scores_each_run_by_itself(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def resampled(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.n
     weights = np.broadcast_to(runs.astype(float), (RESAMPLES, *runs.shape))
     samples = _evaluate(block, arm, weights, counts[:, block.unit] * inside)
     if block.task == "classification":  # AP of doubled cases is too high: that bias is taken off
-        samples = samples + score(block, arm, runs, rows) - np.nanmean(samples, axis=0)
+        samples = samples + score(block, arm, runs, rows) - known_mean(samples)
     block.cache[key] = samples + _luck_of_runs(block, arm, runs, inside, generator)
     return block.cache[key]
 
@@ -174,6 +174,8 @@ def _run_scores(
 def average_precision(probabilities: np.ndarray, own: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the average precision of one class in many resamples at once; equal probabilities are one threshold.
 
+    NaN where all or none of the cases that have a weight are of the class.
+
     Args:
         probabilities: ``(resamples or 1, cases)``.
         own: which cases are of the class, ``(cases,)``.
@@ -189,7 +191,8 @@ def average_precision(probabilities: np.ndarray, own: np.ndarray, weights: np.nd
     hits = np.cumsum(weight * own[order], 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.take_along_axis(hits, ends, 1) / np.take_along_axis(np.cumsum(weight, 1), ends, 1)
-        return (weight * own[order] * np.nan_to_num(precision)).sum(1) / np.where(hits[:, -1] > 0, hits[:, -1], np.nan)
+        total = np.where((weights @ own > 0) & (weights @ ~own > 0), hits[:, -1], np.nan)
+        return (weight * own[order] * np.nan_to_num(precision)).sum(1) / total
 
 
 def case_scores(block: Block, arm: str, runs: np.ndarray | None = None, metric: int = 0) -> np.ndarray:
