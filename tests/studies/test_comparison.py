@@ -99,7 +99,7 @@ def test_intervals_grow_with_the_luck_of_runs(tmp_path: Path) -> None:
     assert widths[1] > 4 * widths[0]
 
 
-@pytest.mark.parametrize("name", ["cells", "comparison", "results", "significance", "tables"])
+@pytest.mark.parametrize("name", ["cells", "comparison", "outcome", "results", "significance", "tables"])
 def test_examples_in_docstrings(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"studies.{name}")).failed == 0
 

@@ -41,6 +41,12 @@ class Results:
         """Return the runs with these properties, for example ``arm="mae"``."""
         return [run for run in self.about["runs"] if all(str(run[key]) == value for key, value in wanted.items())]
 
+    def data_sets(self, task: str, budget: str) -> list[str]:
+        """Return the data sets of a task on which runs with this budget are planned, whether or not one is finished."""
+        cards = {name: told.get("card", {}) for name, told in self.about["data_sets"].items()}
+        own = [name for name, card in cards.items() if str(card.get("task", "segmentation")) == task]
+        return [name for name in own if self.planned(data_set=name, budget=budget)]
+
 
 @dataclass
 class Block:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from .cells import MEANS, Cell, case_ranks, data_set_ranks
 from .comparison import RESAMPLES
 from .document import Heading, Part, Picture, Text
-from .outcome import budget_words
+from .outcome import budget_words, of_planned
 from .pictures import Look, draw_budgets, draw_ranks, draw_scores
 from .results import METRICS, Block, Results
 from .significance import Ranks
@@ -20,6 +21,7 @@ from .tables import (
     FEWER,
     NOT_ALL,
     TITLES,
+    covers,
     difference_table,
     group_table,
     interval_table,
@@ -44,8 +46,9 @@ def scores_part(
             f"and NSD (surface Dice at {_tolerances(results)} mm), averaged for each case over seeds, for each class "
             "over the cases in which it is defined, then over classes. Classification: average precision (AP) and "
             "balanced accuracy of each run on its unseen cases, averaged over runs. ID, OOD and All are means "
-            f"over data sets, given where all are complete. {NOT_ALL} not all unseen cases are scored, so the value is "
-            f"compared with no other; {FEWER} fewer runs than planned.",
+            'over data sets, given where all that have a result are complete; a head such as "All mean (2 of 3)" says '
+            f"that a planned data set has none, whose column is empty. {NOT_ALL} not all unseen cases are scored, so "
+            f"the value is compared with no other; {FEWER} fewer runs than planned.",
             "note",
         )
     )
@@ -60,7 +63,8 @@ def scores_part(
             title = TITLES[METRICS[task][0]]
             name = f"scores_{task}_{budget}.png"
             alt = f"{title} with 95 % intervals, {budget_words(budget)}; hollow: not all unseen cases are scored"
-            parts.append(Picture(name, draw_scores(first, own), alt))
+            titled = [replace(cell, column=f"{cell.column}{covers(cell)}") for cell in first]
+            parts.append(Picture(name, draw_scores(titled, own), alt))
             for metric in METRICS[task]:
                 own_cells = [c for c in here if c.metric == metric]
                 parts.append(interval_table(results, own_cells, f"{TITLES[metric]} with 95 % intervals"))
@@ -128,14 +132,19 @@ def all_ranks(results: Results, blocks: Sequence[Block]) -> list[tuple[str, str,
 
 
 def ranks_part(
-    ranks: Sequence[tuple[str, str, str, Ranks]], tests: Sequence[Mapping[str, Any]], own: Mapping[str, Look]
+    results: Results,
+    ranks: Sequence[tuple[str, str, str, Ranks]],
+    tests: Sequence[Mapping[str, Any]],
+    own: Mapping[str, Look],
 ) -> list[Part]:
     """Return mean ranks, with the critical difference where it can be tested, and the paired tests."""
     parts: list[Part] = [Heading("Ranks and tests")]
     for index, (task, budget, over) in enumerate(dict.fromkeys((t, b, each.over) for t, b, _, each in ranks)):
         here = {TITLES[m]: each for t, b, m, each in ranks if (t, b, each.over) == (task, budget, over)}
         first = next(iter(here.values()))
-        what = f"{first.count} data sets" if over == "data sets" else f"the {first.count} cases of {over} alone"
+        what = f"the {first.count} cases of {over} alone"
+        if over == "data sets":
+            what = of_planned(first.count, len(results.data_sets(task, budget)))
         parts.append(Heading(f"{task.capitalize()}, {budget_words(budget)}: ranks over {what}", 3))
         parts += _ranks(first, over)
         parts.append(rank_table(here))
