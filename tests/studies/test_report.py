@@ -124,6 +124,28 @@ def test_failed_and_missing_runs_are_told_and_not_compared(tmp_path: Path) -> No
     assert r"&lt;" not in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ([f"centre_{i % 8}" for i in range(24)], "read as patients since they are many and of three cases or fewer"),
+        ([f"centre_{i % 5}" for i in range(24)], "like since they are fewer than six: each has its own column below"),
+        ([f"centre_{i % 7}" for i in range(24)], "like since they are of more than three cases on average: each has"),
+        ([f"case_{i}" for i in range(24)], "like since no two cases share one: each has its own column below"),
+        ([None, "one", "two"], "like since some cases name none: each has its own column below"),
+        (["only"], "like since they are fewer than six: alone, it has no table"),
+        ([None], ""),
+    ],
+)
+def test_how_groups_are_read_is_told(tmp_path: Path, groups: list[str | None], told: str) -> None:
+    text = report(tmp_path, data_sets={"hippocampus": {"groups": groups}}, seeds=1)
+    assert ("No data set tells of groups" in text) == (not told)
+    if told:
+        count = len({group for group in groups if group})
+        assert f"hippocampus: {count} group{'s' if count > 1 else ''} of 24 unseen cases, read as " in text
+        assert told in text
+    assert (len(rows(tmp_path, "groups")) > 0) == ("each has" in told)
+
+
 @pytest.mark.parametrize("outcome", ["failed", "missing"])
 def test_a_planned_data_set_without_results_is_not_passed_over(tmp_path: Path, outcome: str) -> None:
     cards = {"alpha": {"group": "ID"}, "gamma": {"group": "ID"}, "delta": {"group": "OOD"}}

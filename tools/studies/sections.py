@@ -15,7 +15,7 @@ from .comparison import RESAMPLES
 from .document import Heading, Part, Picture, Text
 from .outcome import budget_words, of_planned
 from .pictures import Look, draw_budgets, draw_ranks, draw_scores
-from .results import METRICS, Block, Results
+from .results import METRICS, Block, Results, groups_sentence
 from .significance import Ranks
 from .tables import (
     FEWER,
@@ -83,10 +83,10 @@ def scores_part(
         parts.append(
             Text(
                 f"Intervals hold the middle 95 % of {RESAMPLES} bootstrap resamples of the unseen cases (patients, "
-                "where cases are grouped by them), to which comes what differs between the seeds of a fold, by "
-                "Student's t, since they are few; with one seed that part is missing. All arms share their draws. "
-                "Differences are taken from the folds and seeds that both arms have; in bold, 0 lies outside the "
-                "interval, before any correction for many comparisons.",
+                "where groups of cases are read as such, as told below), to which comes what differs between the "
+                "seeds of a fold, by Student's t, since they are few; with one seed that part is missing. All arms "
+                "share their draws. Differences are taken from the folds and seeds that both arms have; in bold, 0 "
+                "lies outside the interval, before any correction for many comparisons.",
                 "note",
             )
         )
@@ -198,8 +198,18 @@ def _ranks(ranks: Ranks, over: str) -> list[Part]:
 def groups_part(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> list[Part]:
     """Return the scores in each centre, scanner or other group of cases."""
     parts: list[Part] = [Heading("Groups of cases", short="Groups")]
-    if not rows:
+    read: dict[str, dict[str, str]] = {}  # of each data set what is said of its groups, and with which budget
+    for block in blocks:
+        told = groups_sentence(block.groups, block.data_set)
+        if told:
+            read.setdefault(block.data_set, {}).setdefault(told, block.budget)
+    if not read:
         return [*parts, Text("No data set tells of groups of cases, such as centres or scanners.")]
+    for texts in read.values():
+        several = len(texts) > 1  # not all cases are scored with each budget
+        parts += [Text(f"With {budget_words(b)}, {t}" if several else t, "note") for t, b in texts.items()]
+    if not rows:
+        return parts
     parts.append(
         Text(
             "Of all runs of an arm, with 95 % intervals; the number of unseen cases is in brackets. Between groups the "
