@@ -10,10 +10,10 @@
 | f1 | F1 of each class, plain mean over the classes |
 | accuracy | share of right decisions, of labels over all of them |
 
-Decisions are the likeliest class, or labels above 0.5. A class without a case, or a label that all or none have, has no
-AUROC, and a class without a case has no score at all: what is not defined is NaN and left out of the means. The two
-balanced accuracies are equal for two classes and for labels; for more, specificity, which is easy to have, raises the
-second.
+Decisions are the likeliest class, or labels above 0.5. A class or label that all or no case has has neither an average
+precision nor an AUROC, since there is nothing to rank, and a class without a case has no score at all: what is not
+defined is NaN and left out of the means. The two balanced accuracies are equal for two classes and for labels; for
+more, specificity, which is easy to have, raises the second.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def classification_scores(probabilities: np.ndarray, truth: np.ndarray) -> dict[
 
 
 def _ranking(own: np.ndarray, score: np.ndarray) -> tuple[float, float]:
-    """Return average precision and area under the ROC curve; equal scores are one threshold.
+    """Return average precision and area under the ROC curve; equal scores are one threshold; NaN without negatives.
 
     scikit-learn's, which a test compares, take twenty times as long, minutes for a thousand resamples.
     """
@@ -96,9 +96,9 @@ def _ranking(own: np.ndarray, score: np.ndarray) -> tuple[float, float]:
     hits = np.cumsum(ranked)[ends]
     counted = ends + 1
     alarms = counted - hits
-    precision = float((np.diff(hits, prepend=0) / hits[-1] * (hits / counted)).sum())
     if alarms[-1] == 0:
-        return precision, float("nan")
+        return float("nan"), float("nan")
+    precision = float((np.diff(hits, prepend=0) / hits[-1] * (hits / counted)).sum())
     heights = (hits + np.append(0, hits[:-1])) / 2
     return precision, float((np.diff(alarms, prepend=0) * heights).sum() / (hits[-1] * alarms[-1]))
 

@@ -21,8 +21,18 @@ from ..conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tools"))
 from studies import comparison, significance
-from studies.cells import all_cells, data_set_ranks
-from studies.comparison import _evaluate, average_precision, baseline, compare, interval, resampled, score
+from studies.cells import all_cells, case_ranks, data_set_ranks
+from studies.comparison import (
+    _evaluate,
+    average_precision,
+    baseline,
+    case_scores,
+    compare,
+    interval,
+    paired_case_scores,
+    resampled,
+    score,
+)
 from studies.outcome import judge
 from studies.results import Block, Results, blocks_of, every_run, read_results
 from studies.significance import critical_difference, pair_tests, rank
@@ -89,7 +99,7 @@ def test_intervals_grow_with_the_luck_of_runs(tmp_path: Path) -> None:
     assert widths[1] > 4 * widths[0]
 
 
-@pytest.mark.parametrize("name", ["cells", "comparison", "results", "significance", "tables"])
+@pytest.mark.parametrize("name", ["cells", "comparison", "outcome", "results", "significance", "tables"])
 def test_examples_in_docstrings(name: str) -> None:
     assert doctest.testmod(importlib.import_module(f"studies.{name}")).failed == 0
 
@@ -204,11 +214,75 @@ def test_seed_sd_is_that_of_the_seeds_scores(tmp_path: Path) -> None:
 def test_holm_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three p values 0.01, 0.04, 0.03: 0.03, then 2 x 0.03, then the larger of that and 0.04."""
     given = iter([0.01, 0.04, 0.03])
-    monkeypatch.setattr(significance, "_wilcoxon", lambda *_: (next(given), 24, 12))
+    whole = significance._wilcoxon
+    monkeypatch.setattr(significance, "_wilcoxon", lambda *told: (next(given), *whole(*told)[1:]))
     _, found = blocks(tmp_path, gains=TWO | {"simclr_resenc_l": 0.1}, seeds=1)
     tests = pair_tests(found)
     assert [test["p_holm"] for test in tests] == pytest.approx([0.03, 0.06, 0.06])
     assert [bool(test["better"]) for test in tests] == [True, False, False]
+
+
+def of_cases(arms: dict[str, Any], seeds: int = 3) -> Block:
+    """Return a block of one class and fold; an arm's Dice of each case is the same in all seeds."""
+    values = np.stack(list(arms.values()))
+    count = values.shape[1]
+    return Block(
+        *("made_up", "all", "segmentation", list(arms), ["lesion"], [0], list(range(seeds))),
+        *([(0, f"case_{index:03d}") for index in range(count)], np.zeros(count, int), np.arange(count), False),
+        *([None] * count, np.tile(values[:, :, None, None, None], (1, 1, seeds, 1, 2)), None),
+        *(np.ones((len(arms), 1, seeds), bool), dict.fromkeys(arms, seeds)),
+    )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_nothing_is_shown_where_test_and_mean_point_apart(turned: bool) -> None:
+    """86 small gains decide the signed ranks, 14 large losses the mean; no arm is better."""
+    level = np.random.default_rng(0).uniform(0.6, 0.9, 100)
+    step = np.where(np.arange(100) < 86, 0.01, -0.5) + 1e-4 * np.random.default_rng(1).standard_normal(100)
+    arms = {"mae": level + step, "scratch": level}
+    (test,) = pair_tests([of_cases(dict(reversed(arms.items())) if turned else arms)])
+    assert test["p_holm"] < 0.001
+    assert (test["low"] > 0) if turned else (test["high"] < 0)
+    assert test["better"] == ""
+
+
+def empty_labels() -> tuple[np.ndarray, np.ndarray]:
+    """Return Dice of two arms in 10 cases with a lesion and 20 without, in which only the first predicts one."""
+    lesion = np.random.default_rng(0).uniform(0.4, 0.8, 10)
+    other = lesion + 0.001 * np.random.default_rng(1).standard_normal(10)
+    return np.append(lesion, np.zeros(20)), np.append(other, np.full(20, np.nan))
+
+
+def test_paired_tests_and_ranks_know_what_is_rightly_left_empty() -> None:
+    false_alarms, careful = empty_labels()
+    block = of_cases({"mae": false_alarms, "other": false_alarms - 0.001, "scratch": careful})
+    tests = {(row["arm"], row["other"]): row for row in pair_tests([block])}
+    test = tests["mae", "scratch"]
+    assert test["cases"] == 30
+    assert test["p"] < 0.001
+    assert test["better"] == "scratch"
+    ranks = case_ranks(block)
+    assert ranks is not None
+    assert ranks.count == 30
+    assert ranks.mean[2] < 1.5
+    # scores and differences remain as they are documented: over the cases in which they are defined
+    assert score(block, "scratch")[0] == pytest.approx(np.nanmean(careful))
+    assert score(block, "mae")[0] == pytest.approx(false_alarms.mean())
+    assert test["difference"] == pytest.approx(false_alarms.mean() - np.nanmean(careful))
+    assert np.isnan(case_scores(block, "scratch")[10:]).all()
+
+
+def test_only_what_another_arm_has_a_score_of_counts_as_left_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both leave case 0 empty; case 1 is empty and one of two seeds of each arm says so; by hand."""
+    block = of_cases({"a": np.array([np.nan, 0.0, 0.5]), "b": np.array([np.nan, 0.0, 0.7])}, seeds=2)
+    block.values[0, 1, 0] = np.nan
+    found = paired_case_scores(block, ("a", "b"))
+    assert found == pytest.approx(np.array([[np.nan, 0.5, 0.5], [np.nan, 0.0, 0.7]]), nan_ok=True)
+    first = np.array([[True, False]])
+    found = paired_case_scores(block, ("a", "b"), first)
+    assert found == pytest.approx(np.array([[np.nan, 1.0, 0.5], [np.nan, 0.0, 0.7]]), nan_ok=True)
+    monkeypatch.setattr(comparison, "_BEST", {})  # as of a distance, which has no best value in cases without a lesion
+    assert np.isnan(paired_case_scores(block, ("a", "b"), first)[0, 1])
 
 
 # Demsar, JMLR 7, 2006, table 6: AUC of C4.5 with its parameters m and cf, one, both or neither tuned, on 14 data sets;
@@ -282,7 +356,36 @@ def test_average_precision_with_weights_is_that_of_copies(ties: bool) -> None:
     found = average_precision(p[None], own, weights)
     for value, weight in zip(found, weights.astype(int), strict=True):
         assert value == pytest.approx(average_precision_score(np.repeat(own, weight), np.repeat(p, weight)))
-    assert np.isnan(average_precision(p[None], np.zeros(40, bool), weights)).all()
+    for same in (np.zeros(40, bool), np.ones(40, bool)):
+        assert np.isnan(average_precision(p[None], same, weights)).all()
+    assert np.isnan(average_precision(p[None], own, weights * own)).all()
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_a_fold_with_a_single_class_has_no_average_precision(tmp_path: Path, folds: int) -> None:
+    """Of two folds, only the second has cases of both classes; AP is its own, not its mean with a 1."""
+
+    def change(run: Any, result: Any) -> None:
+        if run["fold"] == 0:
+            for entry in result["cases"].values():
+                entry["truth"] = 1
+
+    told = {"abide": {"task": "classification"}}
+    _, (block,) = blocks(tmp_path, data_sets=told, gains=TWO, seeds=1, folds=folds, change=change)
+    test = pair_tests([block])[0]
+    if folds == 1:
+        assert np.isnan(score(block, "mae_resenc_l")[0])
+        assert np.isnan([test["difference"], test["low"], test["p"]]).all()
+        assert test["better"] == ""
+        return
+    own = block.fold == 1
+    assert block.truth is not None
+    for place, arm in enumerate(TWO):
+        found = classification_scores(block.values[place, own, 0, :, 0], block.truth[own])
+        assert score(block, arm)[0] == pytest.approx(found["ap"])
+        assert found["ap"] < 1
+        weights = np.full((1, len(own)), 2.0)  # not all ones, so that the weighted way is taken
+        assert _evaluate(block, arm, np.ones((1, 2, 1)), weights)[0, 0] == pytest.approx(found["ap"])
 
 
 def test_classification_scores_each_run_by_itself(tmp_path: Path) -> None:

@@ -124,6 +124,60 @@ def test_failed_and_missing_runs_are_told_and_not_compared(tmp_path: Path) -> No
     assert r"&lt;" not in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("groups", "told"),
+    [
+        ([f"centre_{i % 8}" for i in range(24)], "read as patients since they are many and of three cases or fewer"),
+        ([f"centre_{i % 5}" for i in range(24)], "like since they are fewer than six: each has its own column below"),
+        ([f"centre_{i % 7}" for i in range(24)], "like since they are of more than three cases on average: each has"),
+        ([f"case_{i}" for i in range(24)], "like since no two cases share one: each has its own column below"),
+        ([None, "one", "two"], "like since some cases name none: each has its own column below"),
+        (["only"], "like since they are fewer than six: alone, it has no table"),
+        ([None], ""),
+    ],
+)
+def test_how_groups_are_read_is_told(tmp_path: Path, groups: list[str | None], told: str) -> None:
+    text = report(tmp_path, data_sets={"hippocampus": {"groups": groups}}, seeds=1)
+    assert ("No data set tells of groups" in text) == (not told)
+    if told:
+        count = len({group for group in groups if group})
+        assert f"hippocampus: {count} group{'s' if count > 1 else ''} of 24 unseen cases, read as " in text
+        assert told in text
+    assert (len(rows(tmp_path, "groups")) > 0) == ("each has" in told)
+
+
+@pytest.mark.parametrize("outcome", ["failed", "missing"])
+def test_a_planned_data_set_without_results_is_not_passed_over(tmp_path: Path, outcome: str) -> None:
+    cards = {"alpha": {"group": "ID"}, "gamma": {"group": "ID"}, "delta": {"group": "OOD"}}
+    skip = lambda run: outcome if run["data_set"] == "gamma" else None  # noqa: E731
+    text = report(tmp_path, data_sets=cards, skip=skip)
+    told = lead(text)
+    assert "on the mean of 2 of the 3 planned data sets." in told
+    why = "8 of 8 runs failed" if outcome == "failed" else "no run is there yet"
+    assert f"Planned but without a result with all labelled cases: gamma ({why})." in told
+    markdown = (tmp_path / "report" / "report.md").read_text("utf-8")
+    heads = [line.split(" | ") for line in markdown.splitlines() if "| All mean" in line]
+    assert len(heads) == 6
+    for head in heads:
+        assert [part.strip(" |") for part in head if part.strip(" |")] == [
+            *("alpha (ID)", "gamma (ID)", "delta (OOD)", "ID mean (1 of 2)", "OOD mean", "All mean (2 of 3)")
+        ]
+    assert "ranks over 2 of the 3 planned data sets" in text
+    table = {(r["arm"], r["column"]): r for r in rows(tmp_path, "table") if r["metric"] == "dice"}
+    mean = table["mae_resenc_l", "All"]
+    assert (mean["data_sets"], mean["data_sets_planned"], mean["runs"], mean["planned"]) == ("2", "3", "8", "12")
+    assert ("mae_resenc_l", "gamma") not in table
+
+
+def test_a_task_of_which_no_run_is_finished_is_told(tmp_path: Path) -> None:
+    cards = {"abide": {"task": "classification"}, "hippocampus": {}}
+    told = lead(report(tmp_path, data_sets=cards, skip=lambda run: "failed" if run["data_set"] == "abide" else None))
+    assert "has the highest DSC" in told
+    assert "on hippocampus. Against" in told
+    assert "Classification: no run is finished yet. Planned but without a result" in told
+    assert "abide (8 of 8 runs failed)" in told
+
+
 @pytest.mark.parametrize("kind", ["nothing", "one run", "one arm", "undefined", "no scratch", "two cases"])
 def test_partial_results_make_a_report(tmp_path: Path, kind: str) -> None:
     first = lambda run: None if (run["arm"], run["fold"], run["seed"]) == ("mae_resenc_l", 0, 0) else "missing"  # noqa: E731

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .comparison import baseline, case_scores, compare, interval, resampled, score
+from .comparison import baseline, case_scores, compare, interval, paired_case_scores, resampled, score
 from .results import METRICS, Block, Results, every_run
 from .significance import Ranks, by_unit, rank
 
@@ -45,12 +45,14 @@ class Cell:
         high: upper bound.
         seed_sd: standard deviation over seeds; NaN with fewer than two seeds that are complete.
         runs: finished.
-        planned: by the study.
+        planned: by the study; of a mean, on all planned data sets.
         complete: whether all unseen cases that any arm has are in it; only such cells are compared with each other.
         scratch: the arm from scratch of its backbone, if another one.
         minus_scratch: the difference, from the runs that both have.
         minus_low: lower bound of its interval.
         minus_high: upper bound.
+        data_sets: number that is in it.
+        data_sets_planned: number that would be if each had a finished run.
     """
 
     budget: str
@@ -69,15 +71,21 @@ class Cell:
     minus_scratch: float = math.nan
     minus_low: float = math.nan
     minus_high: float = math.nan
+    data_sets: int = 1
+    data_sets_planned: int = 1
 
 
 def all_cells(results: Results, blocks: Sequence[Block]) -> list[Cell]:
-    """Return every cell of the main tables: data sets, and means over data sets where there are several."""
+    """Return every cell of the main tables: data sets, and means over data sets where there are several.
+
+    A mean is over the data sets that have a finished run; how many were planned is told with it.
+    """
     arms = results.about["arms"]
     cells = []
     for budget, task in dict.fromkeys((block.budget, block.task) for block in blocks):
         own = [block for block in blocks if (block.budget, block.task) == (budget, task)]
-        kinds = {block.data_set: kind_of(results.about["data_sets"][block.data_set]) for block in own}
+        planned = results.data_sets(task, budget)
+        kinds = {name: kind_of(results.about["data_sets"][name]) for name in planned}
         columns: dict[str, list[Block]] = {block.data_set: [block] for block in own}
         if len(own) > 1:
             for kind in ("ID", "OOD"):
@@ -86,6 +94,8 @@ def all_cells(results: Results, blocks: Sequence[Block]) -> list[Cell]:
                     columns[kind] = members
             columns["All"] = own
         for column, members in columns.items():
+            present = {block.data_set for block in members}
+            wanted = present if column not in MEANS else {n for n in planned if column in ("All", kinds[n])}
             for arm in arms:
                 if len(members) > 1 or column in MEANS:
                     if not all(block.has(arm) for block in members):
@@ -93,7 +103,12 @@ def all_cells(results: Results, blocks: Sequence[Block]) -> list[Cell]:
                 elif arm not in members[0].arms:
                     continue
                 against = baseline(arms, arm)
-                cells += [_cell(members, column, arm, against, index) for index in range(len(METRICS[task]))]
+                absent = sum(len(results.planned(arm=arm, data_set=n, budget=budget)) for n in wanted - present)
+                for index in range(len(METRICS[task])):
+                    cell = _cell(members, column, arm, against, index)
+                    cell.planned += absent
+                    cell.data_sets, cell.data_sets_planned = len(present), len(wanted)
+                    cells.append(cell)
     return cells
 
 
@@ -144,11 +159,14 @@ def data_set_ranks(results: Results, blocks: Sequence[Block], metric: int = 0) -
 
 
 def case_ranks(block: Block, metric: int = 0) -> Ranks | None:
-    """Rank the arms that are complete over the unseen cases of one data set; segmentation only."""
+    """Rank the arms that are complete over the unseen cases of one data set; segmentation only.
+
+    A class that some arms rightly leave empty and others do not counts as 1 for the former.
+    """
     arms = [arm for arm in block.arms if block.has(arm)]
     if block.task != "segmentation" or len(arms) < 2:
         return None
-    values = np.stack([by_unit(block, case_scores(block, arm, metric=metric)) for arm in arms], axis=1)
+    values = np.stack([by_unit(block, own) for own in paired_case_scores(block, arms, metric=metric)], axis=1)
     return rank(values, arms, block.data_set)
 
 

@@ -11,7 +11,7 @@ ever compared on the folds and seeds that both have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ __all__ = [
     "compare",
     "interval",
     "one_hot",
+    "paired_case_scores",
     "resampled",
     "score",
 ]
@@ -35,6 +36,7 @@ __all__ = [
 RESAMPLES = 2000
 _SEED = 12345
 _CHUNK = 2**22  # numbers at a time
+_BEST = {"dice": 1.0, "nsd": 1.0}  # what is reached where neither truth nor prediction holds anything
 
 
 def score(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.ndarray | None = None) -> np.ndarray:
@@ -66,7 +68,7 @@ def resampled(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.n
     weights = np.broadcast_to(runs.astype(float), (RESAMPLES, *runs.shape))
     samples = _evaluate(block, arm, weights, counts[:, block.unit] * inside)
     if block.task == "classification":  # AP of doubled cases is too high: that bias is taken off
-        samples = samples + score(block, arm, runs, rows) - np.nanmean(samples, axis=0)
+        samples = samples + score(block, arm, runs, rows) - known_mean(samples)
     block.cache[key] = samples + _luck_of_runs(block, arm, runs, inside, generator)
     return block.cache[key]
 
@@ -172,6 +174,8 @@ def _run_scores(
 def average_precision(probabilities: np.ndarray, own: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the average precision of one class in many resamples at once; equal probabilities are one threshold.
 
+    NaN where all or none of the cases that have a weight are of the class.
+
     Args:
         probabilities: ``(resamples or 1, cases)``.
         own: which cases are of the class, ``(cases,)``.
@@ -187,7 +191,8 @@ def average_precision(probabilities: np.ndarray, own: np.ndarray, weights: np.nd
     hits = np.cumsum(weight * own[order], 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         precision = np.take_along_axis(hits, ends, 1) / np.take_along_axis(np.cumsum(weight, 1), ends, 1)
-        return (weight * own[order] * np.nan_to_num(precision)).sum(1) / np.where(hits[:, -1] > 0, hits[:, -1], np.nan)
+        total = np.where((weights @ own > 0) & (weights @ ~own > 0), hits[:, -1], np.nan)
+        return (weight * own[order] * np.nan_to_num(precision)).sum(1) / total
 
 
 def case_scores(block: Block, arm: str, runs: np.ndarray | None = None, metric: int = 0) -> np.ndarray:
@@ -195,6 +200,25 @@ def case_scores(block: Block, arm: str, runs: np.ndarray | None = None, metric: 
     runs = every_run(block, arm) if runs is None else runs
     values = np.where(runs[block.fold][:, :, None], block.values[block.arms.index(arm), ..., metric], np.nan)
     return known_mean(known_mean(values, axis=1), axis=1)
+
+
+def paired_case_scores(
+    block: Block, arms: Sequence[str], runs: np.ndarray | None = None, metric: int = 0
+) -> np.ndarray:
+    """Return the scores of each row of several arms ``(arms, rows)``, to be held against each other row by row.
+
+    As :func:`case_scores`, with one difference. DSC and NSD of a class that is neither there nor predicted are not
+    defined, while an arm that predicts it gets 0. Where one of these arms has a score in a case and class, what is not
+    defined of the others was rightly left empty and counts as 1; else just these cases would drop out of the pairs.
+    """
+    places = [block.arms.index(arm) for arm in arms]
+    ran = block.ran[places] if runs is None else np.broadcast_to(runs, (len(places), *runs.shape))
+    inside = ran[:, block.fold, :, None]
+    values = np.where(inside, block.values[places][..., metric], np.nan)  # (arms, rows, seeds, classes)
+    if (best := _BEST.get(block.metrics[metric])) is not None:
+        told = np.any(~np.isnan(values), axis=(0, 2), keepdims=True)  # truth or a prediction holds the class
+        values = np.where(inside & told & np.isnan(values), best, values)
+    return np.asarray(known_mean(known_mean(values, axis=2), axis=2))
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:

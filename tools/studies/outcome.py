@@ -12,10 +12,10 @@ import numpy as np
 
 from .cells import mean_score
 from .comparison import baseline, compare, interval
-from .results import Block, Results, shared_runs
+from .results import METRICS, Block, Results, shared_runs
 from .tables import TITLES, bounds, number
 
-__all__ = ["Verdict", "budget_words", "caveats", "headline", "judge", "main_budget", "order_of_arms"]
+__all__ = ["Verdict", "budget_words", "caveats", "headline", "judge", "main_budget", "of_planned", "order_of_arms"]
 
 
 @dataclass
@@ -70,12 +70,26 @@ def judge(blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]], arm: str,
 
 def main_budget(blocks: Sequence[Block]) -> str:
     """Return all, if there is a result with all cases, else the largest budget."""
-    return max((block.budget for block in blocks), key=lambda name: math.inf if name == "all" else float(name))
+    return max((block.budget for block in blocks), key=_size)
+
+
+def _size(budget: str) -> float:
+    return math.inf if budget == "all" else float(budget)
 
 
 def budget_words(budget: str) -> str:
     """Return what a budget is in words."""
     return "all labelled cases" if budget == "all" else f"{budget} labelled cases"
+
+
+def of_planned(count: int, planned: int) -> str:
+    """Return how many data sets there are, and of how many if that is fewer than planned.
+
+    Example:
+        >>> of_planned(3, 3), of_planned(2, 3)
+        ('3 data sets', '2 of the 3 planned data sets')
+    """
+    return f"{count} data sets" if count == planned else f"{count} of the {planned} planned data sets"
 
 
 def order_of_arms(results: Results, blocks: Sequence[Block]) -> list[str]:
@@ -93,22 +107,40 @@ def headline(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[
         own = [block for block in blocks if block.task == task]
         budget = main_budget(own)
         told.append(_outcome(results, [block for block in own if block.budget == budget], tests))
+    for task in METRICS:
+        budgets = [budget for budget in map(str, results.about["budgets"]) if results.data_sets(task, budget)]
+        if budgets and not any(block.task == task for block in blocks):
+            largest = max(budgets, key=_size)
+            told.append(f"{task.capitalize()}: no run is finished yet.{_without(results, task, largest, ())}")
     return told
+
+
+def _without(results: Results, task: str, budget: str, present: Sequence[str]) -> str:
+    """Name the planned data sets without a finished run, and why there is none."""
+    told = []
+    for name in results.data_sets(task, budget):
+        runs = [run["name"] for run in results.planned(data_set=name, budget=budget)]
+        failed = sum(run in results.failed for run in runs)
+        if name not in present:
+            told.append(f"{name} ({failed} of {len(runs)} runs failed)" if failed else f"{name} (no run is there yet)")
+    return f" Planned but without a result with {budget_words(budget)}: {', '.join(told)}." if told else ""
 
 
 def _outcome(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]]) -> str:
     first = blocks[0]
-    where = f"the mean of {len(blocks)} data sets" if len(blocks) > 1 else first.data_set
+    planned = len(results.data_sets(first.task, first.budget))
+    where = f"the mean of {of_planned(len(blocks), planned)}" if len(blocks) > 1 else first.data_set
     start = f"{first.task.capitalize()} with {budget_words(first.budget)}: "
     order = order_of_arms(results, blocks)
     left = [arm for arm in results.about["arms"] if arm not in order and results.planned(arm=arm)]
+    without = _without(results, first.task, first.budget, [block.data_set for block in blocks])
     waiting = f" Not compared, since not all of their unseen cases are scored: {', '.join(left)}." if left else ""
     if len(order) < 2:
         one = f"only {order[0]} is" if order else "no arm is"
-        return f"{start}{one} scored on all unseen cases, so there is nothing to compare yet.{waiting}"
+        return f"{start}{one} scored on all unseen cases, so there is nothing to compare yet.{without}{waiting}"
     lead, second = order[:2]
     value = number(mean_score(blocks, lead))
-    told = f"{start}{lead} has the highest {TITLES[first.metrics[0]]}, {value} %, on {where}."
+    told = f"{start}{lead} has the highest {TITLES[first.metrics[0]]}, {value} %, on {where}.{without}"
     against = baseline(results.about["arms"], lead)
     if results.about["arms"][lead]["weights"] == "scratch":
         told += " That is an arm from scratch: no pre-trained arm scored higher."

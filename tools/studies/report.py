@@ -76,7 +76,7 @@ def write_report(folder: str | Path) -> Path:
         Text(counts_sentence(results)),
         *(Text(sentence, "note") for sentence in caveats(results, blocks, tests)),
         *scores_part(results, blocks, cells, own),
-        *ranks_part(ranks, tests, own),
+        *ranks_part(results, ranks, tests, own),
         *groups_part(blocks, groups),
         *curves_part(results, own),
         *predictions_part(results, blocks),

@@ -22,7 +22,17 @@ import numpy as np
 
 from common.errors import DataError
 
-__all__ = ["METRICS", "Block", "Results", "blocks_of", "every_run", "read_json", "read_results", "shared_runs"]
+__all__ = [
+    "METRICS",
+    "Block",
+    "Results",
+    "blocks_of",
+    "every_run",
+    "groups_sentence",
+    "read_json",
+    "read_results",
+    "shared_runs",
+]
 
 METRICS = {"segmentation": ("dice", "nsd"), "classification": ("ap", "balanced_accuracy")}  # the first one is tested
 
@@ -40,6 +50,12 @@ class Results:
     def planned(self, **wanted: str) -> list[dict[str, Any]]:
         """Return the runs with these properties, for example ``arm="mae"``."""
         return [run for run in self.about["runs"] if all(str(run[key]) == value for key, value in wanted.items())]
+
+    def data_sets(self, task: str, budget: str) -> list[str]:
+        """Return the data sets of a task on which runs with this budget are planned, whether or not one is finished."""
+        cards = {name: told.get("card", {}) for name, told in self.about["data_sets"].items()}
+        own = [name for name, card in cards.items() if str(card.get("task", "segmentation")) == task]
+        return [name for name in own if self.planned(data_set=name, budget=budget)]
 
 
 @dataclass
@@ -208,6 +224,37 @@ def _are_patients(groups: Sequence[str | None]) -> bool:
     """
     sizes = Counter(groups)
     return None not in sizes and 6 <= len(sizes) < len(groups) and len(groups) <= 3 * len(sizes)
+
+
+def groups_sentence(groups: Sequence[str | None], where: str) -> str:
+    """Say whether the groups of unseen cases were taken for patients or for centres, and why; "" without groups.
+
+    Example:
+        >>> groups_sentence(["a", "b"] * 4, "atl").split(": ")[1]
+        '2 groups of 8 unseen cases, read as centres, scanners or the like since they are fewer than six'
+    """
+    sizes = Counter(group for group in groups if group is not None)
+    if not sizes:
+        return ""
+    count = "1 group" if len(sizes) == 1 else f"{len(sizes)} groups"
+    told = f"{where}: {count} of {len(groups)} unseen cases"
+    if _are_patients(groups):
+        return (
+            f"{told}, read as patients since they are many and of three cases or fewer on average: intervals and tests "
+            "count whole groups, and no score of a group is shown. If they are centres or scanners, take their scores "
+            "from cases.csv, which names the group of each case."
+        )
+    if None in groups:
+        why = "some cases name none"
+    elif len(sizes) < 6:
+        why = "they are fewer than six"
+    else:
+        why = "no two cases share one" if len(sizes) == len(groups) else "they are of more than three cases on average"
+    shown = "each has its own column below" if len(sizes) > 1 else "alone, it has no table"
+    return (
+        f"{told}, read as centres, scanners or the like since {why}: {shown}, and intervals and tests count single "
+        "cases."
+    )
 
 
 def every_run(block: Block, arm: str) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,15 @@ import numpy as np
 from .cells import MEANS, Cell, case_ranks, data_set_ranks
 from .comparison import RESAMPLES
 from .document import Heading, Part, Picture, Text
-from .outcome import budget_words
+from .outcome import budget_words, of_planned
 from .pictures import Look, draw_budgets, draw_ranks, draw_scores
-from .results import METRICS, Block, Results
+from .results import METRICS, Block, Results, groups_sentence
 from .significance import Ranks
 from .tables import (
     FEWER,
     NOT_ALL,
     TITLES,
+    covers,
     difference_table,
     group_table,
     interval_table,
@@ -44,8 +46,9 @@ def scores_part(
             f"and NSD (surface Dice at {_tolerances(results)} mm), averaged for each case over seeds, for each class "
             "over the cases in which it is defined, then over classes. Classification: average precision (AP) and "
             "balanced accuracy of each run on its unseen cases, averaged over runs. ID, OOD and All are means "
-            f"over data sets, given where all are complete. {NOT_ALL} not all unseen cases are scored, so the value is "
-            f"compared with no other; {FEWER} fewer runs than planned.",
+            'over data sets, given where all that have a result are complete; a head such as "All mean (2 of 3)" says '
+            f"that a planned data set has none, whose column is empty. {NOT_ALL} not all unseen cases are scored, so "
+            f"the value is compared with no other; {FEWER} fewer runs than planned.",
             "note",
         )
     )
@@ -60,7 +63,8 @@ def scores_part(
             title = TITLES[METRICS[task][0]]
             name = f"scores_{task}_{budget}.png"
             alt = f"{title} with 95 % intervals, {budget_words(budget)}; hollow: not all unseen cases are scored"
-            parts.append(Picture(name, draw_scores(first, own), alt))
+            titled = [replace(cell, column=f"{cell.column}{covers(cell)}") for cell in first]
+            parts.append(Picture(name, draw_scores(titled, own), alt))
             for metric in METRICS[task]:
                 own_cells = [c for c in here if c.metric == metric]
                 parts.append(interval_table(results, own_cells, f"{TITLES[metric]} with 95 % intervals"))
@@ -79,10 +83,10 @@ def scores_part(
         parts.append(
             Text(
                 f"Intervals hold the middle 95 % of {RESAMPLES} bootstrap resamples of the unseen cases (patients, "
-                "where cases are grouped by them), to which comes what differs between the seeds of a fold, by "
-                "Student's t, since they are few; with one seed that part is missing. All arms share their draws. "
-                "Differences are taken from the folds and seeds that both arms have; in bold, 0 lies outside the "
-                "interval, before any correction for many comparisons.",
+                "where groups of cases are read as such, as told below), to which comes what differs between the "
+                "seeds of a fold, by Student's t, since they are few; with one seed that part is missing. All arms "
+                "share their draws. Differences are taken from the folds and seeds that both arms have; in bold, 0 "
+                "lies outside the interval, before any correction for many comparisons.",
                 "note",
             )
         )
@@ -128,14 +132,19 @@ def all_ranks(results: Results, blocks: Sequence[Block]) -> list[tuple[str, str,
 
 
 def ranks_part(
-    ranks: Sequence[tuple[str, str, str, Ranks]], tests: Sequence[Mapping[str, Any]], own: Mapping[str, Look]
+    results: Results,
+    ranks: Sequence[tuple[str, str, str, Ranks]],
+    tests: Sequence[Mapping[str, Any]],
+    own: Mapping[str, Look],
 ) -> list[Part]:
     """Return mean ranks, with the critical difference where it can be tested, and the paired tests."""
     parts: list[Part] = [Heading("Ranks and tests")]
     for index, (task, budget, over) in enumerate(dict.fromkeys((t, b, each.over) for t, b, _, each in ranks)):
         here = {TITLES[m]: each for t, b, m, each in ranks if (t, b, each.over) == (task, budget, over)}
         first = next(iter(here.values()))
-        what = f"{first.count} data sets" if over == "data sets" else f"the {first.count} cases of {over} alone"
+        what = f"the {first.count} cases of {over} alone"
+        if over == "data sets":
+            what = of_planned(first.count, len(results.data_sets(task, budget)))
         parts.append(Heading(f"{task.capitalize()}, {budget_words(budget)}: ranks over {what}", 3))
         parts += _ranks(first, over)
         parts.append(rank_table(here))
@@ -152,10 +161,12 @@ def ranks_part(
         Text(
             f"Each pair of arms on each data set and budget, {len(known)} tests in all, whose p values are corrected "
             "together after Holm. Segmentation: Wilcoxon's signed-rank test of the cases' DSC, averaged over classes "
-            "and seeds. Classification: a permutation test of AP, in which the probabilities of the two arms are "
-            "exchanged case by case. A difference counts as shown if the corrected p is below 0.05 and the interval "
-            "leaves out 0. The tests take the trained networks as they are; only the intervals hold what differs "
-            "between seeds.",
+            "and seeds. Scores leave out a class that is neither there nor predicted; in these tests and in ranks "
+            "over cases, leaving it empty counts as 1 where another arm predicts it and gets 0. Classification: a "
+            "permutation test of AP, in which the probabilities of the two arms are exchanged case by case. A "
+            "difference counts as shown if the corrected p is below 0.05, the interval leaves out 0 and both point "
+            "the same way: many small gains can decide the test while a few large losses decide the mean. The tests "
+            "take the trained networks as they are; only the intervals hold what differs between seeds.",
             "note",
         )
     )
@@ -187,8 +198,18 @@ def _ranks(ranks: Ranks, over: str) -> list[Part]:
 def groups_part(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> list[Part]:
     """Return the scores in each centre, scanner or other group of cases."""
     parts: list[Part] = [Heading("Groups of cases", short="Groups")]
-    if not rows:
+    read: dict[str, dict[str, str]] = {}  # of each data set what is said of its groups, and with which budget
+    for block in blocks:
+        told = groups_sentence(block.groups, block.data_set)
+        if told:
+            read.setdefault(block.data_set, {}).setdefault(told, block.budget)
+    if not read:
         return [*parts, Text("No data set tells of groups of cases, such as centres or scanners.")]
+    for texts in read.values():
+        several = len(texts) > 1  # not all cases are scored with each budget
+        parts += [Text(f"With {budget_words(b)}, {t}" if several else t, "note") for t, b in texts.items()]
+    if not rows:
+        return parts
     parts.append(
         Text(
             "Of all runs of an arm, with 95 % intervals; the number of unseen cases is in brackets. Between groups the "

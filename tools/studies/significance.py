@@ -14,7 +14,7 @@ from statsmodels.stats.multitest import multipletests
 
 from common.metrics import known_mean
 
-from .comparison import average_precision, case_scores, compare, one_hot
+from .comparison import average_precision, compare, one_hot, paired_case_scores
 from .results import Block, shared_runs
 
 __all__ = ["ALPHA", "Ranks", "by_unit", "critical_difference", "pair_tests", "rank"]
@@ -27,22 +27,26 @@ _PERMUTATIONS = 5000
 def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Test each pair of arms in each block, and correct all p values of the study together after Holm.
 
-    Segmentation: Wilcoxon's signed-rank test of the units' Dice, averaged over seeds and classes. Classification: a
+    Segmentation: Wilcoxon's signed-rank test of the units' Dice, averaged over seeds and classes; a class that one arm
+    alone rightly leaves empty counts as 1 (see :func:`.comparison.paired_case_scores`). Classification: a
     permutation test of AP, in which the two arms' probabilities of a unit are exchanged at random.
 
     Returns:
         a row for each: both arms, ``difference`` with its interval, ``cases`` (units), ``test``, ``p``, ``p_holm`` and
-        ``better``, the arm that is shown to be better, or "": p after Holm is below 0.05 and the interval, which holds
-        the luck of runs too where there are several seeds, does not reach 0.
+        ``better``, the arm that is shown to be better, or "": p after Holm is below 0.05, the interval, which holds
+        the luck of runs too where there are several seeds, does not reach 0, and both point the same way. The signed
+        ranks of many small gains can outweigh those of a few large losses that decide the mean.
     """
     rows = []
+    sides = []
     for block in blocks:
         for arm, other in combinations(block.arms, 2):
             found = compare(block, arm, other)
             if found is None:
                 continue
             test = _wilcoxon if block.task == "segmentation" else _permutation
-            p, count, wins = test(block, arm, other)
+            p, count, wins, side = test(block, arm, other)
+            sides.append(side)
             rows.append(
                 {
                     "data_set": block.data_set,
@@ -66,24 +70,31 @@ def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
         row |= {"p_holm": float("nan"), "better": ""}
     for row, p in zip(known, corrected, strict=True):
         row["p_holm"] = float(p)
-        if p < ALPHA and (row["low"] > 0 or row["high"] < 0):
-            row["better"] = row["arm"] if row["low"] > 0 else row["other"]
+    for row, side in zip(rows, sides, strict=True):
+        if row["p_holm"] < ALPHA and row["low"] > 0 and side > 0:
+            row["better"] = row["arm"]
+        if row["p_holm"] < ALPHA and row["high"] < 0 and side < 0:
+            row["better"] = row["other"]
     return rows
 
 
-def _wilcoxon(block: Block, arm: str, other: str) -> tuple[float, int, int | None]:
-    runs = shared_runs(block, arm, other)
-    difference = by_unit(block, case_scores(block, arm, runs) - case_scores(block, other, runs))
+def _wilcoxon(block: Block, arm: str, other: str) -> tuple[float, int, int | None, float]:
+    """Return p, the number of units, how many the arm is better on, and the sign of the sum of the signed ranks."""
+    one, two = paired_case_scores(block, (arm, other), shared_runs(block, arm, other))
+    difference = by_unit(block, one - two)
     difference = np.round(difference[~np.isnan(difference)], 12)  # rounding errors are no difference
     wins = int((difference > 0).sum())
     if len(difference) < 2:
-        return float("nan"), len(difference), wins
+        return float("nan"), len(difference), wins, 0.0
     if not difference.any():
-        return 1.0, len(difference), wins
-    return float(wilcoxon(difference).pvalue), len(difference), wins
+        return 1.0, len(difference), wins, 0.0
+    differing = difference[difference != 0]
+    side = float(np.sign((np.sign(differing) * rankdata(np.abs(differing))).sum()))
+    return float(wilcoxon(difference).pvalue), len(difference), wins, side
 
 
-def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | None]:
+def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | None, float]:
+    """Return p, the number of units, None (no case has an AP of its own), and the sign of the difference in AP."""
     runs = shared_runs(block, arm, other)
     true, own = one_hot(block), np.flatnonzero(np.asarray(runs.any(1))[block.fold])
     units = len(np.unique(block.unit[own]))
@@ -101,10 +112,11 @@ def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | 
             first, second = (average_precision(each, true[rows, index], weights) for each in pair)
             of_class.append(first - second)
         differences.append(known_mean(np.stack(of_class)))
-    found = np.abs(known_mean(np.stack(differences)))
-    if units < 2 or np.isnan(found[0]):
-        return float("nan"), units, None
-    return float((found >= found[0] - 1e-12).mean()), units, None
+    signed = known_mean(np.stack(differences))
+    if units < 2 or np.isnan(signed[0]):
+        return float("nan"), units, None, 0.0
+    found = np.abs(signed)
+    return float((found >= found[0] - 1e-12).mean()), units, None, float(np.sign(signed[0]))
 
 
 def by_unit(block: Block, values: np.ndarray) -> np.ndarray:

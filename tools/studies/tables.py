@@ -20,6 +20,7 @@ __all__ = [
     "NOT_ALL",
     "TITLES",
     "bounds",
+    "covers",
     "difference_table",
     "group_table",
     "interval_table",
@@ -63,15 +64,25 @@ def _rows(results: Results, arms: Sequence[str]) -> list[str]:
 
 
 def _grid(results: Results, cells: Sequence[Cell]) -> tuple[list[str], list[str], dict[tuple[str, str], Cell]]:
-    columns = list(dict.fromkeys(cell.column for cell in cells))
-    columns.sort(key=lambda name: MEANS.index(name) if name in MEANS else -1)
+    """Return columns, rows and cells; a planned data set without a result has a column too."""
+    columns = results.data_sets(cells[0].task, cells[0].budget) if cells else []
+    columns += [name for name in MEANS if any(cell.column == name for cell in cells)]
     rows = _rows(results, list(results.about["arms"]))
     return columns, rows, {(cell.arm, cell.column): cell for cell in cells}
 
 
-def _head(results: Results, column: str) -> str:
-    kind = kind_of(results.about["data_sets"].get(column, {}))
-    return f"{column} ({kind})" if kind else column if column not in MEANS else f"{column} mean"
+def covers(cell: Cell) -> str:
+    """Return how many of the planned data sets are in a mean, " (2 of 3)"; nothing if all are."""
+    return f" ({cell.data_sets} of {cell.data_sets_planned})" if cell.data_sets < cell.data_sets_planned else ""
+
+
+def _heads(results: Results, columns: Sequence[str], cells: Sequence[Cell]) -> list[str]:
+    parts = {cell.column: covers(cell) for cell in cells}
+    found = []
+    for column in columns:
+        kind = kind_of(results.about["data_sets"].get(column, {}))
+        found.append(f"{column} ({kind})" if kind else f"{column} mean{parts[column]}" if column in MEANS else column)
+    return ["", *found]
 
 
 def main_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
@@ -101,7 +112,7 @@ def main_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
             strong = cell.complete and round(cell.value, 6) == best[column] and not alone[column]
             line.append(Strong(text) if strong else text)
         lines.append(line)
-    return Table(["", *(_head(results, column) for column in columns)], lines, caption)
+    return Table(_heads(results, columns, cells), lines, caption)
 
 
 def interval_table(results: Results, cells: Sequence[Cell], caption: str) -> Table:
@@ -140,7 +151,7 @@ def _second_table(
             continue
         found = [by.get((row, column)) for column in columns]
         lines.append([row, *("–" if c is None else Strong(*show(c), bold=bool(bold(c))) for c in found)])
-    return Table(["", *(_head(results, column) for column in columns)], lines, caption)
+    return Table(_heads(results, columns, cells), lines, caption)
 
 
 def rank_table(ranks: Mapping[str, Ranks]) -> Table:
