@@ -426,12 +426,12 @@ def _auroc(truth: np.ndarray, score: np.ndarray) -> tuple[float, int]:
 
 
 def _average_precision(truth: np.ndarray, score: np.ndarray) -> float:
-    """Return the sum of precisions times gains in recall over falling thresholds; NaN without positives."""
+    """Return the sum of precisions times gains in recall over falling thresholds; NaN without positives or negatives."""
     order = np.argsort(-score, kind="stable")
     hits = np.cumsum(truth[order])
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each threshold
     gained = np.diff(hits[last], prepend=0)
-    return float((gained * hits[last] / (last + 1)).sum() / hits[-1]) if hits[-1] else float("nan")
+    return float((gained * hits[last] / (last + 1)).sum() / hits[-1]) if 0 < hits[-1] < len(hits) else float("nan")
 
 
 def _classification_scores(
