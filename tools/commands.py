@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from environment import ROOT
 
-__all__ = ["check_arguments", "run", "shard_parts", "whole"]
+__all__ = ["check_arguments", "number", "run", "shard_parts", "whole"]
 
 _FLAG = re.compile(r"--?([A-Za-z][\w-]*)(=.*)?", re.DOTALL)
+_LIKE_A_FLAG = re.compile(r"--|-[A-Za-z]")  # which fire takes for no value
 
 
 def run(commands: Mapping[str, Callable[..., None]] | Callable[..., None], arguments: Sequence[str]) -> None:
@@ -84,10 +87,13 @@ def check_arguments(commands: Mapping[str, Callable[..., None]], arguments: Sequ
             raise SettingsError(f"{name} has no setting {argument.partition('=')[0]}{hint}")
         named.add(flag)
         if match[2] is None:
-            if rest and _FLAG.fullmatch(rest[0]) is None and rest[0] != "--":
+            if rest and _LIKE_A_FLAG.match(rest[0]) is None:
                 rest.pop(0)
             elif not _is_switch(known[flag]):
-                raise SettingsError(f"--{flag} of {name} has no value; write --{flag} VALUE")
+                remedy = f"write --{flag} VALUE"
+                if rest and rest[0] != "--":
+                    remedy += f", and a value that begins with a hyphen as --{flag}={shlex.quote(rest[0])}"
+                raise SettingsError(f"--{flag} of {name} has no value; {remedy}")
     if len(placed) > len(known) - len(named):
         raise SettingsError(f"{name} does not know what to do with {placed[-1]!r}; it has: {', '.join(known)}")
 
@@ -103,6 +109,19 @@ def whole(name: str, value: Any, *, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingsError(f"--{name} is {value!r}; it must be a whole number from {least}")
     return value
+
+
+def number(name: str, value: Any, *, least: float = 0.0) -> float:
+    """Return a number of the command line.
+
+    Raises:
+        SettingsError: if it is none, or too small.
+    """
+    from common.errors import SettingsError
+
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < least:
+        raise SettingsError(f"--{name} is {value!r}; it must be a number from {least:g}")
+    return float(value)
 
 
 def shard_parts(shard: str) -> tuple[int, int]:

@@ -17,9 +17,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import commands
+from commands import number, shard_parts, whole
 from environment import ROOT, RUNTIME, ensure
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from studies.definition import Study
 
 __all__ = ["card", "measure", "one", "plan", "report", "run", "slurm"]
@@ -29,7 +33,7 @@ _SBATCH = """#!/bin/bash
 # Submit it again after a failure or a time limit: what is done is skipped, what was cut goes on.
 #SBATCH --job-name={job}
 #SBATCH --array=0-{last}
-#SBATCH --output={folder}/slurm-%A_%a.txt
+#SBATCH --output={log}
 {options}
 set -euo pipefail
 cd {root}
@@ -37,13 +41,18 @@ exec {python} tools/study.py run {source} --output {folder} --shard "$SLURM_ARRA
 """
 
 
-def _study(file: str, output: str = "") -> Study:
+def _sentences() -> None:
+    """Let whatever a user can mend end in a sentence."""
     sys.path.insert(0, str(ROOT))
-    from studies.reading import read_study
-
     from common.errors import end_in_a_sentence
 
     end_in_a_sentence()
+
+
+def _study(file: str, output: str = "") -> Study:
+    _sentences()
+    from studies.reading import read_study
+
     study = read_study(file, output=Path(output).expanduser().absolute() if output else None)
     os.chdir(ROOT)
     return study
@@ -69,6 +78,7 @@ def plan(
     jobs: int = 0,
     shards: int = 1,
     steps: int = 6,
+    again: bool = False,
 ) -> None:
     """Measure some steps of each distinct run here, and say what the study will cost.
 
@@ -81,13 +91,21 @@ def plan(
         jobs: runs at a time on each GPU, or on the CPU.
         shards: machines that share the runs, each with as many GPUs as here.
         steps: of training that are measured.
+        again: measure once more what was measured before.
     """
+    _sentences()
+    hours, memory_gib = number("hours", hours), number("memory_gib", memory_gib)
+    jobs, shards, steps = whole("jobs", jobs), whole("shards", shards, least=1), whole("steps", steps, least=1)
+    from bundle_cells import truth
+
+    again = truth(again)
     told = _study(study, output)
-    _write(told)
     from studies.cost import write_plan
     from studies.scheduling import places
 
-    write_plan(told, places(gpus, jobs), hours=hours, memory_gib=memory_gib, shards=shards, steps=steps)
+    where = places(gpus, jobs)
+    _write(told)
+    write_plan(told, where, hours=hours, memory_gib=memory_gib, shards=shards, steps=steps, again=again)
 
 
 def run(study: str, output: str = "", gpus: str = "", jobs: int = 0, shard: str = "") -> None:
@@ -100,12 +118,17 @@ def run(study: str, output: str = "", gpus: str = "", jobs: int = 0, shard: str 
         jobs: runs at a time on each GPU, or on the CPU; narrow networks are fastest with one for each core.
         shard: i/n with i from 0 to n - 1: only every n-th run, for a cluster's job array.
     """
+    _sentences()
+    jobs = whole("jobs", jobs)
+    if shard:
+        shard_parts(shard)
     told = _study(study, output)
-    _write(told)
     from studies.execution import pieces, state
     from studies.scheduling import places, run_pieces
 
-    failed = run_pieces(told, places(gpus, jobs), shard=shard)
+    where = places(gpus, jobs)
+    _write(told)
+    failed = run_pieces(told, where, shard=shard)
     names = [name for name in pieces(told) if name.startswith("runs/")]
     done = sum(state(told.folder / name) == "finished" for name in names)
     print(f"{done} of {len(names)} runs finished; they are in {told.folder}/runs")
@@ -141,25 +164,61 @@ def slurm(study: str, output: str = "", tasks: int = 16, options: str = "--gres=
     """
     from shlex import quote
 
+    _sentences()
+    tasks, lines = whole("tasks", tasks, least=1), _sbatch_lines(options)
     told = _study(study, output)
     _write(told)
-    count = max(1, min(tasks, len(told.runs())))
+    from studies.definition import plain_name
+
+    count = min(tasks, len(told.runs()))
     script = told.folder / "study.sbatch"
     script.write_text(
         _SBATCH.format(
-            name=told.name,
-            job=told.folder.name,
+            name=" ".join(told.name.split()),
+            job=plain_name(told.folder.name) or "study",
+            log=quote(f"{str(told.folder).replace('%', '%%')}/slurm-%A_%a.txt"),
             last=count - 1,
             count=count,
             folder=quote(str(told.folder)),
-            options="\n".join(f"#SBATCH {option}" for option in options.split()),
+            options="\n".join(lines),
             root=quote(str(ROOT)),
             python=quote(sys.executable),
             source=quote(told.source),
         ),
         "utf-8",
     )
-    print(f"written: {script}; submit it with: sbatch {script}")
+    print(f"written: {script}; submit it with: sbatch {quote(str(script))}")
+
+
+def _sbatch_lines(options: str) -> list[str]:
+    """Return a line of the script for each option of sbatch, with its value.
+
+    Raises:
+        SettingsError: if they cannot be read.
+
+    Example:
+        >>> _sbatch_lines("-p gpu --comment='two words' --exclusive")
+        ['#SBATCH -p gpu', "#SBATCH --comment='two words'", '#SBATCH --exclusive']
+    """
+    import shlex
+
+    from common.errors import SettingsError
+
+    remedy = "write for example --options='--gres=gpu:1 --time=24:00:00'"
+    try:
+        parts = shlex.split(options)
+    except ValueError as error:
+        raise SettingsError(f"--options is {options!r}, in which a quotation is not closed; {remedy}") from error
+    lines: list[str] = []
+    for part in parts:
+        flag, equal, value = part.partition("=")
+        if "\n" in part or (not lines and not part.startswith("-")):
+            raise SettingsError(f"--options is {options!r}; it must hold options of sbatch in one line; {remedy}")
+        if not part.startswith("-"):
+            lines[-1] += f" {shlex.quote(part)}"
+        else:
+            lines.append(f"#SBATCH {flag}{equal}{shlex.quote(value) if value else ''}")
+    return lines
 
 
 def card(folder: str, output: str = "") -> None:
@@ -169,17 +228,15 @@ def card(folder: str, output: str = "") -> None:
         folder: images and labels.
         output: YAML to write; default <folder's name>.yaml here.
     """
-    sys.path.insert(0, str(ROOT))
+    _sentences()
     import yaml
     from studies.cards import card_for_folder
 
-    from common.errors import end_in_a_sentence
-
-    end_in_a_sentence()
     place = Path(folder).expanduser().absolute()
-    file = Path(output or f"{place.name}.yaml")
+    file = Path(output or f"{place.name}.yaml").expanduser()
     if file.exists():
         raise SystemExit(f"Stopped: {file} exists; give another --output")
+    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(card_for_folder(place), sort_keys=False, allow_unicode=True), "utf-8")
     print(f"written: {file}; look at it, complete it, and name it in a study as card: {file}")
 
@@ -187,9 +244,10 @@ def card(folder: str, output: str = "") -> None:
 def one(study: str, piece: str, output: str) -> None:
     """Do one piece; what ``run`` starts in a process of its own."""
     told = _study(study, output)
-    from studies.execution import do
+    from studies.execution import do, pieces
     from studies.scheduling import ELSEWHERE
 
+    _one_of(piece, pieces(told), "piece")
     if do(told, piece) == "elsewhere":
         raise SystemExit(ELSEWHERE)
 
@@ -198,18 +256,35 @@ def measure(study: str, name: str, config: str, output: str, file: str, steps: i
     """Try one kind of run for some steps; what ``plan`` starts in a process of its own."""
     import json
 
+    _sentences()
+    steps = whole("steps", steps, least=1)
     told = _study(study, output)
     from studies.cost import measure as tried
 
     from common.weights.files import write_json
 
-    wanted = next(each for each in told.runs() if each.name == name)
+    runs = {each.name: each for each in told.runs()}
+    _one_of(name, runs, "run")
+    wanted = runs[name]
     write_json(tried(told, wanted, config, steps=steps, changes=json.loads(changes)), Path(file))
+
+
+def _one_of(name: str, known: Collection[str], what: str) -> None:
+    """Refuse a name that a study does not have.
+
+    Raises:
+        SettingsError: saying what is meant perhaps.
+    """
+    from difflib import get_close_matches
+
+    from common.errors import SettingsError
+
+    if name not in known:
+        near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise SettingsError(f"the study has no {what} {name!r}; the nearest of its {len(known)} is {near}")
 
 
 if __name__ == "__main__":
     ensure(RUNTIME)
-    import commands
-
     several = (plan, run, report, slurm, card, one, measure)
     commands.run({each.__name__: each for each in several}, sys.argv[1:])

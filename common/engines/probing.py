@@ -426,7 +426,7 @@ def _auroc(truth: np.ndarray, score: np.ndarray) -> tuple[float, int]:
 
 
 def _average_precision(truth: np.ndarray, score: np.ndarray) -> float:
-    """Return the sum of precisions times gains in recall over falling thresholds; NaN without positives or negatives."""
+    """Return the sum of precisions times gains in recall as thresholds fall; NaN without positives or negatives."""
     order = np.argsort(-score, kind="stable")
     hits = np.cumsum(truth[order])
     last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each threshold

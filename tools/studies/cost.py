@@ -1,21 +1,24 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """What a study will cost: each distinct kind of run is tried for some steps on this machine; the rest is arithmetic.
 
-Measured are a step, the preprocessing of a case, the prediction and the scoring of one, the start of a process, memory
-and disk; always of the whole network from scratch, so that schedules with a frozen phase take a little less than told.
+Measured are a step, the preprocessing of a case, the prediction and the scoring of one, the start of a process, of
+prediction and of scoring, memory and disk; always of the whole network from scratch, so that schedules with a frozen
+phase take a little less than told.
 """
 
 from __future__ import annotations
 
+import heapq
 import json
-import math
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,17 @@ from common.data.datalists import case_name, images_of
 from common.errors import SettingsError
 from common.weights.files import write_json
 
-from .definition import PRETRAINING, Run, Study, bundle_config, digest
-from .execution import machine, peak_gib, pieces, predict, run_config, state, train, write_datalist
+from .definition import PRETRAINING, Arm, DataSet, Run, Study, bundle_config, digest
+from .execution import machine, peak_gib, predict, pretraining_of, run_config, state, train, write_datalist
 from .scheduling import Place
 
 __all__ = ["estimate", "measure", "write_plan"]
 
 # settings that change how long a run is, not what a step costs
 _LENGTH = {"epochs", "iterations_per_epoch", "lr", "schedule", "warmup_epochs", "decoder_epochs", "weight_decay"}
-_CASES = 2  # that a measurement prepares
+_CASES = 2  # that a measurement prepares, and predicts
+_LONG = 60.0  # seconds of a prediction that is not repeated to leave out what only the first one loads
+_WAY = 2  # of measuring; costs measured in another are not used
 # what needs less memory, tried in this order
 _SMALLER: tuple[dict[str, Any], ...] = (
     {"accumulation_steps": 2},
@@ -75,13 +80,15 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
 
     Returns:
         seconds of a ``step`` (of classification, of a ``sample``), of ``prepare``, ``predict`` and ``score`` for each
-        case, of the ``start``; ``peak_gib``; bytes of ``store`` for each case and of the ``models``.
+        case, of the ``start``, and of ``predict_start`` and ``score_start``, once in each run; ``peak_gib``; bytes of
+        ``store`` for each case and of the ``models``.
     """
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
     with tempfile.TemporaryDirectory(prefix="measured_", dir=study.folder) as name:
         folder = Path(name)
         by_size = sorted(data.parts[run.fold]["training"], key=lambda case: os.path.getsize(images_of(case)[0]))
-        cases = by_size[len(by_size) // 2 :][:_CASES] or by_size
+        cases = by_size[max(min(len(by_size) // 2, len(by_size) - _CASES), 0) :][:_CASES]
+        shown = [*cases, *data.parts[run.fold]["validation"]][:_CASES]
         short: dict[str, Any] = {
             "epochs": 2,
             "iterations_per_epoch": steps,
@@ -122,25 +129,38 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
             "prepare": max(first - sum(prepared) - start, 0.0) / len(cases),
             "store": _size(folder / "store") / len(cases),
             "models": _size(folder / "models"),
-            "predict": 0.0,
-            "score": 0.0,
+            **dict.fromkeys(("predict_start", "predict", "score_start", "score"), 0.0),
         }
         if config != "pretrain":
-            write_datalist(folder / "datalist.json", test=cases[:1])
-            found["predict"] = _timed(lambda: predict(study, run, folder))
+
+            def predicted(some: Sequence[Any]) -> None:
+                write_datalist(folder / "datalist.json", test=some)
+                predict(study, run, folder, store_dir=str(folder / "store"))
+
+            def scored(some: Sequence[Any]) -> None:
+                places = {"predictions": str(folder / "predictions"), "output_dir": str(folder / "evaluation")}
+                places["datalist"] = write_datalist(folder / "list.json", validation=some)
+                told = {"labels": data.labels, "split": "validation", "resamples": 0, **places}
+                run_config(arm.bundle, "evaluate", folder / "log.txt", **told)
+
+            found["predict_start"], found["predict"] = _by_case(predicted, shown)
             if config == "train":
-                settings: dict[str, Any] = {
-                    "datalist": write_datalist(folder / "list.json", validation=cases[:1]),
-                    "resamples": 0,
-                }
-                settings |= {"predictions": str(folder / "predictions"), "output_dir": str(folder / "evaluation")}
-                log = folder / "log.txt"
-                labels = data.labels
-                found["score"] = _timed(
-                    lambda: run_config(arm.bundle, "evaluate", log, labels=labels, split="validation", **settings)
-                )
+                found["score_start"], found["score"] = _by_case(scored, shown)
         found["peak_gib"] = peak_gib()
         return found
+
+
+def _by_case(function: Callable[[Sequence[Any]], object], cases: Sequence[Any]) -> tuple[float, float]:
+    """Return the seconds of a start, and of each case: those that a second case adds.
+
+    What is loaded by the first call alone, in this process as in a run's, is part of the start.
+    """
+    first = _timed(lambda: function(cases[:1]))
+    if len(cases) < 2:
+        return 0.0, first
+    again = first if first > _LONG else _timed(lambda: function(cases[:1]))
+    each = min(max(_timed(lambda: function(cases[:2])) - again, 0.0), again)
+    return first - each if first > each else 0.0, each
 
 
 def _micro_batch(study: Study, run: Run, changes: Mapping[str, Any]) -> int:
@@ -170,17 +190,25 @@ def _size(folder: Path) -> int:
 
 
 def _measured(
-    study: Study, run: Run, config: str, place: Place, *, steps: int, changes: Mapping[str, Any] | None = None
+    study: Study,
+    run: Run,
+    config: str,
+    place: Place,
+    *,
+    steps: int,
+    changes: Mapping[str, Any] | None = None,
+    again: bool = False,
 ) -> dict[str, Any]:
-    """Return the costs of a kind of run, from an earlier measurement on this machine if there is one.
+    """Return the costs of a kind of run, from an earlier measurement on this machine if there is one, unless ``again``.
 
     Raises:
         SettingsError: if the run fails.
     """
     kind = {**_kind(study, run, config), "changes": dict(changes or {}), "steps": steps, "threads": place.threads}
+    kind["way"] = _WAY
     here = {name: value for name, value in machine().items() if name in ("device", "cpu", "torch")}
     file = study.folder / "costs" / f"{digest([kind, here['device'], os.cpu_count(), here['torch']])}.json"
-    if not file.exists():
+    if again or not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True)
         log = file.with_suffix(".txt")
         command = [sys.executable, str(ROOT / "tools" / "study.py"), "measure", study.source, run.name, config]
@@ -219,7 +247,62 @@ def estimate(study: Study, run: Run, config: str, cost: Mapping[str, float]) -> 
         validated = int(told.get("val_iterations", 0)) * int(told["epochs"]) / max(int(told.get("val_interval", 1)), 1)
         return seconds + 0.5 * validated * cost["step"]
     unseen = len(study.data_sets[run.data_set].parts[run.fold]["validation"])
-    return seconds + unseen * (cost["predict"] + cost["score"])
+    return seconds + cost["predict_start"] + cost["score_start"] + unseen * (cost["predict"] + cost["score"])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A piece of a study with what it takes."""
+
+    name: str
+    run: Run
+    config: str
+    cost: Mapping[str, Any]
+    seconds: float
+    needs: str  # the pre-training that it waits for, or nothing
+    done: bool
+
+
+def _works(study: Study, costs: Mapping[str, Mapping[str, Any]], *, elsewhere: bool = False) -> list[_Work]:
+    """Return all pieces with the costs that were measured; ``elsewhere`` is a folder where nothing is done."""
+    found: dict[str, _Work] = {}
+    for run in study.runs():
+        own = pretraining_of(study, run)
+        first = f"pretraining/{own}" if own else ""
+        for config in _needs(study, run):
+            name = first if config == "pretrain" else f"runs/{run.name}"
+            if name not in found:
+                cost = costs[digest(_kind(study, run, config))]
+                done = not elsewhere and state(study.folder / name) == "finished"
+                needs = "" if config == "pretrain" else first
+                found[name] = _Work(name, run, config, cost, estimate(study, run, config, cost), needs, done)
+    return list(found.values())
+
+
+def _elapsed(works: Sequence[_Work], count: int) -> float:
+    """Return the seconds until all that is left is done, so many at a time: pre-trainings and what needs none first.
+
+    Example:
+        >>> run = Run("a", "b", "all", 0, 0, 1)
+        >>> three = [_Work(f"runs/{index}", run, "train", {}, 10.0, "", False) for index in range(3)]
+        >>> [_elapsed(three, count) for count in (1, 2, 3, 100)]
+        [30.0, 20.0, 10.0, 10.0]
+    """
+    left = [work for work in works if not work.done]
+    waited_for = {work.name for work in left}
+    free, ended = [0.0] * count, dict[str, float]()
+    for work in sorted(left, key=lambda each: (each.config != "pretrain", each.needs in waited_for)):
+        ended[work.name] = max(heapq.heappop(free), ended.get(work.needs, 0.0)) + work.seconds
+        heapq.heappush(free, ended[work.name])
+    return max(ended.values(), default=0.0)
+
+
+def _hours_left(study: Study, costs: Mapping[str, Mapping[str, Any]], count: int, *, elsewhere: bool = False) -> float:
+    """Return the hours until all that is left is done, so many at a time."""
+    works = _works(study, costs, elsewhere=elsewhere)
+    fresh = not any(work.done for work in works)  # what is prepared stays
+    prepare = _preprocessing(study, study.runs(), costs)[1] if fresh else 0.0
+    return (_elapsed(works, count) + prepare / count) / 3600
 
 
 def write_plan(
@@ -230,6 +313,7 @@ def write_plan(
     memory_gib: float = 0.0,
     shards: int = 1,
     steps: int = 6,
+    again: bool = False,
 ) -> dict[str, Any]:
     """Measure every kind of run, print the table and write plan.json.
 
@@ -240,6 +324,7 @@ def write_plan(
         memory_gib: that there is for each process; 0 for no limit.
         shards: machines like this one.
         steps: of training that are measured.
+        again: measure once more what was measured before.
 
     Returns:
         what plan.json says.
@@ -252,38 +337,30 @@ def write_plan(
             kinds.setdefault(digest(_kind(study, run, config)), (run, config))
     costs: dict[str, dict[str, Any]] = {}
     for key, (run, config) in tqdm(kinds.items(), desc="measuring", unit="kind"):
-        costs[key] = _measured(study, run, config, place, steps=steps)
+        costs[key] = _measured(study, run, config, place, steps=steps, again=again)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    left = waiting = 0.0
-    seen: set[str] = set()
-    for run, piece in zip(runs, (f"runs/{run.name}" for run in runs), strict=True):
-        for config in _needs(study, run):
-            cost = costs[digest(_kind(study, run, config))]
-            name = piece if config != "pretrain" else pieces(study, [run])[piece][0]
-            if name in seen:
-                continue
-            seen.add(name)
-            seconds = estimate(study, run, config, cost)
-            row = rows.setdefault(
-                (run.arm if config != "pretrain" else f"pre-training of {run.arm}", run.data_set),
-                {"runs": 0, "done": 0, "seconds": 0.0, "step": cost["step"], "peak_gib": cost["peak_gib"]},
-            )
-            row["runs"] += 1
-            row["seconds"] += seconds
-            row["done"] += state(study.folder / name) == "finished"
-            left += seconds * (state(study.folder / name) != "finished")
-            waiting += seconds
+    works = _works(study, costs)
+    for work in works:
+        row = rows.setdefault(
+            (work.run.arm if work.config != "pretrain" else f"pre-training of {work.run.arm}", work.run.data_set),
+            {"runs": 0, "done": 0, "seconds": 0.0, "step": work.cost["step"], "peak_gib": work.cost["peak_gib"]},
+        )
+        row["runs"] += 1
+        row["seconds"] += work.seconds
+        row["done"] += work.done
+    waiting = sum(work.seconds for work in works)
+    left = sum(work.seconds for work in works if not work.done)
     count = len(where) * max(shards, 1)
     store_bytes, prepare = _preprocessing(study, runs, costs)
     disk = store_bytes + count * max(cost["models"] for cost in costs.values()) + len(runs) * 2**20
-    hours_left = (left + prepare * (left == waiting)) / 3600  # what is prepared stays
+    hours_left = (left + prepare * (not any(work.done for work in works))) / 3600  # what is prepared stays
     plan = {
         "rows": [{"what": what, "data_set": name, **row} for (what, name), row in rows.items()],
         "runs": len(runs),
         "hours": (waiting + prepare) / 3600,
         "hours_left": hours_left,
         "at_a_time": count,
-        "hours_left_here": hours_left / count,
+        "hours_left_here": _hours_left(study, costs, count),
         "peak_gib": max(cost["peak_gib"] for cost in costs.values()),
         "disk_gib": disk / 2**30,
         "machine": machine(),
@@ -292,10 +369,10 @@ def write_plan(
     free = shutil.disk_usage(study.folder).free
     if disk > free:
         print(f"the disk of {study.folder} has {free / 2**30:.1f} GiB free, less than the study needs")
-    for line in _shorter(study, plan, hours):
+    for line in _shorter(study, costs, plan, hours):
         print(line)
     if memory_gib:
-        for line in _leaner(study, kinds, costs, place, memory_gib, steps):
+        for line in _leaner(study, kinds, costs, place, memory_gib, steps, again):
             print(line)
     write_json(plan, study.folder / "plan.json")
     return plan
@@ -339,27 +416,101 @@ def _table(plan: Mapping[str, Any], study: Study) -> str:
     return "\n".join(text)
 
 
-def _shorter(study: Study, plan: Mapping[str, Any], hours: float) -> list[str]:
-    """Return settings that would keep within the hours."""
-    need = plan["hours_left_here"]
+def _shorter(study: Study, costs: Mapping[str, Mapping[str, Any]], plan: Mapping[str, Any], hours: float) -> list[str]:
+    """Return changes that would keep within the hours; each was estimated with the costs that were measured."""
+    need, count = plan["hours_left_here"], int(plan["at_a_time"])
     if not hours or need <= hours:
         return [f"That is within the {hours:g} hours."] if hours else []
-    share = hours / need
-    lines = [f"That is {need / hours:.1f} times the {hours:g} hours. Any one of these would do:"]
-    how = "on more cores (--jobs), or slurm" if plan["machine"]["device"] == "cpu" else "--gpus, --jobs, or slurm"
-    lines.append(f"  {math.ceil(plan['at_a_time'] / share)} runs at a time ({how})")
-    if (seeds := int(len(study.seeds) * share)) >= 1:
-        lines.append(f"  seeds: {study.seeds[:seeds]}, {seeds} instead of {len(study.seeds)}")
-    if (folds := int(len(study.folds) * share)) >= 1:
-        lines.append(f"  folds: {{of: {len(study.folds)}, use: {study.folds[:folds]}}}")
-    runs = study.runs()
-    epochs = sorted({int(_defaults(study, run, _needs(study, run)[-1])["epochs"]) for run in runs})
-    if fewer := [int(each * 0.95 * share) for each in epochs if each * 0.95 * share >= 1]:
-        lines.append(f"  settings: {{epochs: {fewer[-1]}}} instead of {epochs[-1]}; short runs favour what starts well")
-    fewest = math.floor(len(study.arms) * share)
-    if fewest >= 2:
-        lines.append(f"  {fewest} of the {len(study.arms)} arms")
-    return lines
+
+    def told(changed: Study, *, elsewhere: bool = False) -> float:
+        return _hours_left(changed, costs, count, elsewhere=elsewhere)
+
+    found: list[str] = []
+    runs_left = sum(not work.done for work in _works(study, costs) if work.config != "pretrain")
+    more = bisect_left(range(count + 1, runs_left + 1), True, key=lambda each: _hours_left(study, costs, each) <= hours)
+    if count + 1 + more <= runs_left:
+        how = "on more cores (--jobs), or slurm" if plan["machine"]["device"] == "cpu" else "--gpus, --jobs, or slurm"
+        found.append(f"{count + 1 + more} runs at a time ({how})")
+    for some in range(len(study.seeds) - 1, 0, -1):
+        if told(replace(study, seeds=study.seeds[:some])) <= hours:
+            found.append(f"seeds: {study.seeds[:some]}, {some} instead of {len(study.seeds)}")
+            break
+    for some in range(len(study.folds) - 1, 0, -1):
+        if told(replace(study, folds=study.folds[:some])) <= hours:
+            found.append(f"folds: {_folds(study, study.folds[:some])}, {some} instead of {len(study.folds)}")
+            break
+    found += _fewer_epochs(study, costs, count, hours)
+    arms, each = dict(study.arms), {name: told(replace(study, arms={name: arm})) for name, arm in study.arms.items()}
+    while len(arms) > 2:
+        del arms[max(reversed(arms), key=lambda name: each[name])]
+        if told(replace(study, arms=arms)) <= hours:
+            found.append(f"{len(arms)} of the {len(study.arms)} arms: {'; '.join(arms)}")
+            break
+    over = f"That is {need / hours:.1f} times the {hours:g} hours."
+    if not found:
+        return [f"{over} Neither more runs at a time nor fewer seeds, folds, epochs or arms alone would do."]
+    return [f"{over} Any one of these would do:", *(f"  {line}" for line in found)]
+
+
+def _folds(study: Study, use: Sequence[int]) -> str:
+    """Return how a study's file says which of the same folds are used."""
+    counts = {len(data.parts) for data in study.data_sets.values()}
+    if len(counts) == 1:
+        return f"{{of: {counts.pop()}, use: {list(use)}}}"
+    return f"{{use: {list(use)}}}, with the same of"
+
+
+def _fewer_epochs(study: Study, costs: Mapping[str, Mapping[str, Any]], count: int, hours: float) -> list[str]:
+    """Return where to say how many epochs at most, so that the study keeps within the hours."""
+    longest = max(_epochs_of(study, arm, data) for arm in study.arms.values() for data in study.data_sets.values())
+    # what is done has other epochs and would be refused
+    elsewhere = any(work.done for work in _works(study, costs))
+
+    def over(most: int) -> bool:
+        return _hours_left(_at_most(study, most)[0], costs, count, elsewhere=elsewhere) > hours
+
+    most = bisect_left(range(1, longest), True, key=over)
+    if not 1 <= most < longest or over(most):
+        return []
+    where = "; ".join(_at_most(study, most)[1])
+    then = ", with another output, as runs that are done have other epochs" if elsewhere else ""
+    return [f"{where} instead of up to {longest}{then}; short runs favour what starts well"]
+
+
+def _epochs_of(study: Study, arm: Arm, data: DataSet) -> int:
+    told = study.training_settings(arm, data)
+    return int(told.get("epochs") or bundle_config(arm.bundle, study.config_of(data, "train"))["epochs"])
+
+
+def _at_most(study: Study, most: int) -> tuple[Study, list[str]]:
+    """Return the study with no more epochs than that, and what its file has to say for it."""
+    settings, own = {"epochs": most}, list[str]()
+    changed = replace(study, arms=dict(study.arms), data_sets=dict(study.data_sets), backbones=dict(study.backbones))
+    places: list[str] = []
+    for name, arm in study.arms.items():
+        for data in study.data_sets.values():
+            if _epochs_of(study, arm, data) <= most:
+                continue
+            backbone = study.backbones.get(arm.backbone, {})
+            if arm.epochs is not None:
+                changed.arms[name] = replace(arm, epochs=most)
+                own += [name] * (name not in own)
+            elif "epochs" in arm.settings:
+                changed.arms[name] = replace(arm, settings=arm.settings | settings)
+                places.append(f"settings: {{epochs: {most}}} of the arm {name}")
+            elif "epochs" in data.settings:
+                changed.data_sets[data.name] = replace(data, settings=data.settings | settings)
+                places.append(f"settings: {{epochs: {most}}} of the data set {data.name}")
+            elif "epochs" in backbone.get("settings", {}):
+                told = {**backbone, "settings": backbone["settings"] | settings}
+                changed.backbones = changed.backbones | {arm.backbone: told}
+                places.append(f"settings: {{epochs: {most}}} of the backbone {arm.backbone}")
+            else:
+                changed.settings = changed.settings | settings
+                places.append(f"settings: {{epochs: {most}}}")
+    if own:
+        places.append(f"epochs: {most} of {', '.join(own)} (of the arm, or in lengths)")
+    return changed, list(dict.fromkeys(places))
 
 
 def _leaner(
@@ -369,6 +520,7 @@ def _leaner(
     place: Place,
     memory_gib: float,
     steps: int,
+    again: bool = False,
 ) -> list[str]:
     """Measure settings that need less memory for what does not fit."""
     lines = []
@@ -381,7 +533,7 @@ def _leaner(
             parts = int(changes.get("accumulation_steps", 1))
             if any(name not in told for name in changes) or int(told["batch_size"]) % parts:
                 continue
-            found = _measured(study, run, config, place, steps=steps, changes=changes)
+            found = _measured(study, run, config, place, steps=steps, changes=changes, again=again)
             slower = found["step"] / costs[key]["step"]
             words = ", ".join(f"{name}: {json.dumps(value)}" for name, value in changes.items())
             tried.append((found["peak_gib"], words, slower))
