@@ -281,7 +281,7 @@ def test_numbers_are_numbers_however_they_are_written(task: Path) -> None:
     file.write_text(file.read_text().replace("epochs: 1\n", "epochs: 1\n  lr: 1e-3\n", 1), "utf-8")
     assert read_study(file).settings["lr"] == 0.001
     file.write_text(file.read_text() + "seeds: 0\nseeds: 1\n", "utf-8")
-    with pytest.raises(SettingsError, match="'seeds' is written twice"):
+    with pytest.raises(SettingsError, match="'seeds' is written twice below line 0; leave"):
         read_study(file)
 
 

@@ -60,8 +60,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-        if twice := next((name for name in names if names.count(name) > 1), None):
-            raise SettingsError(f"{twice!r} is written twice{str(node.start_mark).strip()}; leave one out")
+        if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
+            raise SettingsError(f"{twice!r} is written twice below line {node.start_mark.line}; leave one out")
         return super().construct_mapping(node, deep)
 
 
