@@ -21,7 +21,7 @@ _LIKE_A_FLAG = re.compile(r"--|-[A-Za-z]")  # which fire takes for no value
 
 
 def run(commands: Mapping[str, Callable[..., None]] | Callable[..., None], arguments: Sequence[str]) -> None:
-    """Call the command that the arguments name, or the only one.
+    """Call the command that the arguments name, or the only one; what a user can mend ends in a sentence.
 
     Texts stay as they are written: a folder may be called 2024.
 
@@ -36,14 +36,13 @@ def run(commands: Mapping[str, Callable[..., None]] | Callable[..., None], argum
         several, named = dict(commands), list(arguments)
     else:
         several, named = {commands.__name__: commands}, [commands.__name__, *arguments]
-    try:
-        check_arguments(several, named)
-    except ValueError:
+    helps = bool({"-h", "--help"} & {*arguments})
+    if not helps:
         from common.errors import end_in_a_sentence
 
         end_in_a_sentence()
-        raise
-    for command in () if {"-h", "--help"} & {*arguments} else several.values():  # help would list what this adds
+    check_arguments(several, named)
+    for command in () if helps else several.values():  # help would list what this adds
         parameters = inspect.signature(command).parameters.values()
         texts = [each.name for each in parameters if each.annotation in ("str", "str | None")]
         SetParseFn(str, *texts)(command)

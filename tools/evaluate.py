@@ -83,9 +83,8 @@ def evaluate(
     from common.data import segmentation_task
     from common.data.datalists import stem
     from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
-    from common.errors import DataError, SettingsError, end_in_a_sentence
+    from common.errors import DataError, SettingsError
 
-    end_in_a_sentence()
     predicted, wanted = Path(str(predictions)).expanduser(), Path(str(references)).expanduser()
     for path in (predicted, wanted):
         if not path.exists():

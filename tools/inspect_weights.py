@@ -25,10 +25,8 @@ def inspect_weights(file: str, plan: str | None = None) -> None:
         plan: adaptation plan of a checkpoint of the reference, if neither in the file nor beside it.
     """
     sys.path.insert(0, str(ROOT))
-    from common.errors import end_in_a_sentence
     from common.weights import inspect
 
-    end_in_a_sentence()
     print("\n".join(inspect(file, plan_file=plan)))
 
 

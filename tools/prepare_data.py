@@ -23,8 +23,4 @@ if __name__ == "__main__":
     from commands import run
     from fill_store import prepare, verify
     from scan_data import list_cases, scan
-
-    from common.errors import end_in_a_sentence
-
-    end_in_a_sentence()
     run({"scan": scan, "list": list_cases, "prepare": prepare, "verify": verify}, sys.argv[1:])

@@ -66,10 +66,8 @@ def probe(
 
     from common.engines.features import FROZEN_CAVEAT, read_features
     from common.engines.probing import probe_features, read_target
-    from common.errors import end_in_a_sentence
     from common.weights.files import replace_file, write_json
 
-    end_in_a_sentence()
     source = Path(str(features)).expanduser()
     beside = source if source.is_dir() else source.parent
     folder = Path(str(output)) if output else beside / f"probe_{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(target))}"

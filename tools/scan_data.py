@@ -46,10 +46,9 @@ def scan(
     """
     sys.path.insert(0, str(ROOT))
     from common.data.survey import hints, in_threads, measure, survey
-    from common.errors import DataError, end_in_a_sentence
+    from common.errors import DataError
     from common.weights.files import write_json
 
-    end_in_a_sentence()
     quality, threads = truth(quality), whole("threads", threads, least=1)
     target = _output_folder(Path(output)) if output else None
     cases, problems, kind, _, _ = _cases(folder, source, mask_polarity)
@@ -129,10 +128,9 @@ def list_cases(
     from common.data.datalists import read_datalist, report
     from common.data.filters import Filters
     from common.data.splits import kept_parts, split_by_subject, subjects_of
-    from common.errors import DataError, end_in_a_sentence
+    from common.errors import DataError
     from common.weights.files import write_json
 
-    end_in_a_sentence()
     seed, threads = whole("seed", seed), whole("threads", threads, least=1)
     target = Path(output).expanduser().absolute()
     if target.exists() and not truth(update):

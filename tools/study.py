@@ -41,16 +41,7 @@ exec {python} tools/study.py run {source} --output {folder} --shard "$SLURM_ARRA
 """
 
 
-def _sentences() -> None:
-    """Let whatever a user can mend end in a sentence."""
-    sys.path.insert(0, str(ROOT))
-    from common.errors import end_in_a_sentence
-
-    end_in_a_sentence()
-
-
 def _study(file: str, output: str = "") -> Study:
-    _sentences()
     from studies.reading import read_study
 
     study = read_study(file, output=Path(output).expanduser().absolute() if output else None)
@@ -93,7 +84,6 @@ def plan(
         steps: of training that are measured.
         again: measure once more what was measured before.
     """
-    _sentences()
     hours, memory_gib = number("hours", hours), number("memory_gib", memory_gib)
     jobs, shards, steps = whole("jobs", jobs), whole("shards", shards, least=1), whole("steps", steps, least=1)
     from bundle_cells import truth
@@ -118,7 +108,6 @@ def run(study: str, output: str = "", gpus: str = "", jobs: int = 0, shard: str 
         jobs: runs at a time on each GPU, or on the CPU; narrow networks are fastest with one for each core.
         shard: i/n with i from 0 to n - 1: only every n-th run, for a cluster's job array.
     """
-    _sentences()
     jobs = whole("jobs", jobs)
     if shard:
         shard_parts(shard)
@@ -164,7 +153,6 @@ def slurm(study: str, output: str = "", tasks: int = 16, options: str = "--gres=
     """
     from shlex import quote
 
-    _sentences()
     tasks, lines = whole("tasks", tasks, least=1), _sbatch_lines(options)
     told = _study(study, output)
     _write(told)
@@ -228,7 +216,6 @@ def card(folder: str, output: str = "") -> None:
         folder: images and labels.
         output: YAML to write; default <folder's name>.yaml here.
     """
-    _sentences()
     import yaml
     from studies.cards import card_for_folder
 
@@ -256,7 +243,6 @@ def measure(study: str, name: str, config: str, output: str, file: str, steps: i
     """Try one kind of run for some steps; what ``plan`` starts in a process of its own."""
     import json
 
-    _sentences()
     steps = whole("steps", steps, least=1)
     told = _study(study, output)
     from studies.cost import measure as tried

@@ -204,7 +204,7 @@ def test_a_result_of_other_settings_is_not_taken_for_done(tmp_path: Path) -> Non
 def test_whatever_changes_a_result_is_noticed(task: Path) -> None:
     study = small(task.parent)
     for piece in pieces(study):
-        kind, run = execution._runs_by_piece(study)[piece]
+        kind, run = execution.runs_by_piece(study)[piece]
         (study.folder / piece / "models").mkdir(parents=True)
         (study.folder / piece / "run.json").write_text(json.dumps(execution._about(study, run, kind)), "utf-8")
     check_results(small(task.parent))
@@ -218,7 +218,7 @@ def test_whatever_changes_a_result_is_noticed(task: Path) -> None:
         with pytest.raises(SettingsError, match=rf"other task#{name}.*; and 1 more folders"):
             check_results(small(task.parent))
     (task.parent / "ball.yaml").write_text(yaml.safe_dump(card), "utf-8")
-    execution._SIZES.clear()
+    execution.size_of.cache_clear()
     for index in range(6):
         write_volume(task / "labels" / f"case_{index}.nii.gz", blobs(index + 9)[1])
     with pytest.raises(SettingsError, match="other files"):

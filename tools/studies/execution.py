@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ __all__ = [
     "pieces",
     "pretraining_of",
     "run_config",
+    "runs_by_piece",
     "state",
     "write_datalist",
 ]
@@ -169,7 +171,7 @@ def do(study: Study, piece: str) -> str:
     """
     folder = study.folder / piece
     folder.mkdir(parents=True, exist_ok=True)
-    kind, run = _runs_by_piece(study)[piece]
+    kind, run = runs_by_piece(study)[piece]
     about = _about(study, run, kind)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -192,7 +194,7 @@ def do(study: Study, piece: str) -> str:
         return "elsewhere"
 
 
-def _runs_by_piece(study: Study) -> dict[str, tuple[str, Run]]:
+def runs_by_piece(study: Study) -> dict[str, tuple[str, Run]]:
     """Return kind and run of every piece, of a pre-training one of the runs that need it."""
     found: dict[str, tuple[str, Run]] = {}
     for run in study.runs():
@@ -209,7 +211,7 @@ def check_results(study: Study) -> None:
         SettingsError: naming the folders, and what differs.
     """
     told = []
-    for piece, (kind, run) in _runs_by_piece(study).items():
+    for piece, (kind, run) in runs_by_piece(study).items():
         if (study.folder / piece / "run.json").exists():
             try:
                 check_same(study.folder / piece, _about(study, run, kind))
@@ -284,7 +286,7 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
 def _files_of(cases: Sequence[Case]) -> str:
     """Return a digest of what is said of cases, with the sizes of their files instead of where these are."""
     return digest(
-        sorted([case_name(case), *((name, _sized(case[name])) for name in sorted(case))] for case in cases),
+        sorted([case_name(case), *((name, _sized(case[name])) for name in sorted(case))] for case in cases)
     )
 
 
@@ -292,15 +294,18 @@ def _sized(value: Any) -> Any:
     """Return a value of a case with the size of each file in place of its path."""
     if isinstance(value, (list, tuple)):
         return [_sized(each) for each in value]
-    if isinstance(value, str) and os.sep in value and value not in _SIZES:
-        try:
-            _SIZES[value] = os.stat(value).st_size
-        except OSError:
-            return value
-    return _SIZES.get(value, value) if isinstance(value, str) else value
+    return size_of(value) if isinstance(value, str) and os.sep in value else value
 
 
-_SIZES: dict[str, int] = {}
+@cache
+def size_of(path: str) -> int | str:
+    """Return the size of a file in bytes, or the text itself if there is no such file."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return path
+
+
 _DIGESTS: dict[tuple[str, float], str] = {}
 
 
