@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
+from .files import replace_file
 from .transforms import as_nifti
-from .weights.files import replace_file
 
 matplotlib.use("Agg")
 

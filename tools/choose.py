@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from studies.choosing import Difference, Verdict
     from studies.probes import Encoder
 
-    from common.data.datalists import Case
+    from common.data.cases import Case
 
 __all__ = ["choose"]
 
@@ -167,8 +167,8 @@ def read_data(
         SettingsError: if the labels are not said.
     """
     from common.data import labelled_lists, segmentation_task
-    from common.data.checks import usable_cases
-    from common.data.classified import classified_cases
+    from common.data.checking.checks import usable_cases
+    from common.data.listing.classified import classified_cases
     from common.errors import DataError, SettingsError
 
     if table is not None or target is not None:
@@ -215,7 +215,7 @@ def _own_spacing(cases: Sequence[Case]) -> list[float]:
     """Return the median spacing of the files, ``(slice, row, column)``."""
     import numpy as np
 
-    from common.data.datalists import images_of
+    from common.data.cases import images_of
     from common.transforms import read_header
 
     sides = [read_header(images_of(case)[0]).spacing_mm[:3][::-1] for case in cases]
@@ -225,7 +225,7 @@ def _own_spacing(cases: Sequence[Case]) -> list[float]:
 def _write_yaml(content: Mapping[str, Any], path: Path) -> None:
     import yaml
 
-    from common.weights.files import replace_file
+    from common.files import replace_file
 
     text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
     replace_file(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
@@ -423,7 +423,7 @@ class Choice:
         from studies.results import read_json
 
         from common.errors import SettingsError
-        from common.weights.files import write_json
+        from common.files import write_json
 
         config = "train" if self.data.kind == "segmentation" else "train_classification"
         arms: dict[str, Any] = {}
@@ -513,7 +513,7 @@ class Choice:
         from studies.results import blocks_of, every_run, read_results, shared_runs
         from studies.scheduling import places, run_pieces
 
-        from common.weights.files import write_json
+        from common.files import write_json
 
         study = read_study(file, output=file.parent)
         write_json(study.as_plain(), study.folder / "study.json")
@@ -605,7 +605,7 @@ def choose(
     from studies.scheduling import places
 
     from common.errors import end_in_a_sentence
-    from common.weights.files import write_json
+    from common.files import write_json
 
     end_in_a_sentence()
     for name, value, least in (
@@ -714,7 +714,7 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
     """Print the tables and the recommendation, and write choose.md and choose.png."""
     from studies.choosing import cell, draw, markdown_table
 
-    from common.weights.files import replace_file
+    from common.files import replace_file
 
     probes, tuning = content["probes"], content["fine_tuning"]
     tuned = (tuning or {}).get("arms", {})

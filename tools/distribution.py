@@ -439,8 +439,9 @@ def _weights(
     from monai.bundle import ConfigParser
 
     from common.errors import WeightsError
+    from common.files import sha256, write_json
     from common.networks import mark_untrained
-    from common.weights import differences, read_checkpoint, sha256, transfer_weights, write_checkpoint, write_json
+    from common.weights import differences, read_checkpoint, transfer_weights, write_checkpoint
 
     config = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "train.yaml"))
     config = {name: value for name, value in config.items() if not str(value).startswith("%")}
@@ -491,7 +492,7 @@ def _copy_trained(model: Path, target: Path) -> None:
 
 def _large_files(folder: Path, address: str) -> list[dict[str, str]]:
     """Return the entries of large_files.yml for the weights in a folder, which are fetched from under ``address``."""
-    from common.weights import sha256
+    from common.files import sha256
 
     return [
         {
@@ -544,7 +545,7 @@ def write_bundle(
 
     sys.path.insert(0, str(ROOT))
     from common.errors import WeightsError
-    from common.weights import write_json
+    from common.files import write_json
 
     check_target(target, overwrite=overwrite)
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
@@ -619,7 +620,7 @@ def write_zip(folder: Path, *, version: str) -> tuple[Path, str]:
     Returns:
         the zip and its SHA-1, which the Model Zoo's list holds.
     """
-    from common.weights.files import replace_file
+    from common.files import replace_file
 
     path = folder.parent / f"{folder.name}_v{version}.zip"
 

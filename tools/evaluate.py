@@ -81,7 +81,7 @@ def evaluate(
     from tqdm import tqdm
 
     from common.data import segmentation_task
-    from common.data.datalists import stem
+    from common.data.cases import stem
     from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
     from common.errors import DataError, SettingsError
 

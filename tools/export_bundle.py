@@ -63,7 +63,8 @@ def export_bundle(
 
     from common.engines.settings import meant_values
     from common.errors import end_in_a_sentence
-    from common.weights import read_checkpoint, write_json
+    from common.files import write_json
+    from common.weights import read_checkpoint
 
     end_in_a_sentence()
     settings = meant_values(settings)

@@ -36,13 +36,14 @@ def _folder(name: str) -> Path:
 
 def keep(weights: dict[str, Any], metrics: dict[str, float], folder: Path, workflow: str, rounds: int) -> None:
     """Write the federation's model where a plain run writes its own, with a JSON that says so."""
-    files: Any = import_module("scripts.weights.files")  # of the bundle
+    checkpoints: Any = import_module("scripts.weights.files")  # of the bundle
+    files: Any = import_module("scripts.files")
     name, about = FILES[workflow]
     if workflow == "pretrain":  # the rest of a method is thrown away
         weights = {
             key.removeprefix("backbone."): value for key, value in weights.items() if key.startswith("backbone.")
         }
-    files.write_checkpoint({key: torch.as_tensor(value).clone() for key, value in weights.items()}, folder / name)
+    checkpoints.write_checkpoint({key: torch.as_tensor(value).clone() for key, value in weights.items()}, folder / name)
     facts = json.loads((folder / about).read_text("utf-8"))
     kept = {key: facts[key] for key in ("epoch", "epochs", "settings", "versions") if key in facts}
     made = {"made_by": "a federation of sites with this collection", "rounds": rounds, "at_this_site": metrics}

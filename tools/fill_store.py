@@ -91,9 +91,9 @@ def verify(store_dir: str, num_workers: int = os.cpu_count() or 1, repair: bool 
         num_workers: threads that read.
         repair: remove damaged volumes, so that the next run prepares them again.
     """
-    from common.data.store import stored_file
+    from common.data.storing.naming import stored_file
     from common.errors import DataError
-    from common.weights.files import replace_file
+    from common.files import replace_file
 
     num_workers = whole("num_workers", num_workers)
     root, repair = Path(store_dir).expanduser(), truth(repair)
@@ -167,8 +167,8 @@ def _check(sidecar: Path) -> tuple[str, bool]:
     """Return what is wrong with the files of a volume, and whether there were checksums."""
     import blosc2
 
-    from common.data.store import meta_digest, stored_file
-    from common.weights.files import sha256
+    from common.data.storing.naming import meta_digest, stored_file
+    from common.files import sha256
 
     name = sidecar.name.removesuffix(".json")
     try:

@@ -99,7 +99,7 @@ class Curve:
         """Return the pre-trained encoder for a fold, pre-training it if none was given."""
         if self.pretrained:
             return self.pretrained
-        from common.data.datalists import images_of
+        from common.data.cases import images_of
 
         folder = self.folder / f"fold_{fold}" / "pre-training"
         if not (folder / "finished").exists():
@@ -234,7 +234,7 @@ def _folds(
 ) -> list[dict[str, list[dict[str, Any]]]]:
     """Return the parts of every fold, as lists of cases."""
     from common.data import labelled_lists, split_cases
-    from common.data.datalists import case_name
+    from common.data.cases import case_name
 
     if data == "mni":
         from template_data import write_template_data

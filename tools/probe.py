@@ -66,7 +66,7 @@ def probe(
 
     from common.engines.features import FROZEN_CAVEAT, read_features
     from common.engines.probing import probe_features, read_target
-    from common.weights.files import replace_file, write_json
+    from common.files import replace_file, write_json
 
     source = Path(str(features)).expanduser()
     beside = source if source.is_dir() else source.parent

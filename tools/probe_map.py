@@ -38,7 +38,7 @@ def draw_map(path: Path, features: np.ndarray, target: Any, *, seed: int = 0) ->
     Returns:
         the methods, in words.
     """
-    from common.weights.files import replace_file
+    from common.files import replace_file
 
     scaled = StandardScaler().fit_transform(features.astype(np.float64))
     count = len(scaled)

@@ -17,8 +17,8 @@ from commands import whole
 from environment import ROOT
 
 if TYPE_CHECKING:
-    from common.data.files import Case
-    from common.data.survey import Measures, Survey
+    from common.data.cases import Case
+    from common.data.checking.survey import Measures, Survey
 
 __all__ = ["list_cases", "scan"]
 
@@ -45,9 +45,9 @@ def scan(
         threads: that read headers.
     """
     sys.path.insert(0, str(ROOT))
-    from common.data.survey import hints, in_threads, measure, survey
+    from common.data.checking.survey import hints, in_threads, measure, survey
     from common.errors import DataError
-    from common.weights.files import write_json
+    from common.files import write_json
 
     quality, threads = truth(quality), whole("threads", threads, least=1)
     target = _output_folder(Path(output)) if output else None
@@ -125,11 +125,12 @@ def list_cases(
         threads: that read files.
     """
     sys.path.insert(0, str(ROOT))
-    from common.data.datalists import read_datalist, report
-    from common.data.filters import Filters
-    from common.data.splits import kept_parts, split_by_subject, subjects_of
+    from common.data.checking.filters import Filters
+    from common.data.listing.datalists import read_datalist
+    from common.data.listing.splits import kept_parts, split_by_subject, subjects_of
+    from common.data.problems import report
     from common.errors import DataError
-    from common.weights.files import write_json
+    from common.files import write_json
 
     seed, threads = whole("seed", seed), whole("threads", threads, least=1)
     target = Path(output).expanduser().absolute()
@@ -211,7 +212,7 @@ def _numbers(name: str, value: Any) -> tuple[float, ...]:
 
 
 def _paths() -> tuple[str, ...]:
-    from common.data.files import LABEL, MASKS
+    from common.data.cases import LABEL, MASKS
 
     return ("image", *MASKS, LABEL)
 
@@ -220,10 +221,11 @@ def _cases(
     folder: str, source: str | None, mask_polarity: Any
 ) -> tuple[list[Case], list[str], str, Path, dict[str, str]]:
     """Return the cases of a source, what it leaves out, which it is, where it is, and the split that it comes with."""
-    from common.data.datalists import images_of, read_datalist
-    from common.data.sources import detect, read_source
-    from common.data.sources.base import inverted
-    from common.data.splits import kept_parts
+    from common.data.cases import images_of
+    from common.data.listing.datalists import read_datalist
+    from common.data.listing.sources import detect, read_source
+    from common.data.listing.sources.base import inverted
+    from common.data.listing.splits import kept_parts
     from common.errors import SettingsError
 
     turned = inverted(mask_polarity)
@@ -280,9 +282,9 @@ def _report(
     cases: Sequence[Case], found: Survey, groups: Sequence[str], problems: Sequence[str], *, folder: str, kind: str
 ) -> dict[str, Any]:
     """Gather what scan prints and writes."""
-    from common.data.files import images_of
-    from common.data.splits import subjects_of
-    from common.data.survey import kind_of
+    from common.data.cases import images_of
+    from common.data.checking.survey import kind_of
+    from common.data.listing.splits import subjects_of
 
     subjects = np.array(subjects_of(cases, Path(folder).expanduser().absolute()))
     named = np.array(groups)
@@ -366,8 +368,8 @@ def _draw(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from common.data.files import case_name
-    from common.weights.files import replace_file
+    from common.data.cases import case_name
+    from common.files import replace_file
 
     count = -(-max(len(slices), 1) // 6)
     figure = plt.figure(figsize=(12, 3 + 2.2 * count), layout="constrained")

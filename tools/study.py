@@ -53,7 +53,7 @@ def _write(study: Study) -> None:
     """Write study.json, unless there are results of another study."""
     from studies.execution import check_results
 
-    from common.weights.files import write_json
+    from common.files import write_json
 
     check_results(study)
     study.folder.mkdir(parents=True, exist_ok=True)
@@ -247,7 +247,7 @@ def measure(study: str, name: str, config: str, output: str, file: str, steps: i
     told = _study(study, output)
     from studies.cost import measure as tried
 
-    from common.weights.files import write_json
+    from common.files import write_json
 
     runs = {each.name: each for each in told.runs()}
     _one_of(name, runs, "run")

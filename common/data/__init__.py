@@ -1,26 +1,23 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Datalists, checks, the volume store and datasets."""
+"""The way of a volume: ``listing``, ``checking``, ``preparing``, ``storing``, ``cropping``, imported in this order.
 
-from .checks import usable_cases
-from .classified import (
-    ClassificationTask,
-    class_weights,
-    classified_lists,
-    fingerprints,
-    prediction_cases,
-    target_digest,
-    volume_settings,
-)
-from .datalists import every_image, image_list, pretraining_lists
-from .datasets import CropDataset, EpochSampler, crop_loader, prepare_pretraining_data
-from .fingerprint import check_spacing, preprocessing_settings
-from .labelled import labelled_lists, segmentation_task, split_cases
-from .patches import PatchDataset
+``prediction`` reads whole volumes for a trained network, without the store.
+"""
+
+from ..tasks import ClassificationTask, SegmentationTask
+from .checking.checks import usable_cases
+from .cropping.crops import CropDataset, EpochSampler, crop_loader, prepare_pretraining_data
+from .cropping.patches import PatchDataset
+from .cropping.volumes import CaseSampler, VolumeDataset
+from .listing.classified import class_weights, classified_lists, fingerprints, prediction_cases, target_digest
+from .listing.datalists import every_image, image_list, pretraining_lists
+from .listing.labelled import labelled_lists, segmentation_task, split_cases
 from .prediction import PredictionDataset, check_headers, pending_cases
-from .store import StoreSettings, VolumeStore
-from .stored import StoredVolume, VolumeTable
-from .task import SegmentationTask
-from .volumes import CaseSampler, VolumeDataset
+from .preparing.fingerprint import check_spacing, preprocessing_settings
+from .preparing.settings import StoreSettings, volume_settings
+from .storing.store import VolumeStore
+from .storing.stored import StoredVolume
+from .storing.tables import VolumeTable
 
 __all__ = [
     "CaseSampler",

@@ -14,8 +14,9 @@ from tqdm import tqdm
 
 from ..errors import DataError, SettingsError, causes
 from ..transforms.restoring import CASE
-from .checks import attempt, check_channels, explain, settle
-from .datalists import PROBABILITIES, Case, case_name, images_of
+from .cases import PROBABILITIES, Case, case_name, images_of
+from .checking.checks import check_channels, explain
+from .problems import attempt, settle
 
 __all__ = ["PROBLEM", "PredictionDataset", "check_headers", "pending_cases", "prediction_file"]
 

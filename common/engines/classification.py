@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.classified import ClassificationTask
 from ..errors import SettingsError, WeightsError
+from ..tasks import ClassificationTask
 
 __all__ = ["ClassificationBatch", "check_new_file", "classifier_settings", "read_classifier_settings"]
 

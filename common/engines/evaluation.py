@@ -15,10 +15,11 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
-from ..data.checks import read_image, settle
-from ..data.datalists import case_name
-from ..data.labelled import labelled_lists, segmentation_task
-from ..data.tables import read_table
+from ..data.cases import case_name
+from ..data.checking.checks import read_image
+from ..data.listing.labelled import labelled_lists, segmentation_task
+from ..data.listing.tables import read_table
+from ..data.problems import settle
 from ..errors import DataError, SettingsError
 from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
 from ..metrics.reports import UNKNOWN

@@ -26,10 +26,10 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.task import SegmentationTask
 from ..errors import DataError, SettingsError
 from ..memory import comfortable_bytes, room
 from ..networks.untrained import refuse_untrained
+from ..tasks import SegmentationTask
 
 __all__ = ["GaussianSlidingWindow", "gaussian_weights", "tile_starts"]
 

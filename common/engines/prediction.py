@@ -13,12 +13,12 @@ import torch
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
-from ..data.datalists import Case
+from ..data.cases import Case
 from ..data.prediction import PROBLEM, RECORD
 from ..drawing import draw_prediction
 from ..errors import DataError, SettingsError, causes, sentence
+from ..files import write_json
 from ..transforms.restoring import CASE
-from ..weights.files import write_json
 
 __all__ = ["EachCase"]
 

@@ -34,8 +34,8 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from ..data.datalists import stem
-from ..data.tables import read_table
+from ..data.cases import stem
+from ..data.listing.tables import read_table
 from ..errors import DataError, SettingsError
 from ..metrics.statistics import bootstrap_interval, known_mean
 

@@ -17,8 +17,8 @@ from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
-from ..data.task import SegmentationTask
 from ..errors import SettingsError, end_in_a_sentence
+from ..tasks import SegmentationTask
 
 __all__ = ["check_settings", "elsewhere", "meant_values", "model_settings", "unknown_settings"]
 

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..data.stored import StoredVolume
+from ..data.storing.stored import StoredVolume
 from ..errors import SettingsError, WeightsError
+from ..files import sha256, write_json
 from ..sharding import joined, share
-from ..weights.files import read_checkpoint, sha256, write_checkpoint, write_json
+from ..weights.files import read_checkpoint, write_checkpoint
 from ..weights.transfer import keep_previous
 from ..weights.tuning import merged_state_dict
 from .progress import Progress

@@ -17,7 +17,8 @@ from ignite.metrics import Metric
 from torch import Tensor
 from tqdm import tqdm
 
-from ..data.classified import TARGET, ClassificationTask, fingerprints
+from ..data.listing.classified import fingerprints
+from ..files import replace_file, write_json
 from ..metrics.classification import (
     SCORES,
     classification_scores,
@@ -25,7 +26,7 @@ from ..metrics.classification import (
     format_classification,
     summarise_classification,
 )
-from ..weights.files import replace_file, write_json
+from ..tasks import TARGET, ClassificationTask
 
 __all__ = ["PooledScores", "Predictions"]
 

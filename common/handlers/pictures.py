@@ -15,9 +15,9 @@ from ignite.engine import Engine, Events
 from matplotlib import pyplot as plt
 from torch import Tensor
 
-from ..data.task import SegmentationTask
 from ..drawing import draw_overlay
-from ..weights.files import replace_file
+from ..files import replace_file
+from ..tasks import SegmentationTask
 
 __all__ = [
     "Curves",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from ..weights.files import write_json
+from ..files import write_json
 
 __all__ = ["ListedOutput", "Progress", "shared"]
 

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from ..errors import DataError
-from ..weights.files import write_json
+from ..files import write_json
 
 __all__ = ["UnreadableVolumes"]
 

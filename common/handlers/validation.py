@@ -13,7 +13,7 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from torch import Tensor
 
-from ..data.task import SegmentationTask
+from ..tasks import SegmentationTask
 
 __all__ = ["PooledDice"]
 

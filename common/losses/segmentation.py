@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.task import SegmentationTask
+from ..tasks import SegmentationTask
 from .reduction import gather, weighted_mean
 
 __all__ = ["DiceCrossEntropy"]

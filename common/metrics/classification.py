@@ -26,7 +26,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
-from ..weights.files import replace_file
+from ..files import replace_file
 from .statistics import bootstrap_interval, known_mean
 
 __all__ = [

@@ -15,7 +15,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..weights.files import replace_file, write_json
+from ..files import replace_file, write_json
 from .segmentation import METRICS
 from .statistics import bootstrap_interval, known_mean
 

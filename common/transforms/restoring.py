@@ -35,7 +35,7 @@ from .reading import without_ending
 from .writing import write_channels
 
 if TYPE_CHECKING:
-    from ..data.task import SegmentationTask
+    from ..tasks import SegmentationTask
 
 __all__ = ["CASE", "SOURCE", "KeepLargestComponentd", "RestoreSegmentationd", "SaveProbabilitiesd"]
 

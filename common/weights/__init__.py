@@ -1,10 +1,11 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Checkpoint import and export, transfer, and the receipt of what was loaded."""
 
+from ..files import sha256, write_json
 from .cells import Cell
 from .exchange import import_checkpoint, read_reference, write_imported_state
 from .export import adaptation_plan, export_checkpoint, export_safetensors
-from .files import read_checkpoint, sha256, write_checkpoint, write_json
+from .files import read_checkpoint, write_checkpoint
 from .inspection import inspect
 from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
 from .receipt import Receipt

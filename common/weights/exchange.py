@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError, WeightsError
+from ..files import sha256, write_json
 from .cells import Cell, Recognised, describe, recognise, token_order_of
-from .files import check_values, read_checkpoint, sha256, write_checkpoint, write_json
+from .files import check_values, read_checkpoint, write_checkpoint
 from .published import ImportedWeights, import_network_weights, published_name
 from .receipt import SPACING_CAVEAT, Receipt
 from .transfer import keep_previous, origin_receipt

@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..files import sha256, write_json
 from .cells import OWN_TRAINER, Cell, describe
 from .exchange import PLAN_FILE
-from .files import check_values, read_checkpoint, sha256, write_checkpoint, write_json, write_safetensors
+from .files import check_values, read_checkpoint, write_checkpoint, write_safetensors
 from .published import export_network_weights
 from .receipt import Receipt
 from .transfer import keep_previous, origin_receipt

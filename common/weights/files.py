@@ -3,14 +3,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
-import tempfile
-import time
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +14,15 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..files import replace_file
 
 __all__ = [
     "check_values",
     "read_checkpoint",
     "read_metadata",
-    "replace_file",
-    "sha256",
     "write_checkpoint",
-    "write_json",
     "write_safetensors",
 ]
-
-_STALE_SECONDS = 24 * 3600
-
-
-def replace_file(path: Path, write: Callable[[str], object]) -> None:
-    """Write beside ``path``, flush and rename, so that ``path`` is the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.part"):  # by a killed run
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            left.unlink(missing_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as stream:
-            os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp's own mode would hide the file from the user's group
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
@@ -72,13 +43,6 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
         if shutil.disk_usage(path.parent).free < 2**20:
             raise OSError(28, "No space left on device", str(path)) from error
         raise
-
-
-def write_json(content: Any, path: str | Path) -> None:
-    """Save ``content`` as JSON atomically."""
-    replace_file(
-        Path(path), lambda temporary: Path(temporary).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-    )
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -158,9 +122,3 @@ def check_values(weights: Mapping[str, Tensor], path: str | Path) -> None:
             f"{path} holds only zeros in {len(wiped)} of {len(weights)} tensors ({', '.join(wiped[:3])}); "
             "the file is damaged: fetch or write it again"
         )
-
-
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

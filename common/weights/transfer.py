@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import SettingsError, WeightsError
+from ..files import replace_file, sha256, write_json
 from ..networks.ensemble import Ensemble
 from ..networks.untrained import UNTRAINED, refuse_untrained
 from .cells import describe
-from .files import check_values, read_checkpoint, read_metadata, replace_file, sha256, write_json
+from .files import check_values, read_checkpoint, read_metadata
 from .missing import encoder_remedy, fetch_command, import_tool
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
 from .tuning import prepare_tuning

@@ -303,15 +303,3 @@ def test_handlers_are_dictionaries_as_monai_reads_them(bundle: str, name: str, m
     parser.resolve_macro_and_relative_ids()
     for part in ("train", "validate"):
         assert all(isinstance(handler, dict) and "_target_" in handler for handler in parser[f"{part}::handlers"])
-
-
-def test_the_shared_code_is_imported_one_way() -> None:
-    """Imports within common/ are relative, so the package can be renamed, and methods do not import each other."""
-    methods = "|".join(METHODS)
-    for path in (ROOT / "common").rglob("*.py"):
-        text = path.read_text()
-        assert "Apache-2.0" in text.splitlines()[0], path
-        assert not re.search(r"^\s*(from|import) common\b", text, re.M), path
-        assert not re.search(r"^\s*(from|import) (timm|torchvision|nnssl|nnunetv2)\b", text, re.M), path
-        if path.parent.name == "methods":
-            assert not re.search(rf"^(from|import) \.({methods})\b", text, re.M), path

@@ -19,8 +19,9 @@ from monai.bundle import run as run_bundle
 from torch import Tensor, nn
 
 from common.errors import DataError, SettingsError, WeightsError, sentence
+from common.files import write_json
 from common.networks import Ensemble, ResEncUNet
-from common.weights import trained_network, trained_settings, write_checkpoint, write_json
+from common.weights import trained_network, trained_settings, write_checkpoint
 
 from ..conftest import BUNDLES, ROOT, run
 

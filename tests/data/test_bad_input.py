@@ -22,7 +22,7 @@ from common.data import (
     pretraining_lists,
     usable_cases,
 )
-from common.data.checks import check_case
+from common.data.checking.checks import check_case
 from common.errors import DataError, SettingsError
 
 from ..conftest import blobs, write_volume

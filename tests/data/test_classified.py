@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from common.data import CaseSampler, ClassificationTask, VolumeDataset, classified_lists, prediction_cases
-from common.data.classified import class_weights, fingerprints, target_digest, volume_settings
-from common.data.labelled import split_cases
+from common.data.listing.classified import class_weights, fingerprints, target_digest
+from common.data.listing.labelled import split_cases
+from common.data.preparing.settings import volume_settings
 from common.errors import DataError, SettingsError
 from common.views import SpatialCrop
 

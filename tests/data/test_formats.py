@@ -20,10 +20,10 @@ from monai.transforms import LoadImaged
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from common.data import StoreSettings, VolumeStore, every_image, image_list, labelled_lists, pretraining_lists
-from common.data.checks import check_case, check_mask
-from common.data.files import volumes_in
-from common.data.filters import Filters
-from common.data.survey import survey
+from common.data.checking.checks import check_case, check_mask
+from common.data.checking.filters import Filters
+from common.data.checking.survey import survey
+from common.data.listing.folders import volumes_in
 from common.errors import DataError
 from common.transforms import AtomicNibabelWriter, read_header, read_volume, volume_preprocessing
 from common.transforms.preprocessing import load_volumes
@@ -290,7 +290,7 @@ def test_two_series_of_one_folder_are_two_volumes_and_patients_are_not_named(tmp
     np.testing.assert_array_equal(read_volume(found[1])[0], EVEN + 50)
     with pytest.raises(DataError, match="holds 2 DICOM series, not one"):
         read_header(tmp_path / "a")
-    from common.data.sources import read_source
+    from common.data.listing.sources import read_source
 
     cases = read_source(tmp_path).cases
     assert len({case["subject"] for case in cases}) == 1

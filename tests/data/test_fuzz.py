@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.data import pretraining_lists
-from common.data.checks import check_header, read_image
-from common.data.files import subject_of
-from common.data.sources import detect, read_source
-from common.data.sources.base import below
+from common.data.cases import subject_of
+from common.data.checking.checks import check_header, read_image
+from common.data.listing.sources import detect, read_source
+from common.data.listing.sources.base import below
 from common.errors import DataError
 from common.transforms import read_volume
 

@@ -20,8 +20,9 @@ from common.data import (
     segmentation_task,
     split_cases,
 )
-from common.data.checks import check_case, check_channels
-from common.data.datalists import case_name, channel_cases
+from common.data.cases import case_name
+from common.data.checking.checks import check_case, check_channels
+from common.data.listing.datalists import channel_cases
 from common.errors import DataError, SettingsError
 
 from ..conftest import blobs, write_volume

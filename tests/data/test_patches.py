@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common.data import PatchDataset, SegmentationTask, labelled_lists, preprocessing_settings
-from common.data.fingerprint import fingerprint, target_spacing
+from common.data.preparing.fingerprint import fingerprint, target_spacing
 from common.errors import DataError, SettingsError
 from common.transforms import volume_preprocessing
 from common.views import SegmentationViews, SpatialCrop

@@ -26,12 +26,15 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common.data import CropDataset, StoreSettings, VolumeStore, VolumeTable, filling, prepare_pretraining_data
-from common.data import store as store_module
-from common.data.filling import DiskEstimate, each, memory_needed
-from common.data.splits import split_by_subject
-from common.data.store import _frame
-from common.data.stored import pack
+from common.data import CropDataset, StoreSettings, VolumeStore, VolumeTable, prepare_pretraining_data
+from common.data.listing.splits import split_by_subject
+from common.data.preparing import estimates, filling
+from common.data.preparing import volume as preparation
+from common.data.preparing.estimates import DiskEstimate, memory_needed
+from common.data.preparing.filling import each
+from common.data.storing import tables
+from common.data.storing.arrays import frame
+from common.data.storing.tables import pack
 from common.errors import DataError, SettingsError
 from common.views import SpatialCrop, reading_stream
 
@@ -108,7 +111,7 @@ def test_an_opened_list_is_opened_again_without_reading_a_single_json(
     store = VolumeStore(tmp_path / "store", StoreSettings())
     first, _ = store.prepare(listed(images))
     with monkeypatch.context() as patch:
-        patch.setattr(store_module.VolumeStore, "_row", lambda *_: pytest.fail("a JSON was read"))
+        patch.setattr(VolumeStore, "_row", lambda *_: pytest.fail("a JSON was read"))
         again, _ = store.prepare(listed(images))
     assert list(again) == list(first)
     assert again.path == first.path
@@ -155,7 +158,7 @@ def test_a_store_that_cannot_be_written_is_read(images: Path, tmp_path: Path, mo
     def refuse(*_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(store_module, "replace_file", refuse)
+    monkeypatch.setattr(tables, "replace_file", refuse)
     opened, _ = store.prepare(listed(images))
     assert list(opened) == list(first)
     assert list(pickle.loads(pickle.dumps(opened))) == list(first)
@@ -182,7 +185,7 @@ class _Walk(Dataset[torch.Tensor]):
 def synthetic(folder: Path, count: int) -> Path:
     """Write a datalist of tiny files and a store that looks as if they had been prepared."""
     store = VolumeStore(folder / "store", StoreSettings())
-    frame = _frame(np.zeros((4, 4, 4), np.float16))
+    array = frame(np.zeros((4, 4, 4), np.float16))
     entries = []
     for index in range(count):
         source = folder / "data" / f"sub-{index // 3:05}" / f"run-{index % 3}_T1w.nii.gz"
@@ -190,8 +193,8 @@ def synthetic(folder: Path, count: int) -> Path:
         source.write_bytes(b"x")
         entries.append({"image": str(source)})
         path = store.location(entries[-1])
-        path.write_bytes(frame)
-        meta = {"layout": 2, "shape": [256, 256, 200], "bytes": len(frame), "settings": asdict(store.settings)}
+        path.write_bytes(array)
+        meta = {"layout": 2, "shape": [256, 256, 200], "bytes": len(array), "settings": asdict(store.settings)}
         path.with_suffix(".json").write_text(json.dumps(meta | {"source": {"path": str(source)}}))
     path = folder / "list.json"
     path.write_text(json.dumps({"training": entries[count // 100 :], "validation": entries[: count // 100]}))
@@ -493,13 +496,13 @@ def test_a_source_that_changes_meanwhile_is_not_taken(
 ) -> None:
     case = {"image": str(images / "case_0.nii.gz")}
     store = VolumeStore(tmp_path / "store", StoreSettings())
-    chain = store_module.volume_preprocessing
+    chain = preparation.volume_preprocessing
 
     def slow(*arguments: Any, **options: Any) -> Any:
         write_volume(images / "case_0.nii.gz", blobs(7)[0])
         return chain(*arguments, **options)
 
-    monkeypatch.setattr(store_module, "volume_preprocessing", slow)
+    monkeypatch.setattr(preparation, "volume_preprocessing", slow)
     with pytest.raises(DataError, match="changed while it was prepared"):
         store.prepare_one(case)
     assert not list(store.root.iterdir())
@@ -544,7 +547,7 @@ def test_the_disk_needed_is_told_and_too_small_a_disk_is_refused(
     image = str(write_volume(tmp_path / "a.nii.gz", np.zeros((10, 10, 10), np.uint8), spacing=2.0))
     cases = [{"image": image, "name": str(index)} for index in range(100)]
     usage = type(shutil.disk_usage(tmp_path))
-    monkeypatch.setattr(filling.shutil, "disk_usage", lambda _: usage(0, 0, 10_000_000))
+    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda _: usage(0, 0, 10_000_000))
 
     def run(**options: Any) -> None:
         estimate = DiskEstimate(cases, StoreSettings(), tmp_path, **options)

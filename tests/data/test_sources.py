@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from common.data import StoreSettings, VolumeStore, pretraining_lists
-from common.data.files import volumes_in
-from common.data.sources import detect, read_source
+from common.data.listing.folders import volumes_in
+from common.data.listing.sources import detect, read_source
 from common.errors import DataError, SettingsError
 
 from ..conftest import ROOT, blobs, write_volume

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data import pretraining_lists
-from common.data.filters import Filters, voxel_digest
-from common.data.splits import kept_parts, split_by_subject, subjects_of, validation_count
-from common.data.survey import Measures, hints, measure, survey
+from common.data.checking.filters import Filters, voxel_digest
+from common.data.checking.survey import Measures, hints, measure, survey
+from common.data.listing.splits import kept_parts, split_by_subject, subjects_of, validation_count
 from common.errors import DataError, SettingsError
 
 from ..conftest import blobs, write_volume

@@ -14,7 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
-from common.weights import sha256, write_checkpoint, write_json
+from common.files import sha256, write_json
+from common.weights import write_checkpoint
 
 from ..conftest import NETWORK, ROOT, small_settings
 

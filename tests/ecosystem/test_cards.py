@@ -16,8 +16,9 @@ from huggingface_hub import ModelCard
 from monai.bundle import ConfigParser
 
 from common.engines.settings import unknown_settings
+from common.files import sha256, write_json
 from common.networks import ResEncUNet
-from common.weights import sha256, write_checkpoint, write_json
+from common.weights import write_checkpoint
 
 from ..conftest import BUNDLES, ROOT
 

@@ -20,8 +20,9 @@ from huggingface_hub import constants
 from monai.apps.utils import HashCheckError
 from monai.bundle import download_large_files
 
+from common.files import sha256, write_json
 from common.networks import ResEncUNet
-from common.weights import sha256, write_checkpoint, write_json
+from common.weights import write_checkpoint
 
 from ..conftest import ROOT, blobs, write_volume
 from .hub import TOKEN, USER, Hub, Repository, running_hub

@@ -19,8 +19,9 @@ import torch
 from monai.bundle import ConfigParser
 
 from common.errors import SettingsError, WeightsError
+from common.files import sha256, write_json
 from common.networks import Primus, ResEncUNet
-from common.weights import sha256, transfer_weights, write_checkpoint, write_json
+from common.weights import transfer_weights, write_checkpoint
 
 from ..conftest import BUNDLES, NETWORK, ROOT, WHOLE_CHAIN, blobs, small_settings, write_volume
 

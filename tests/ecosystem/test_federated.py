@@ -23,8 +23,9 @@ from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.networks.utils import get_state_dict
 
+from common.files import sha256
 from common.optimizers import FineTuningSchedule, Poly
-from common.weights import read_checkpoint, sha256
+from common.weights import read_checkpoint
 
 from ..conftest import ROOT, blobs, small_settings, write_volume
 from .conftest import code_of

@@ -41,7 +41,8 @@ from torch import Tensor, nn
 
 from common.engines import GaussianSlidingWindow
 from common.errors import WeightsError
-from common.weights import read_checkpoint, write_checkpoint, write_json
+from common.files import write_json
+from common.weights import read_checkpoint, write_checkpoint
 
 from ..conftest import BUNDLES, ROOT, WHOLE_CHAIN, blobs, write_volume
 from .conftest import PATCH, code_of, narrow_settings, write_encoder

@@ -19,7 +19,7 @@ import pytest
 import torch
 from torch import nn
 
-from common.data.store import StoredVolume
+from common.data.storing.stored import StoredVolume
 from common.errors import WeightsError, causes
 
 from ..conftest import NETWORK, ROOT

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
-from common.data.datalists import case_name
+from common.data.cases import case_name
 from common.engines import evaluate_predictions
 from common.engines.evaluation import read_groups
 from common.errors import DataError, SettingsError

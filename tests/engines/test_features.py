@@ -17,7 +17,8 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from common.engines import VolumeEmbedder
-from common.engines.features import FeatureFolder, read_features, tile_origins, tile_shares
+from common.engines.features import FeatureFolder, read_features
+from common.engines.features.tiles import tile_origins, tile_shares
 from common.errors import DataError, SettingsError, WeightsError
 from common.networks import Primus, ResEncUNet
 from common.transforms import volume_preprocessing
@@ -324,11 +325,11 @@ def test_a_killed_run_goes_on_and_other_weights_are_not_mixed_in(
     whole = FeatureFolder.write
     written: list[str] = []
 
-    def write(self: FeatureFolder, item: Any, embedding: Any) -> None:
+    def write(self: FeatureFolder, case: dict[str, Any], embedding: Any, *, stamp: Any) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
-        whole(self, item, embedding)
-        written.append(item.case["image"])
+        whole(self, case, embedding, stamp=stamp)
+        written.append(case["image"])
 
     monkeypatch.setattr(FeatureFolder, "write", write)
     with pytest.raises(BaseException):  # noqa: B017, PT011

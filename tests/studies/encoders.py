@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
+from common.files import write_json
 from common.networks import Primus, ResEncUNet
 from common.weights import write_checkpoint
-from common.weights.files import write_json
 
 LABELS = ["background", "along", "across"]
 NARROW: dict[str, dict[str, Any]] = {

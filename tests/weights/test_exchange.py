@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from common.errors import SettingsError, WeightsError
+from common.files import sha256
 from common.networks import Primus
 from common.weights import (
     Cell,
@@ -28,7 +29,6 @@ from common.weights import (
     import_network_weights,
     inspect,
     read_checkpoint,
-    sha256,
     transfer_weights,
 )
 from common.weights.cells import token_order_of

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from common.errors import SettingsError, WeightsError
+from common.files import sha256
 from common.networks import Primus, ResEncUNet
 from common.weights import (
     fine_tuning_network,
     import_network_weights,
     keep_previous,
     read_checkpoint,
-    sha256,
     trained_network,
     transfer_weights,
     write_checkpoint,

@@ -26,9 +26,9 @@ import yaml
 from environment import ROOT
 
 sys.path.insert(0, str(ROOT))
-from common.data.labelled import labelled_lists, segmentation_task
-from common.data.task import SegmentationTask
+from common.data.listing.labelled import labelled_lists, segmentation_task
 from common.errors import DataError, SettingsError
+from common.tasks import SegmentationTask
 from common.transforms import read_header, read_volume
 
 __all__ = ["Card", "Published", "Row", "Table", "card_for_folder", "card_table", "cards", "published", "read_card"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from scipy.stats import norm as normal
 from scipy.stats import t as student
 
-from common.weights.files import replace_file
+from common.files import replace_file
 
 from .probes import FEW_CASES
 

@@ -25,9 +25,9 @@ from typing import Any
 from environment import ROOT
 from tqdm import tqdm
 
-from common.data.datalists import case_name, images_of
+from common.data.cases import case_name, images_of
 from common.errors import SettingsError
-from common.weights.files import write_json
+from common.files import write_json
 
 from .definition import PRETRAINING, Arm, DataSet, Run, Study, bundle_config, digest
 from .execution import machine, peak_gib, predict, pretraining_of, run_config, state, train, write_datalist

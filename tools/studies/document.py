@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.weights.files import replace_file
+from common.files import replace_file
 
 __all__ = ["Heading", "Part", "Picture", "Strong", "Table", "Text", "write_html", "write_markdown"]
 

@@ -27,9 +27,9 @@ from typing import Any
 from environment import ROOT
 from filelock import FileLock, Timeout
 
-from common.data.datalists import Case, case_name, images_of
+from common.data.cases import Case, case_name, images_of
 from common.errors import SettingsError, sentence
-from common.weights.files import sha256, write_json
+from common.files import sha256, write_json
 
 from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
 from .results import read_json
@@ -285,9 +285,7 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
 
 def _files_of(cases: Sequence[Case]) -> str:
     """Return a digest of what is said of cases, with the sizes of their files instead of where these are."""
-    return digest(
-        sorted([case_name(case), *((name, _sized(case[name])) for name in sorted(case))] for case in cases)
-    )
+    return digest(sorted([case_name(case), *((name, _sized(case[name])) for name in sorted(case))] for case in cases))
 
 
 def _sized(value: Any) -> Any:

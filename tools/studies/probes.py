@@ -46,14 +46,14 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from common.data import SegmentationTask
-from common.data.checks import read_image
-from common.data.datalists import Case, case_name, images_of
+from common.data.cases import Case, case_name, images_of
+from common.data.checking.checks import read_image
 from common.engines.features import FeatureFolder, VolumeEmbedder, extract_features, read_features
 from common.engines.probing import ProbeResult, probe_features, read_target
 from common.errors import DataError, SettingsError, WeightsError
+from common.files import replace_file, sha256, write_json
 from common.metrics.statistics import bootstrap_interval, known_mean
 from common.transforms import volume_preprocessing
-from common.weights.files import replace_file, sha256, write_json
 from common.weights.transfer import origin_receipt
 
 from .definition import bundle_config

@@ -22,7 +22,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from common.weights.files import replace_file
+from common.files import replace_file
 
 from .cells import Cell, all_cells, case_rows, group_rows
 from .document import Heading, Part, Strong, Table, Text, write_html, write_markdown

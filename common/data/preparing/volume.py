@@ -1,0 +1,99 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Prepare one volume and its masks: check, axes, crop to non-zero, normalise, resample."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...errors import DataError, causes
+from ...transforms import explain, volume_preprocessing
+from ..cases import LABEL, Case, images_of, inverted_of, masks_of
+from ..checking.checks import check_channels, check_grid, check_mask
+from .settings import StoreSettings
+
+__all__ = ["PreparedVolume", "prepare_volume"]
+
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+@dataclass(frozen=True)
+class PreparedVolume:
+    """What is made of one case.
+
+    Attributes:
+        voxels: ``(D, H, W)`` of one channel, ``(C, D, H, W)`` of several.
+        masks: by name, whole numbers ``(D, H, W)``.
+        about: geometry, in millimetres where it says so, and the files that it was made from.
+    """
+
+    voxels: np.ndarray
+    masks: dict[str, np.ndarray]
+    about: dict[str, Any]
+
+
+def prepare_volume(case: Case, settings: StoreSettings) -> PreparedVolume:
+    """Preprocess one image and its masks.
+
+    Raises:
+        DataError: if a file cannot be used.
+    """
+    image, masks, inverted = images_of(case)[0], masks_of(case), inverted_of(case)
+    check_channels(case, settings.channels)
+    for name in masks:
+        if name == LABEL:
+            check_grid(image, case[LABEL])
+        else:
+            check_mask(image, case[name])
+    chain = volume_preprocessing(
+        ["image", *masks],
+        spacing_mm=settings.spacing_mm,
+        reorient=settings.reorient,
+        normalization=settings.normalization,
+        channels=settings.channels,
+        size=settings.size,
+    )
+    try:
+        sources = [{"path": os.path.realpath(file), "bytes": os.path.getsize(file)} for file in images_of(case)]
+        prepared = chain({key: case[key] for key in ("image", *masks)})
+    except Exception as error:
+        raise explain(image, _root_cause(error)) from error
+    volume = prepared["image"]
+    if any(float(channel.min()) == float(channel.max()) for channel in volume):
+        raise DataError(f"{image} is constant where it is not zero; leave out the file")
+    values = volume.as_tensor().numpy()
+    if settings.dtype == "float16" and max(values.max(), -values.min()) > _LARGEST:
+        raise DataError(f"{image} has intensities beyond {_LARGEST:g}, which float16 cannot hold; use float32")
+    voxels = values.astype(settings.dtype)
+    marks = {name: _whole_numbers(prepared[name].as_tensor()[0].numpy(), case[name]) for name in masks}
+    return PreparedVolume(
+        voxels[0] if len(voxels) == 1 else voxels,
+        {name: 1 - mask if name in inverted else mask for name, mask in marks.items()},
+        {
+            "shape": list(volume.shape[1:]),
+            "affine_mm": volume.affine.tolist(),
+            "source": sources[0]
+            | {
+                "affine_mm": volume.meta["original_affine"].tolist(),
+                "shape": [int(n) for n in volume.meta["spatial_shape"]][:3],
+            },
+            "channels": sources[1:],
+        },
+    )
+
+
+def _whole_numbers(marks: np.ndarray, file: str) -> np.ndarray:
+    """Return an integer map in the smallest type that holds it."""
+    if not np.isfinite(marks).all() or (marks != np.round(marks)).any() or marks.min() < 0 or marks.max() > 32767:
+        odd = marks[~np.isfinite(marks) | (marks != np.round(marks)) | (marks < 0) | (marks > 32767)]
+        raise DataError(f"{file} holds the value {odd.flat[0]:g}; labels are whole numbers from 0, correct the file")
+    return marks.astype(np.uint8 if marks.max() < 256 else np.int16)
+
+
+def _root_cause(error: BaseException) -> Exception:
+    """Return the first exception of a chain, below what MONAI wraps around it."""
+    *_, first = causes(error)
+    return first if isinstance(first, Exception) else RuntimeError(str(first))
