@@ -17,7 +17,8 @@ import sys
 import time
 from pathlib import Path
 
-from environment import DEVELOPMENT, ROOT, RUNTIME, ensure
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.commanding.environment import DEVELOPMENT, ROOT, RUNTIME, ensure
 
 __all__ = ["check"]
 
@@ -72,7 +73,6 @@ def _config_problems(path: Path) -> list[str]:
 
 def _configs() -> bool:
     """Check all YAML of the project and print each problem."""
-    sys.path.insert(0, str(ROOT))
     good = True
     paths = [*ROOT.glob("common/configs/*.yaml"), *ROOT.glob("bundles/*/configs/*.yaml")]
     for path in sorted(paths):
@@ -122,6 +122,6 @@ def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
 
 if __name__ == "__main__":
     ensure(RUNTIME, DEVELOPMENT)
-    from commands import run
+    from tools.commanding.commands import run
 
     run(check, sys.argv[1:])

@@ -14,13 +14,15 @@ OpenMind's table, a MONAI datalist. --help after a command explains its settings
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from environment import ROOT, RUNTIME, ensure
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.commanding.environment import RUNTIME, ensure
 
 if __name__ == "__main__":
     ensure(RUNTIME)
-    sys.path.insert(0, str(ROOT))
-    from commands import run
-    from fill_store import prepare, verify
-    from scan_data import list_cases, scan
+    from tools.commanding.commands import run
+    from tools.preparing.filling import prepare, verify
+    from tools.preparing.scanning import list_cases, scan
+
     run({"scan": scan, "list": list_cases, "prepare": prepare, "verify": verify}, sys.argv[1:])

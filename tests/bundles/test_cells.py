@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +20,9 @@ from torch import Tensor, nn
 from common.data import CropDataset, StoreSettings, VolumeStore
 from common.handlers import PretrainingCheckpoint
 from common.weights import fine_tuning_network, read_checkpoint
+from tools.preparing.template import simulate_scan, template
 
 from ..conftest import BUNDLES, ROOT, method_of, small_settings
-
-sys.path.insert(0, str(ROOT / "tools"))
-from template_data import simulate_scan, template
 
 WHOLE_BATCH = ("simclr", "swinunetr", "voco")  # their loss needs the whole batch at once
 FALLS_TO = 0.75  # share of its start that every loss must reach in 30 steps on two samples

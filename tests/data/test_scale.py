@@ -37,11 +37,9 @@ from common.data.storing.arrays import frame
 from common.data.storing.tables import pack
 from common.errors import DataError, SettingsError
 from common.views import SpatialCrop, reading_stream
+from tools.preparing.filling import prepare, verify
 
 from ..conftest import ROOT, blobs, write_volume
-
-sys.path.insert(0, str(ROOT / "tools"))
-from fill_store import prepare, verify
 
 Case = dict[str, Any]
 

@@ -16,11 +16,9 @@ from monai.bundle import ConfigParser
 
 from common.files import sha256, write_json
 from common.weights import write_checkpoint
+from tools.exporting.distribution import write_bundle
 
 from ..conftest import NETWORK, ROOT, small_settings
-
-sys.path.insert(0, str(ROOT / "tools"))
-from distribution import write_bundle
 
 collect_ignore = ["torchvision_standin"]  # a package of another environment
 PATCH = 16  # sides of the patches of these bundles, in voxels

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,9 @@ from common.engines.settings import unknown_settings
 from common.files import sha256, write_json
 from common.networks import ResEncUNet
 from common.weights import write_checkpoint
+from tools.exporting.distribution import Derived, write_bundle
 
 from ..conftest import BUNDLES, ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-from distribution import Derived, write_bundle
 
 SIZES: dict[str, Any] = {"features_per_stage": [4, 8, 8], "blocks_per_stage": [1, 1, 1]}
 

@@ -23,12 +23,10 @@ from monai.bundle import download_large_files
 from common.files import sha256, write_json
 from common.networks import ResEncUNet
 from common.weights import write_checkpoint
+from tools.exporting.bundles import export_bundle
 
 from ..conftest import ROOT, blobs, write_volume
 from .hub import TOKEN, USER, Hub, Repository, running_hub
-
-sys.path.insert(0, str(ROOT / "tools"))
-from export_bundle import export_bundle
 
 BUNDLE, VERSION = "mae_resenc_l", "0.1.0"
 SIZES: dict[str, Any] = {"features_per_stage": [4, 8, 8], "blocks_per_stage": [1, 1, 1], "patch_size": [16, 16, 16]}

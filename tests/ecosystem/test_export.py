@@ -22,14 +22,12 @@ from common.errors import SettingsError, WeightsError
 from common.files import sha256, write_json
 from common.networks import Primus, ResEncUNet
 from common.weights import transfer_weights, write_checkpoint
+from tools.exporting import distribution
+from tools.exporting import new_task as task_tool
+from tools.exporting.bundles import export_bundle
+from tools.exporting.new_task import new_task
 
 from ..conftest import BUNDLES, NETWORK, ROOT, WHOLE_CHAIN, blobs, small_settings, write_volume
-
-sys.path.insert(0, str(ROOT / "tools"))
-import distribution
-import new_task as task_tool
-from export_bundle import export_bundle
-from new_task import new_task
 
 WORKFLOWS = ["pretrain", "train", "inference", "evaluate", "train_classification", "inference_classification"]
 WORKFLOWS += ["features"]

@@ -26,12 +26,10 @@ from monai.networks.utils import get_state_dict
 from common.files import sha256
 from common.optimizers import FineTuningSchedule, Poly
 from common.weights import read_checkpoint
+from tools.federating import federation as federated
 
 from ..conftest import ROOT, blobs, small_settings, write_volume
 from .conftest import code_of
-
-sys.path.insert(0, str(ROOT / "tools"))
-import federated
 
 BUNDLE = "mae_resenc_l"
 WORKFLOWS = ["pretrain", "train"]

@@ -24,7 +24,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from distribution import write_bundle
 from monai.bundle import (
     ConfigParser,
     ConfigWorkflow,
@@ -43,6 +42,7 @@ from common.engines import GaussianSlidingWindow
 from common.errors import WeightsError
 from common.files import write_json
 from common.weights import read_checkpoint, write_checkpoint
+from tools.exporting.distribution import write_bundle
 
 from ..conftest import BUNDLES, ROOT, WHOLE_CHAIN, blobs, write_volume
 from .conftest import PATCH, code_of, narrow_settings, write_encoder

@@ -12,7 +12,6 @@ import math
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,11 @@ import torch
 
 from common.networks import Primus, ResEncUNet
 from common.weights import write_checkpoint
+from tools.commanding.label_environment import label_python
+from tools.exporting.new_task import new_task
 
 from ..conftest import NETWORK, ROOT, blobs
 from .label_server import LabelServer, RefusedError
-
-sys.path.insert(0, str(ROOT / "tools"))
-from label_environment import label_python
-from new_task import new_task
 
 pytestmark = pytest.mark.label
 

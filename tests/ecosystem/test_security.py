@@ -21,12 +21,10 @@ from torch import nn
 
 from common.data.storing.stored import StoredVolume
 from common.errors import WeightsError, causes
+from tools.checkpoints.importing import import_checkpoint
+from tools.exporting.distribution import write_bundle
 
 from ..conftest import NETWORK, ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-from distribution import write_bundle
-from import_checkpoint import import_checkpoint
 
 BUNDLE = "mae_resenc_l"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,10 @@ import yaml
 from scipy.stats import rankdata
 
 from common.errors import DataError, SettingsError
+from tools.preparing.template import LABELS
+from tools.studies.cards import card_for_folder, card_table, cards, published, read_card
 
 from ..conftest import ROOT, blobs, write_volume
-
-sys.path.insert(0, str(ROOT / "tools"))
-from studies.cards import card_for_folder, card_table, cards, published, read_card
-from template_data import LABELS
 
 ID = ["ATL", "SBM", "ISL", "HNT", "HAN", "MSF", "TPC", "YBM", "COS"]
 OOD = ["ACD", "AMO", "KIT"]

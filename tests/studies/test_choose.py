@@ -17,16 +17,14 @@ import torch
 
 from common.errors import DataError, SettingsError, WeightsError
 from common.weights import write_checkpoint
+from tools.choosing import choose as tool
+from tools.choosing.probes import Encoder, paired_difference
+from tools.choosing.verdicts import Difference, judge
+from tools.studies import execution, scheduling
+from tools.studies.reading import read_study
 
 from ..conftest import ROOT, write_volume
 from .encoders import LABELS, textured, train, write_task
-
-sys.path.insert(0, str(ROOT / "tools"))
-import choose as tool
-from studies import execution, scheduling
-from studies.choosing import Difference, judge
-from studies.probes import Encoder, paired_difference
-from studies.reading import read_study
 
 SMALL: dict[str, Any] = {"patch_size": [24, 24, 24], "resamples": 300, "bundles": "none"}
 B = "mae_resenc_l"
@@ -427,7 +425,7 @@ def test_too_few_cases_with_a_class_are_told_before_any_encoder_runs(
     shutil.copytree(task_folder, rare)
     for file in sorted((rare / "labels").iterdir())[1:]:
         nib.save(nib.Nifti1Image(np.zeros((24, 24, 24), np.uint8), np.eye(4)), file)
-    monkeypatch.setattr("studies.probes.probe_encoder", lambda *_, **__: pytest.fail("an encoder ran"))
+    monkeypatch.setattr("tools.choosing.probes.probe_encoder", lambda *_, **__: pytest.fail("an encoder ran"))
     with pytest.raises(DataError, match="only 1 of 8 cases hold any class"):
         tool.choose(
             str(rare), output=str(tmp_path / "o"), **{**SMALL, "labels": LABELS, "weights": f"{B}={trained[2]}"}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import doctest
 import importlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,9 @@ from scipy.stats import friedmanchisquare, wilcoxon
 from sklearn.metrics import average_precision_score
 
 from common.metrics import classification_scores
-
-from ..conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-from studies import comparison, significance
-from studies.cells import all_cells, case_ranks, data_set_ranks
-from studies.comparison import (
+from tools.reporting import comparison, significance
+from tools.reporting.cells import all_cells, case_ranks, data_set_ranks
+from tools.reporting.comparison import (
     _evaluate,
     average_precision,
     baseline,
@@ -33,9 +28,9 @@ from studies.comparison import (
     resampled,
     score,
 )
-from studies.outcome import judge
-from studies.results import Block, Results, blocks_of, every_run, read_results
-from studies.significance import critical_difference, pair_tests, rank
+from tools.reporting.outcome import judge
+from tools.reporting.significance import critical_difference, pair_tests, rank
+from tools.studies.results import Block, Results, blocks_of, every_run, read_results
 
 from .synthetic import write_study
 

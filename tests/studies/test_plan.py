@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,18 +16,16 @@ import pytest
 import yaml
 
 from common.errors import SettingsError
+from tools.commanding import commands
+from tools.studies import commands as study_tool
+from tools.studies import cost
+from tools.studies.cost import _by_case, _hours_left, _kind, _measured, _needs, _shorter
+from tools.studies.definition import Study, digest
+from tools.studies.execution import pieces
+from tools.studies.reading import read_study
+from tools.studies.scheduling import Place
 
 from ..conftest import ROOT, blobs, write_volume
-
-sys.path.insert(0, str(ROOT / "tools"))
-import commands
-import study as study_tool
-from studies import cost
-from studies.cost import _by_case, _hours_left, _kind, _measured, _needs, _shorter
-from studies.definition import Study, digest
-from studies.execution import pieces
-from studies.reading import read_study
-from studies.scheduling import Place
 
 TOOLS = {each.__name__: each for each in (study_tool.plan, study_tool.run, study_tool.slurm, study_tool.one)}
 ARMS = {

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,8 @@ from sklearn.metrics import average_precision_score
 
 from common.data import SegmentationTask, labelled_lists
 from common.errors import DataError, SettingsError, WeightsError, sentence
-
-from ..conftest import ROOT
-from .encoders import LABELS, NARROW, train
-
-sys.path.insert(0, str(ROOT / "tools"))
-from studies import probes
-from studies.probes import (
+from tools.choosing import probes
+from tools.choosing.probes import (
     Encoder,
     Voxels,
     draw_voxels,
@@ -29,6 +23,8 @@ from studies.probes import (
     probe_encoder,
     probe_voxels,
 )
+
+from .encoders import LABELS, NARROW, train
 
 TASK = SegmentationTask(LABELS)
 SMALL = {"patch_size": [24, 24, 24]}

@@ -7,21 +7,16 @@ import csv
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.errors import DataError
-
-from ..conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "tools"))
-from studies import comparison, significance
-from studies.document import Heading, Picture, Strong, Table, Text, write_html, write_markdown
-from studies.published_numbers import published_part
-from studies.report import write_report
+from tools.reporting import comparison, significance
+from tools.reporting.document import Heading, Picture, Strong, Table, Text, write_html, write_markdown
+from tools.reporting.published_numbers import published_part
+from tools.reporting.report import write_report
 
 from .synthetic import write_study
 

@@ -19,17 +19,15 @@ import pytest
 import yaml
 
 from common.errors import DataError, SettingsError
+from tools.studies import commands as study_tool
+from tools.studies import execution, scheduling
+from tools.studies.cost import estimate
+from tools.studies.definition import Study
+from tools.studies.execution import check_results, check_same, pieces, pretraining_of, starting_weights
+from tools.studies.reading import read_study
+from tools.studies.scheduling import ELSEWHERE, Place, places, run_pieces, shard_of
 
 from ..conftest import ROOT, blobs, write_volume
-
-sys.path.insert(0, str(ROOT / "tools"))
-import study as study_tool
-from studies import execution, scheduling
-from studies.cost import estimate
-from studies.definition import Study
-from studies.execution import check_results, check_same, pieces, pretraining_of, starting_weights
-from studies.reading import read_study
-from studies.scheduling import ELSEWHERE, Place, places, run_pieces, shard_of
 
 NARROW: dict[str, Any] = {
     "settings": {"patch_size": [16, 16, 16], "epochs": 1, "iterations_per_epoch": 2, "num_workers": 0},

@@ -20,10 +20,10 @@ from common.weights import read_checkpoint, write_checkpoint
 
 from ..conftest import ROOT, blobs, write_volume
 
-sys.path.insert(0, str(ROOT / "tools"))
 sys.path.insert(0, str(ROOT / "tools" / "monai_label_app"))
 from core_set import ScanEmbeddings, farthest_first
-from new_task import new_task
+
+from tools.exporting.new_task import new_task
 
 
 def line(**places: float) -> dict[str, np.ndarray]:

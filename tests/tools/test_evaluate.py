@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 
 from common.errors import DataError, SettingsError
+from tools.scoring.evaluate import evaluate
 
 from ..conftest import ROOT, write_volume
-
-sys.path.insert(0, str(ROOT / "tools"))
-from evaluate import evaluate
 
 
 def cube(value: int = 1, shift: int = 0) -> np.ndarray:

@@ -12,11 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ..conftest import ROOT
+from tools.curves.curve_report import _verdict, curve_table, write_curve
+from tools.curves.label_curve import Curve, _counts
 
-sys.path.insert(0, str(ROOT / "tools"))
-from curve_report import _verdict, curve_table, write_curve
-from label_curve import Curve, _counts
+from ..conftest import ROOT
 
 
 def results(gain: float, *, cases: int = 40, seeds: int = 2, noise: float = 0.02, luck: float = 0.0) -> list:

@@ -17,13 +17,11 @@ import pytest
 
 from common.data import pretraining_lists
 from common.errors import DataError, SettingsError, sentence
+from tools.commanding.commands import check_arguments, run
+from tools.preparing.filling import prepare, verify
+from tools.preparing.scanning import list_cases, scan
 
 from ..conftest import ROOT, blobs, write_volume
-
-sys.path.insert(0, str(ROOT / "tools"))
-from commands import check_arguments, run
-from fill_store import prepare, verify
-from scan_data import list_cases, scan
 
 
 def prepare_data(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:

@@ -25,13 +25,11 @@ from common.engines.probing import (
     read_target,
 )
 from common.errors import DataError, SettingsError
+from tools.scoring import probe as probe_tool
+from tools.scoring.feature_map import draw_map
 
 from ..conftest import ROOT, write_volume
 from ..engines.test_features import embed
-
-sys.path.insert(0, str(ROOT / "tools"))
-import probe as probe_tool
-from probe_map import draw_map
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -11,13 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from ..conftest import ROOT, blobs, write_volume
+from tools import check
+from tools.commanding import environment
+from tools.preparing import template as template_data
+from tools.starting import report
 
-sys.path.insert(0, str(ROOT / "tools"))
-import check
-import environment
-import report
-import template_data
+from ..conftest import ROOT, blobs, write_volume
 
 
 def test_pins_are_met_here_and_missing_ones_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,16 +33,14 @@ from common.weights import (
 )
 from common.weights.cells import token_order_of
 from common.weights.exchange import reported_digest_warning
+from tools.checkpoints.cells import bundle_cell
+from tools.checkpoints.exporting import export_checkpoint as export_tool
+from tools.checkpoints.importing import import_checkpoint as import_tool
+from tools.checkpoints.inspecting import inspect_weights as inspect_tool
 
 from ..conftest import BUNDLES, ROOT, pretraining, run, small_settings
 from ..parity import golden
 from .synthetic import CELLS, TRAINERS, checkpoint_of, weights_of
-
-sys.path.insert(0, str(ROOT / "tools"))
-from bundle_cells import bundle_cell
-from export_checkpoint import export_checkpoint as export_tool
-from import_checkpoint import import_checkpoint as import_tool
-from inspect_weights import inspect_weights as inspect_tool
 
 WRAPPED = ("voco", "simclr", "swinunetr")
 

@@ -1,17 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Measure every bundle: training step, peak memory, views and store reads, each against a yardstick in the same run.
-
-  python tools/benchmark.py                                            # all bundles, sizes for any machine
-  python tools/benchmark.py --cells mae_resenc_l,spark3d_resenc_l --parts steps
-  python tools/benchmark.py --peers true --output docs/benchmark.md    # also against other packages
-  python tools/benchmark.py --device cuda --patch_size 160 --batch_size 2 --checkpointing true
-  python tools/benchmark.py --parts data                               # the data path alone
-  python tools/benchmark.py --help                                     # all options
-
-A bundle's own pretrain.yaml decides what is measured: method, loss, views, optimizer, full-size networks. The yardstick
-of a step is the same mathematics written plainly (tools/plain.py); both must give the same loss and gradient before
-they are timed. Seconds differ between machines and days; ratios within one run do not.
-"""
+"""Measure every bundle: training step, peak memory, views and store reads, each against a yardstick in the same run."""
 
 from __future__ import annotations
 
@@ -31,8 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from data_benchmark import data_tables, measure_data_path
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.environment import ROOT
+from .data_path import data_tables, measure_data_path
 
 if TYPE_CHECKING:
     import torch
@@ -199,7 +187,6 @@ def _clock(options: Options) -> Callable[[], float]:
 
 def _prepare(options: Options) -> None:
     """Make our packages, and the peers if wanted, importable in a measuring process."""
-    sys.path.insert(0, str(ROOT))
     if options.peers:
         sys.path.append(str(PEER_FOLDER))  # last: nothing of ours is taken from there
     os.chdir(ROOT)
@@ -211,8 +198,9 @@ def _prepare(options: Options) -> None:
 
 def _build(cell: str, options: Options) -> tuple[Any, Callable[[str], _Step]]:
     """Return a bundle's method and what makes a step of it (``ours``) or of a yardstick (``plain``, ``dense``)."""
-    import plain
     import torch
+
+    from . import plain
 
     torch.manual_seed(0)
     config = _config(cell, options, options.patch_size)
@@ -331,10 +319,11 @@ def _measure_data(cells: Sequence[str], parts: Sequence[str], options: Options) 
     import nibabel as nib
     import numpy as np
     import torch
-    from template_data import simulate_scan, template
 
     from common.data import CropDataset, StoreSettings, VolumeStore
     from common.engines import ViewsBatch
+
+    from ..preparing.template import simulate_scan, template
 
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
@@ -400,10 +389,11 @@ def _measure_data(cells: Sequence[str], parts: Sequence[str], options: Options) 
 def _spatial_yardstick(options: Options) -> list[dict[str, Any]]:
     """Rotate, zoom and crop 257^3 to 160^3: the expected time at the real probabilities."""
     import numpy as np
-    import plain
     import torch
 
     from common.views import SpatialCrop, SpatialDraw
+
+    from . import plain
 
     side = options.views_size
     size = (side, side, side)
@@ -459,11 +449,12 @@ def _spatial_yardstick(options: Options) -> list[dict[str, Any]]:
 def _genesis_yardstick(options: Options) -> list[dict[str, Any]]:
     """Spoil crops as Models Genesis does, at the real probabilities."""
     import numpy as np
-    import plain
     import torch
 
     from common.methods.models_genesis import GenesisDraw, GenesisViews
     from common.views import SpatialCrop, view_stream
+
+    from . import plain
 
     side = options.views_size
     views = GenesisViews(SpatialCrop(side))
@@ -990,10 +981,3 @@ def _write(path: Path, page: str, marks: tuple[str, str]) -> None:
         before, rest = old.split(begin, 1)
         page = f"{before}{begin}\n\n{page}\n{end}{rest.split(end, 1)[1]}"
     path.write_text(page, "utf-8")
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(benchmark)

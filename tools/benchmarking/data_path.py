@@ -52,7 +52,8 @@ def measure_data_path(folder: Path, side: int, crop: int, repeats: int, scans: S
 
 def _scans(kind: str, side: int) -> Iterator[np.ndarray]:
     from scipy.ndimage import zoom
-    from template_data import simulate_scan, template
+
+    from ..preparing.template import simulate_scan, template
 
     image = template()[0]
     inside = np.nonzero(image > 0)

@@ -1,26 +1,18 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Measure what each of several processes holds, and how long a training step takes, with weights copied and sharded.
-
-  python tools/sharding.py mae_primus_m                                                  # two processes on the CPU
-  python tools/sharding.py mae_primus_m --processes 4 --device cuda --patch_size 160 --batch_size 8
-
-The bundle's own pretrain.yaml decides what is measured, at full size, with common/configs/multi_gpu.yaml and then with
-common/configs/fsdp.yaml. Both must have the same loss.
-"""
+"""Measure what each of several processes holds, and how long a training step takes, with weights copied and sharded."""
 
 from __future__ import annotations
 
 import os
 import socket
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.environment import ROOT
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,14 +32,14 @@ def _megabytes(tensors: Sequence[Tensor]) -> float:
 
 def _measure(rank: int, world: int, port: int, overlay: str, asked: dict[str, Any], folder: str) -> None:
     """Take some steps in one process and write what was found."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
     os.chdir(ROOT)
     import torch
     import torch.distributed as dist
-    from benchmark import Options, _config, _regions
     from monai.bundle import ConfigParser
 
     from common.processes import leave_processes
+
+    from .benchmark import Options, _config, _regions
 
     cuda = asked["device"] == "cuda"
     if cuda:
@@ -148,10 +140,3 @@ def sharding(
         print(f"| {name} | {' | '.join(shown)} |", flush=True)
     if not all(abs(a - b) <= 2e-2 * abs(b) for a, b in zip(*losses.values(), strict=True)):
         raise SystemExit(f"Stopped: the losses differ: {losses}")
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(sharding)

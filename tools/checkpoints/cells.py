@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environment import ROOT
+from ..commanding.environment import ROOT
 
 if TYPE_CHECKING:
     from torch import nn
 
     from common.weights import Cell
 
-__all__ = ["bundle_cell", "path_of", "published_file", "truth"]
+__all__ = ["bundle_cell", "published_file"]
 
 
 def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = False) -> tuple[Cell, nn.Module | None]:
@@ -31,7 +30,6 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
     known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml"))
     if bundle not in known:
         raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
-    sys.path.insert(0, str(ROOT))
     import torch
     from monai.bundle import ConfigParser
 
@@ -60,29 +58,6 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
         ),
         method,
     )
-
-
-def truth(value: object) -> bool:
-    """Return what a switch of the command line means; fire hands on ``false`` as a text, which is true.
-
-    Raises:
-        SystemExit: if it is neither.
-    """
-    text = str(value).lower()
-    if text not in ("true", "false"):
-        raise SystemExit(f"Stopped: {value!r} is neither true nor false")
-    return text == "true"
-
-
-def path_of(option: str, value: object) -> Path:
-    """Return a path of the command line, ``~`` being the user's folder; an option without a value arrives as true.
-
-    Raises:
-        SystemExit: if it is no path.
-    """
-    if not isinstance(value, (str, int, float, Path)) or isinstance(value, bool):
-        raise SystemExit(f"Stopped: --{option} is {value!r}; it must be a path")
-    return Path(str(value)).expanduser()
 
 
 def published_file(bundle: str) -> tuple[str, Path, str | None] | None:

@@ -1,23 +1,13 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Write a bundle's weights as a checkpoint for the reference's downstream code, or as safetensors.
-
-  python tools/export_checkpoint.py mae_resenc_l                          # models/pretrained_encoder.pt
-  python tools/export_checkpoint.py mae_resenc_l --source pretraining_state.pt    # with the method's own layers
-  python tools/export_checkpoint.py mae_resenc_l --format safetensors     # this project's names, receipt as metadata
-
-The checkpoint has the reference's names, aliases included, and its adaptation plan, inside and beside it. Tokens of
-Primus are in the order that today's downstream Primus reads, first spatial axis slowest, and the plan says so in
-token_order, which tools/import_checkpoint.py obeys.
-"""
+"""Write a bundle's weights as a checkpoint for the reference's downstream code, or as safetensors."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from bundle_cells import bundle_cell
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.environment import ROOT
+from .cells import bundle_cell
 
 __all__ = ["export_checkpoint"]
 
@@ -34,7 +24,6 @@ def export_checkpoint(
         format: checkpoint or safetensors.
         settings: of the pretrain config, for a network of another size (--embed_dim, --features_per_stage, ...).
     """
-    sys.path.insert(0, str(ROOT))
     from common.errors import end_in_a_sentence
     from common.weights import export_checkpoint as export_file
     from common.weights import export_safetensors
@@ -50,10 +39,3 @@ def export_checkpoint(
     receipt = write[format](source or models / "pretrained_encoder.pt", cell, output=target)
     print(receipt.summary())
     print(f"written: {target}" + (" and adaptation_plan.json" if format == "checkpoint" else ""))
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(export_checkpoint)

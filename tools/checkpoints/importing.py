@@ -1,27 +1,14 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Turn a published OpenMind checkpoint, or one that nnssl made, into a bundle's pre-trained encoder, with a receipt.
-
-  python tools/import_checkpoint.py mae_resenc_l                            # the published weights, from Hugging Face
-  python tools/import_checkpoint.py mae_resenc_l --source checkpoint_final.pth
-  python tools/import_checkpoint.py mae_primus_m --source owner/name@revision
-  python tools/import_checkpoint.py mae_primus_m --source https://host/checkpoint_final.pth
-
-It writes models/pretrained_encoder.pt of the bundle, which its train config reads, and pretrained_encoder.json beside
-it: where the weights come from and what became of each tensor. An earlier file there is kept under another name.
-Without network access, put checkpoint_final.pth into bundles/<bundle>/models/openmind/ and run the first command.
-
-Nothing in the file is executed: tensors and plain values only. A file that is damaged, of another bundle, or does not
-cover the encoder is refused.
-"""
+"""Turn a published OpenMind checkpoint, or one that nnssl made, into a bundle's pre-trained encoder, with a receipt."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-from bundle_cells import bundle_cell, published_file, truth
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.commands import truth
+from ..commanding.environment import ROOT
+from .cells import bundle_cell, published_file
 
 __all__ = ["import_checkpoint"]
 
@@ -49,7 +36,6 @@ def import_checkpoint(
         resume: also write pretraining_state.pt, from which the pretrain config goes on.
         settings: of the pretrain config, for a network of another size (--embed_dim, --features_per_stage, ...).
     """
-    sys.path.insert(0, str(ROOT))
     from common.errors import end_in_a_sentence
     from common.weights import fetch, write_imported_state
     from common.weights import import_checkpoint as import_file
@@ -85,10 +71,3 @@ def import_checkpoint(
         state = target.with_name("pretraining_state.pt")
         for line in write_imported_state(method, imported, state, cell=cell, path=found.path):
             print(line)
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(import_checkpoint)

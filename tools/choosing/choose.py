@@ -1,24 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Which checkpoint for my task? Ask a few labelled cases: probe every encoder at hand, then fine-tune the best shortly.
-
-  python tools/choose.py --data FOLDER --labels "['background','lesion']"
-  python tools/choose.py --data FOLDER --labels dataset.json --bundles mae_resenc_l,mae_primus_m --best 1
-  python tools/choose.py --data FOLDER --labels dataset.json --weights mae_resenc_l/mine=encoder.pt
-  python tools/choose.py --data FOLDER --table labels.csv --target diagnosis      # classification
-
-Asked are all bundles whose models/pretrained_encoder.pt is there, or those of --bundles (none for none), and the files
-of --weights: NAME=PATH with commas, where NAME is a bundle, or a bundle, a slash and a name of yours.
-
-First a linear probe of each frozen encoder, and of a random one of each backbone: what maps or embeddings tell of
-cases that the probe has not seen. Then the --best of them are fine-tuned, and each of their backbones from scratch,
-with the same cases, steps and seeds (--best 0: no fine-tuning). An arm is recommended over another only if the 95 %
-interval of their difference, case by case, leaves out 0; else it is too close to call. One run of each (--seeds 1)
-gives an order, but no recommendation.
-
-A name that is none of the arguments below is a setting of the bundles' configs (--epochs, --patch_size, --lr, ...).
-Fine-tuning is short by default, and shorter still without a GPU; what was used is written down. A run that was cut
-goes on with the same command. It writes choose.json, choose.md and choose.png.
-"""
+"""Ask a few labelled cases which encoder suits them: probe all at hand, then fine-tune the best shortly."""
 
 from __future__ import annotations
 
@@ -27,21 +8,20 @@ import math
 import os
 import random
 import re
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from commands import whole
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.commands import whole
+from ..commanding.environment import ROOT
 
 if TYPE_CHECKING:
-    from studies.choosing import Difference, Verdict
-    from studies.probes import Encoder
-
     from common.data.cases import Case
+
+    from .probes import Encoder
+    from .verdicts import Difference, Verdict
 
 __all__ = ["choose"]
 
@@ -64,7 +44,7 @@ def _words(value: Any) -> list[str]:
 
 def backbone_of(bundle: str) -> str:
     """Return resenc_l or primus_m."""
-    from studies.definition import cell_of
+    from ..studies.definition import cell_of
 
     return cell_of(bundle)[1]
 
@@ -80,10 +60,10 @@ def find_candidates(bundles: Any = None, weights: Any = None) -> dict[str, Encod
         SettingsError: if a bundle is unknown, or a name is given twice.
         WeightsError: if a bundle that was named has no weights, a file is missing, or there is nothing to ask.
     """
-    from studies.definition import plain_name
-    from studies.probes import Encoder
-
     from common.errors import SettingsError, WeightsError
+
+    from ..studies.definition import plain_name
+    from .probes import Encoder
 
     own = {
         path.parent.parent.name: path.parent.parent / "models" / "pretrained_encoder.pt"
@@ -232,17 +212,17 @@ def _write_yaml(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _known(bundle: str, *configs: str) -> set[str]:
-    from studies.definition import bundle_config
+    from ..studies.definition import bundle_config
 
     return {name for config in configs for name in bundle_config(bundle, config)}
 
 
 def _check_settings(settings: Mapping[str, Any], bundles: Sequence[str], train: str) -> None:
     """Refuse a setting that no config of any of these bundles knows, or that is decided here."""
-    from studies.definition import OWN
-
     from common.engines.settings import unknown_settings
     from common.errors import SettingsError
+
+    from ..studies.definition import OWN
 
     if taken := next((name for name in settings if name in OWN), None):
         raise SettingsError(
@@ -276,9 +256,9 @@ def _in_numbers(settings: Mapping[str, Any], data: Data) -> dict[str, Any]:
 
 def _check_folder(folder: Path, source: str) -> None:
     """Refuse to write over the answer for other data."""
-    from studies.results import read_json
-
     from common.errors import SettingsError
+
+    from ..studies.results import read_json
 
     before = (read_json(folder / "choose.json") or {}).get("data", source)
     if before != source:
@@ -320,7 +300,7 @@ class Choice:
 
     def random_encoders(self) -> dict[str, Encoder]:
         """Return an untrained encoder of each backbone and size, as a baseline."""
-        from studies.probes import NETWORK_SETTINGS, Encoder
+        from .probes import NETWORK_SETTINGS, Encoder
 
         found: dict[str, Encoder] = {}
         for encoder in self.candidates.values():
@@ -346,12 +326,13 @@ class Choice:
             DataError: if a fold has no two classes to tell apart.
         """
         import numpy as np
-        from studies.choosing import Difference
-        from studies.probes import check_classes, paired_difference, probe_cases, probe_encoder
         from tqdm import tqdm
 
         from common.engines.probing import compare_probes
         from common.errors import DataError, WeightsError, causes, sentence
+
+        from .probes import check_classes, paired_difference, probe_cases, probe_encoder
+        from .verdicts import Difference
 
         if self.data.kind == "segmentation":
             check_classes(self.data.cases, self.data.task, group=self.data.group, folds=folds, seed=self.seed)
@@ -417,13 +398,13 @@ class Choice:
         Raises:
             SettingsError: if its folder holds runs of other settings or cases; it is then left as it is.
         """
-        from studies.execution import check_results
-        from studies.probes import NETWORK_SETTINGS
-        from studies.reading import study_from
-        from studies.results import read_json
-
         from common.errors import SettingsError
         from common.files import write_json
+
+        from ..studies.execution import check_results
+        from ..studies.reading import study_from
+        from ..studies.results import read_json
+        from .probes import NETWORK_SETTINGS
 
         config = "train" if self.data.kind == "segmentation" else "train_classification"
         arms: dict[str, Any] = {}
@@ -507,13 +488,13 @@ class Choice:
             of every arm ``estimate``, ``interval``, how many ``runs`` are planned and ``finished``, and whether it is
             ``complete``: all cases were unseen once; a function that compares two complete arms; and what failed.
         """
-        from studies.choosing import Difference
-        from studies.comparison import compare, interval, resampled, score
-        from studies.reading import read_study
-        from studies.results import blocks_of, every_run, read_results, shared_runs
-        from studies.scheduling import places, run_pieces
-
         from common.files import write_json
+
+        from ..reporting.comparison import compare, interval, resampled, score
+        from ..studies.reading import read_study
+        from ..studies.results import blocks_of, every_run, read_results, shared_runs
+        from ..studies.scheduling import places, run_pieces
+        from .verdicts import Difference
 
         study = read_study(file, output=file.parent)
         write_json(study.as_plain(), study.folder / "study.json")
@@ -599,13 +580,13 @@ def choose(
         output: where everything goes; default choose/<name of the data>. The answer for other data is never replaced.
         settings: of the bundles' configs.
     """
-    sys.path.insert(0, str(ROOT))
     import torch
-    from studies.choosing import judge
-    from studies.scheduling import places
 
     from common.errors import end_in_a_sentence
     from common.files import write_json
+
+    from ..studies.scheduling import places
+    from .verdicts import judge
 
     end_in_a_sentence()
     for name, value, least in (
@@ -712,9 +693,9 @@ def _plain(difference: Difference | None) -> dict[str, Any] | None:
 
 def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Encoder], verdict: Verdict) -> None:
     """Print the tables and the recommendation, and write choose.md and choose.png."""
-    from studies.choosing import cell, draw, markdown_table
-
     from common.files import replace_file
+
+    from .verdicts import cell, draw, markdown_table
 
     probes, tuning = content["probes"], content["fine_tuning"]
     tuned = (tuning or {}).get("arms", {})
@@ -793,10 +774,3 @@ def _show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enc
         folder / "choose.png",
     )
     print("\n" + text.replace("**", "") + f"\nwritten: {folder}/choose.json, choose.md, choose.png")
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(choose)

@@ -34,7 +34,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from environment import ROOT
 from monai.bundle import ConfigParser
 from scipy.ndimage import maximum_filter
 from sklearn.exceptions import ConvergenceWarning
@@ -56,8 +55,9 @@ from common.metrics.statistics import bootstrap_interval, known_mean
 from common.transforms import volume_preprocessing
 from common.weights.transfer import origin_receipt
 
-from .definition import bundle_config
-from .execution import logged
+from ..commanding.environment import ROOT
+from ..studies.definition import bundle_config
+from ..studies.execution import logged
 
 __all__ = [
     "NETWORK_SETTINGS",

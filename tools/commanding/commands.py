@@ -8,13 +8,11 @@ import inspect
 import math
 import re
 import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from environment import ROOT
-
-__all__ = ["check_arguments", "number", "run", "shard_parts", "whole"]
+__all__ = ["check_arguments", "number", "path_of", "run", "shard_parts", "truth", "whole"]
 
 _FLAG = re.compile(r"--?([A-Za-z][\w-]*)(=.*)?", re.DOTALL)
 _LIKE_A_FLAG = re.compile(r"--|-[A-Za-z]")  # which fire takes for no value
@@ -31,7 +29,6 @@ def run(commands: Mapping[str, Callable[..., None]] | Callable[..., None], argum
     import fire
     from fire.decorators import SetParseFn
 
-    sys.path.insert(0, str(ROOT))
     if isinstance(commands, Mapping):
         several, named = dict(commands), list(arguments)
     else:
@@ -135,6 +132,29 @@ def shard_parts(shard: str) -> tuple[int, int]:
     if not (first.isdecimal() and second.isdecimal() and int(first) < int(second)):
         raise SettingsError(f"--shard is {shard!r}; write i/n with i from 0 to n - 1, such as 0/8 to 7/8")
     return int(first), int(second)
+
+
+def truth(value: object) -> bool:
+    """Return what a switch of the command line means; fire hands on ``false`` as a text, which is true.
+
+    Raises:
+        SystemExit: if it is neither.
+    """
+    text = str(value).lower()
+    if text not in ("true", "false"):
+        raise SystemExit(f"Stopped: {value!r} is neither true nor false")
+    return text == "true"
+
+
+def path_of(option: str, value: object) -> Path:
+    """Return a path of the command line, ``~`` being the user's folder; an option without a value arrives as true.
+
+    Raises:
+        SystemExit: if it is no path.
+    """
+    if not isinstance(value, (str, int, float, Path)) or isinstance(value, bool):
+        raise SystemExit(f"Stopped: --{option} is {value!r}; it must be a path")
+    return Path(str(value)).expanduser()
 
 
 def _is_switch(parameter: inspect.Parameter | None) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["ROOT", "ensure", "unmet"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUNTIME, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
 
 

@@ -1,11 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Make the environment in which the tests start a MONAI Label server: .venv-label, apart from the project's own.
-
-  python tools/label_environment.py
-
-tools/check.py --all calls it. It has the pins of requirements-label.txt, with a stand-in for torchvision (see
-tests/ecosystem/torchvision_standin), and is no environment to work in: docs/monai_label.md says how to make that one.
-"""
+"""The environment in which the tests start a MONAI Label server: .venv-label, apart from the project's own."""
 
 from __future__ import annotations
 
@@ -14,7 +8,7 @@ import subprocess
 import venv
 from pathlib import Path
 
-from environment import ROOT, _check, _python
+from .environment import ROOT, _check, _python
 
 __all__ = ["label_python"]
 
@@ -42,7 +36,3 @@ def label_python() -> Path:
         if subprocess.run(command, env=os.environ | {"SAM2_BUILD_CUDA": "0"}).returncode:
             raise SystemExit(f"Stopped: pip could not install {' '.join(what)}; see its message above")
     return python
-
-
-if __name__ == "__main__":
-    print(label_python())

@@ -1,22 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Did pre-training help, and with how many labelled cases? Fine-tune both ways on few and on many, and compare.
-
-  python tools/label_curve.py mae_resenc_l --data FOLDER --cases 2,4,8,16,all
-  python tools/label_curve.py mae_resenc_l --data FOLDER --pretrained encoder.pt --epochs 150 --patch_size [160,160,160]
-  python tools/label_curve.py mae_primus_m --data mni                      # on the template that nilearn ships
-
-FOLDER holds labelled cases as train.yaml reads them. They are split into folds; the cases of one fold are never seen in
-training, not even without their labels. For every fold, number of cases and seed, the network is fine-tuned twice with
-the same cases, steps and seed: from the pre-trained encoder with the bundle's recipe, and from scratch with its recipe
-for that. Each of the two gets the learning rate that is best for it on held-out cases of the first fold's training
-part; where the best of those tried is at an end, more are tried. The last model predicts the unseen fold. Differences
-are taken case by case.
-
-Without --pretrained, an encoder is pre-trained for each fold on the images of its training part. A name that is none
-of the arguments below is a setting of the bundle's configs (--epochs, --patch_size, --features_per_stage, ...); on a
-machine without a GPU a narrow network and short runs are the default, and what was used is written down. A run that was
-cut goes on with the same command. It writes curve.csv, curve.json, curve.md and curve.png.
-"""
+"""Did pre-training help, and with how many labelled cases? Fine-tune both ways on few and on many, and compare."""
 
 from __future__ import annotations
 
@@ -26,15 +9,14 @@ import logging
 import os
 import random
 import shutil
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bundle_cells import truth
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.commands import truth
+from ..commanding.environment import ROOT
 
 __all__ = ["label_curve"]
 
@@ -85,13 +67,13 @@ class Curve:
 
     def run(self, config: str, log: Path, **settings: Any) -> None:
         """Run a config of the bundle in this process, with those of the settings that it knows."""
-        from studies.execution import run_config
+        from ..studies.execution import run_config
 
         run_config(self.bundle, config, log, **settings)
 
     def datalist(self, path: Path, **parts: Sequence[dict[str, Any]]) -> str:
         """Write a datalist and return its path."""
-        from studies.execution import write_datalist
+        from ..studies.execution import write_datalist
 
         return write_datalist(path, **parts)
 
@@ -164,7 +146,7 @@ class Curve:
 
     def _score(self, arm: str, rate: float, cases: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> float:
         """Return the Dice on held-out cases at one learning rate, 0 if the loss was not finite."""
-        from studies.execution import note
+        from ..studies.execution import note
 
         folder = self.folder / "rates" / arm.replace(" ", "_") / f"{rate:g}"
         datalist = self.datalist(folder / "datalist.json", training=cases, validation=held)
@@ -237,7 +219,7 @@ def _folds(
     from common.data.cases import case_name
 
     if data == "mni":
-        from template_data import write_template_data
+        from ..preparing.template import write_template_data
 
         if not (folder / "mni" / "datalist.json").exists():
             write_template_data(folder / "mni", train=16, validation=0, test=4)
@@ -315,12 +297,12 @@ def label_curve(
     splits, groups = (path and str(Path(path).expanduser().absolute()) for path in (splits, groups))
     if isinstance(labels, str) and labels.endswith(".json"):
         labels = str(Path(labels).expanduser().absolute())
-    sys.path.insert(0, str(ROOT))
     import torch
-    from studies.execution import note
     from tqdm import tqdm
 
     from common.errors import DataError, SettingsError
+
+    from ..studies.execution import note
 
     backbone = "resenc_l" if bundle.endswith("resenc_l") else "primus_m"
     if truth(small) if small is not None else not torch.cuda.is_available():
@@ -374,7 +356,7 @@ def label_curve(
     marker.write_text(json.dumps(asked, indent=1), "utf-8")
     if labels is None:
         if data == "mni":
-            from template_data import LABELS
+            from ..preparing.template import LABELS
 
             labels = LABELS
         else:
@@ -419,7 +401,7 @@ def label_curve(
             except Exception as error:
                 failed[run.name] = note(folder / run.name / "log.txt", error)
             bar.update()
-    from curve_report import write_curve
+    from .curve_report import write_curve
 
     write_curve(folder, plan=[(r.fold, r.cases, r.seed, r.arm, r.name) for r in plan], rates=curve.rates, asked=asked)
     for name, why in failed.items():
@@ -435,10 +417,3 @@ def _published_rate(bundle: str, arm: str) -> float:
     parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/train.yaml"))
     parser["from_scratch"] = arm == "from scratch"
     return float(parser.get_parsed_content("lr"))
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(label_curve)

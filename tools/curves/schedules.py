@@ -1,16 +1,9 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Draw the learning rate of each fine-tuning schedule, and when the encoder is frozen.
-
-python tools/schedules.py                                  # the published 150 epochs
-python tools/schedules.py --epochs 1000 --output long.png
-"""
+"""Draw the learning rate of each fine-tuning schedule, and when the encoder is frozen."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-
-from environment import ROOT, RUNTIME, ensure
 
 __all__ = ["schedules"]
 
@@ -31,7 +24,6 @@ def schedules(
         decoder_epochs: of sawtooth and valley; the same unless given.
         output: picture to write.
     """
-    sys.path.insert(0, str(ROOT))
     import matplotlib
 
     matplotlib.use("Agg")
@@ -61,10 +53,3 @@ def schedules(
     Path(output).expanduser().parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(Path(output).expanduser(), dpi=110)
     print(f"written: {output}")
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    from commands import run
-
-    run(schedules, sys.argv[1:])

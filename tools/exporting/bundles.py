@@ -1,26 +1,14 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Write bundles in the form that MONAI Label, the Model Zoo and Hugging Face take, as folders and as zips.
-
-  python tools/export_bundle.py mae_resenc_l --output dist
-  python tools/export_bundle.py all --output dist --weights false
-  python tools/export_bundle.py mae_resenc_l --model trained/model.pt      # with a model that was fine-tuned
-  python tools/export_bundle.py mae_resenc_l --push owner/mae_resenc_l     # and upload it to Hugging Face, privately
-
-It writes dist/<bundle>, which runs on its own, dist/<bundle>_v<version>.zip, and the zip's entry in
-dist/model_info.json. Weights come from models/pretrained_encoder.pt of the bundle, where pre-training or
-tools/import_checkpoint.py put them. models/model.pt is then this encoder with a decoder that is marked as untrained:
-inference says to fine-tune first. Equal inputs give equal bytes.
-"""
+"""Write bundles in the form that MONAI Label, the Model Zoo and Hugging Face take, as folders and as zips."""
 
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from bundle_cells import path_of, truth
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.commands import path_of, truth
+from ..commanding.environment import ROOT
 
 __all__ = ["export_bundle"]
 
@@ -57,14 +45,13 @@ def export_bundle(
             but that patch_size leaves pretrain of VoCo and SimCLR as it is, where it is the region that crops are cut
             from, and that what fine-tuning works out from data (--spacing_mm median, --normalization ct) is of train.
     """
-    sys.path.insert(0, str(ROOT))
-    from distribution import BUNDLES, bundle_names, check_settings, check_target, write_bundle, write_zip
-    from hub_upload import check_repository, push_bundle
-
     from common.engines.settings import meant_values
     from common.errors import end_in_a_sentence
     from common.files import write_json
     from common.weights import read_checkpoint
+
+    from .distribution import BUNDLES, bundle_names, check_settings, check_target, write_bundle, write_zip
+    from .hub import check_repository, push_bundle
 
     end_in_a_sentence()
     settings = meant_values(settings)
@@ -137,10 +124,3 @@ def _check_model(model: Path, read: Any) -> None:
             f"Stopped: {model} was trained for labels {task[0]}, channels {task[1]} and regions {task[2]}; make a "
             "bundle for this task with tools/new_task.py, which takes --model too"
         )
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(export_bundle)

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import shutil
-import sys
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -20,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bundle_cells import published_file
-from environment import ROOT
+from ..checkpoints.cells import published_file
+from ..commanding.environment import ROOT
 
 if TYPE_CHECKING:
     from common.weights import Receipt
@@ -543,7 +542,6 @@ def write_bundle(
     """
     import yaml
 
-    sys.path.insert(0, str(ROOT))
     from common.errors import WeightsError
     from common.files import write_json
 

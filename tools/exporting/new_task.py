@@ -1,26 +1,15 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Make a bundle for your own classes and channels from a pre-trained encoder, ready for training and MONAI Label.
-
-  python tools/new_task.py mae_resenc_l --labels "gray matter,white matter" --output bundles_of_mine/brain_tissue
-  python tools/new_task.py mae_primus_m --labels "edema,core" --channels "T1,FLAIR" --output glioma
-  python tools/new_task.py mae_resenc_l --labels lesion --from_scratch true --output lesion
-  python tools/new_task.py mae_resenc_l --model trained/model.pt --output ready    # of what you fine-tuned already
-
-The folder runs on its own: metadata, training and inference agree on labels and channels, the encoder is fitted to
-them, and its receipt lies beside it. The name of the folder is the name of the bundle. What the class 0 is need not be
-said: it is the background.
-"""
+"""Make a bundle for your own classes and channels from a pre-trained encoder, ready for training and MONAI Label."""
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bundle_cells import path_of, truth
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.commands import path_of, truth
+from ..commanding.environment import ROOT
 
 __all__ = ["new_task"]
 
@@ -54,11 +43,10 @@ def new_task(
         settings: other defaults of its configs (--epochs, ...). Spacing and normalization are those of segmentation
             (train, inference), patch_size also that of features; all others reach every config that has them.
     """
-    sys.path.insert(0, str(ROOT))
-    from distribution import ENCODER, Derived, bundle_names, check_name, check_settings, write_bundle
-
     from common.engines.settings import meant_values
     from common.errors import end_in_a_sentence
+
+    from .distribution import ENCODER, Derived, bundle_names, check_name, check_settings, write_bundle
 
     end_in_a_sentence()
     settings = meant_values(settings)
@@ -199,10 +187,3 @@ def _of_model(model: Path, labels: object, channels: object) -> tuple[list[str],
             "each a name, or leave --channels out"
         )
     return names, images
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(new_task)

@@ -1,17 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-r"""Pre-train or fine-tune over several sites with NVFLARE, whose scans stay where they are; only weights travel.
-
-  python tools/export_bundle.py mae_resenc_l --output dist
-  python tools/federated.py dist/mae_resenc_l pretrain --sites "A=/data/a,B=/data/b" --rounds 100 --local_epochs 10
-  python tools/federated.py dist/mae_resenc_l train --sites "A=/data/a,B=/data/b" --rounds 15 --local_epochs 10 \
-    --labels "['background','lesion']"
-  python tools/federated.py dist/mae_resenc_l pretrain --sites 'A=$DATA,B=$DATA' --output '$RESULTS' \
-    --site_bundle '$BUNDLE' --job job
-
-The first two runs simulate the sites on this machine. The last writes a job for a server of NVFLARE: folders are then
-those at the sites, where $DATA and the like are looked up. It needs nvflare (pip install nvflare==2.9.0). Read
-docs/federated.md first: what travels, and what is not protected.
-"""
+"""Pre-train or fine-tune over several sites with NVFLARE, whose scans stay where they are; only weights travel."""
 
 from __future__ import annotations
 
@@ -25,8 +13,6 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-
-from environment import ROOT, RUNTIME, ensure
 
 __all__ = ["federated"]
 
@@ -60,7 +46,6 @@ def federated(
         gpus: of this machine for the simulated sites, with commas between: "0,1".
         settings: of the config, the same for all sites (--batch_size, --iterations_per_epoch, ...).
     """
-    sys.path.insert(0, str(ROOT))
     from common.engines.settings import meant_values, unknown_settings
     from common.errors import end_in_a_sentence
 
@@ -110,7 +95,7 @@ def federated(
     shared |= {"bundle": site_bundle, "output": output} if job else {"bundle": str(here), "output": str(results)}
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         _write_start(here, config | settings, WORKFLOWS[workflow])
-        shutil.copyfile(ROOT / "tools" / CLIENT, CLIENT)
+        shutil.copyfile(Path(__file__).with_name(CLIENT), CLIENT)
         recipe = FedAvgRecipe(
             name=f"{here.name}_{workflow}",
             min_clients=len(folders),
@@ -196,10 +181,3 @@ def _report(results: Path, server: Path, rounds: int) -> None:
         )
         print(f"after {number} rounds: {'; '.join(shown)}")
     print(f"the federation's model: {results / sorted(final)[0] / 'models'}, the same at every site")
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    fire.Fire(federated)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bundle_cells import truth
-from commands import shard_parts, whole
 from tqdm import tqdm
+
+from ..commanding.commands import shard_parts, truth, whole
 
 __all__ = ["prepare", "verify"]
 

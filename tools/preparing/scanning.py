@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from bundle_cells import truth
-from commands import whole
-from environment import ROOT
+
+from ..commanding.commands import truth, whole
 
 if TYPE_CHECKING:
     from common.data.cases import Case
@@ -44,7 +42,6 @@ def scan(
         quality: measure every volume, not just those that are drawn, for hints at poor quality; reads all voxels.
         threads: that read headers.
     """
-    sys.path.insert(0, str(ROOT))
     from common.data.checking.survey import hints, in_threads, measure, survey
     from common.errors import DataError
     from common.files import write_json
@@ -124,7 +121,6 @@ def list_cases(
         seed: of the split.
         threads: that read files.
     """
-    sys.path.insert(0, str(ROOT))
     from common.data.checking.filters import Filters
     from common.data.listing.datalists import read_datalist
     from common.data.listing.splits import kept_parts, split_by_subject, subjects_of

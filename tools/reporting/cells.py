@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from ..studies.results import METRICS, Block, Results, every_run
 from .comparison import baseline, case_scores, compare, interval, paired_case_scores, resampled, score
-from .results import METRICS, Block, Results, every_run
 from .significance import Ranks, by_unit, rank
 
 __all__ = [

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.metrics import classification_scores, known_mean
 
-from .results import Block, every_run, shared_runs
+from ..studies.results import Block, every_run, shared_runs
 
 __all__ = [
     "RESAMPLES",

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
+from ..studies.results import Block, Results
 from .cells import best_and_worst
 from .comparison import baseline, case_scores
 from .document import Heading, Part, Picture, Table, Text
 from .outcome import budget_words, main_budget, order_of_arms
 from .overlays import draw_case
 from .pictures import Look, draw_curves
-from .results import Block, Results
 from .tables import number
 
 __all__ = ["curves_part", "predictions_part"]

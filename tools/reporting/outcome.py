@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from ..studies.results import METRICS, Block, Results, shared_runs
 from .cells import mean_score
 from .comparison import baseline, compare, interval
-from .results import METRICS, Block, Results, shared_runs
 from .tables import TITLES, bounds, number
 
 __all__ = ["Verdict", "budget_words", "caveats", "headline", "judge", "main_budget", "of_planned", "order_of_arms"]

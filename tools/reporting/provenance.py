@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..studies.results import Results, read_json
 from .document import Heading, Part, Table, Text
-from .results import Results, read_json
 from .tables import BACKBONES
 
 __all__ = ["counts_sentence", "provenance_part"]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .cards import PUBLISHED, Published, published
+from ..studies.cards import PUBLISHED, Published, published
 from .cells import Cell
 from .document import Heading, Part, Table, Text
 from .tables import BACKBONES, TITLES, number

@@ -24,6 +24,7 @@ from typing import Any
 
 from common.files import replace_file
 
+from ..studies.results import METRICS, Block, Results, blocks_of, read_results
 from .cells import Cell, all_cells, case_rows, group_rows
 from .document import Heading, Part, Strong, Table, Text, write_html, write_markdown
 from .examples import curves_part, predictions_part
@@ -31,7 +32,6 @@ from .outcome import budget_words, caveats, headline, main_budget
 from .pictures import looks
 from .provenance import counts_sentence, provenance_part
 from .published_numbers import published_part
-from .results import METRICS, Block, Results, blocks_of, read_results
 from .sections import all_ranks, groups_part, ranks_part, scores_part
 from .significance import Ranks, pair_tests
 from .tables import TITLES, main_table

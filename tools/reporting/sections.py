@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from ..studies.results import METRICS, Block, Results, groups_sentence
 from .cells import MEANS, Cell, case_ranks, data_set_ranks
 from .comparison import RESAMPLES
 from .document import Heading, Part, Picture, Text
 from .outcome import budget_words, of_planned
 from .pictures import Look, draw_budgets, draw_ranks, draw_scores
-from .results import METRICS, Block, Results, groups_sentence
 from .significance import Ranks
 from .tables import (
     FEWER,

@@ -14,8 +14,8 @@ from statsmodels.stats.multitest import multipletests
 
 from common.metrics import known_mean
 
+from ..studies.results import Block, shared_runs
 from .comparison import average_precision, compare, one_hot, paired_case_scores
-from .results import Block, shared_runs
 
 __all__ = ["ALPHA", "Ranks", "by_unit", "critical_difference", "pair_tests", "rank"]
 

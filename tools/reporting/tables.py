@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from ..studies.results import Results
 from .cells import MEANS, Cell, kind_of
 from .document import Strong, Table
-from .results import Results
 from .significance import Ranks
 
 __all__ = [

@@ -1,28 +1,12 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Score predicted segmentations against references, whoever made them: Dice, NSD, HD95 and volume error.
-
-  python tools/evaluate.py PREDICTIONS REFERENCES                # two folders of NIfTI label maps of the same names
-  python tools/evaluate.py prediction.nii.gz reference.nii.gz    # two files
-  python tools/evaluate.py PREDICTIONS REFERENCES --labels "['background','edema','core']"
-  python tools/evaluate.py PREDICTIONS REFERENCES --labels "['background','a','b']" --regions "{'both':[1,2],'b':[2]}"
-  python tools/evaluate.py PREDICTIONS REFERENCES --groups cases.csv --group centre
-
-It prints the means over cases with 95 % bootstrap intervals, and writes scores.csv (a row for each case and class),
-scores.json (also the means, for all and for each group, what was left out and why) and scores.png. Distances are in mm
-and volumes in ml, from the files' headers. Without --labels, the values in the references are the classes.
-
-A case without its prediction, on another grid, or that is no label map is named, left out of the means and listed in
-scores.json. The exit status is 1 if nothing could be scored.
-"""
+"""Score predicted segmentations against references, whoever made them: Dice, NSD, HD95 and volume error."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bundle_cells import truth
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.commands import truth
 
 __all__ = ["evaluate"]
 
@@ -77,7 +61,6 @@ def evaluate(
         num_workers: cases that are scored at a time.
         strict: stop if a case cannot be scored.
     """
-    sys.path.insert(0, str(ROOT))
     from tqdm import tqdm
 
     from common.data import segmentation_task
@@ -140,10 +123,3 @@ def evaluate(
         settings={"labels": labels, "groups": groups, "predictions_without_reference": unmatched},
         missing=missing,
     )
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    from commands import run
-
-    run(evaluate, sys.argv[1:])

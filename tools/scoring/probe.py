@@ -1,21 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""See what the frozen features of a bundle's features config tell about your own question, before you trust them.
-
-  python tools/probe.py bundles/mae_resenc_l/output/features --table labels.csv --target diagnosis
-  python tools/probe.py features.csv --table labels.csv --target age --group patient --repeats 5
-
-labels.csv has a column case (names of the images, with or without .nii.gz), the target, and perhaps a group: scans of
-one patient then stay on one side of every split. Classes or numbers are told by the values (--task says otherwise).
-
-Two probes, k nearest neighbours and a regularised linear model, against a baseline that looks at nothing, in a repeated
-cross-validation: standardisation, k and the strength of the regularisation are chosen within each training part alone.
-Intervals (95 %) are a bootstrap over cases, or over groups; they leave out what depends on the cases trained on, and so
-are a little too narrow.
-
-It writes probe.json (scores, folds, settings), probe.csv (every out-of-fold prediction) and map.png into probe_<target>
-beside the features, or into --output. Frozen features are weak for segmentation: in the study's comparison of schedules
-a frozen encoder reached 55 Dice, a fine-tuned one 76.
-"""
+"""See what the frozen features of a bundle's features config tell about your own question, before you trust them."""
 
 from __future__ import annotations
 
@@ -23,11 +7,8 @@ import csv
 import io
 import json
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from environment import ROOT, RUNTIME, ensure
 
 if TYPE_CHECKING:
     from common.engines.probing import ProbeResult
@@ -61,12 +42,11 @@ def probe(
         seed: of everything random.
         output: folder to write; default probe_<target> beside the features.
     """
-    sys.path.insert(0, str(ROOT))
-    from probe_map import draw_map
-
     from common.engines.features import FROZEN_CAVEAT, read_features
     from common.engines.probing import probe_features, read_target
     from common.files import replace_file, write_json
+
+    from .feature_map import draw_map
 
     source = Path(str(features)).expanduser()
     beside = source if source.is_dir() else source.parent
@@ -156,10 +136,3 @@ def _predictions(result: ProbeResult) -> str:
                 likely = [f"{p:.6g}" for p in result.scores[model][index, repeat]] if target.classes else []
                 writer.writerow([case, *member, model, repeat, int(result.fold[index, repeat]), *said, *likely])
     return text.getvalue()
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    from commands import run
-
-    run(probe, sys.argv[1:])

@@ -1,15 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""See the whole chain on real MRI: pre-train, look, fine-tune with and without pre-training, predict, compare, report.
-
-  python tools/quickstart.py                          # MAE with the residual U-Net, on the MNI152 template
-  python tools/quickstart.py --bundle simclr_primus_m # any other bundle: another method, the transformer
-  python tools/quickstart.py --data FOLDER            # your own NIfTI; segmentation too if it has images/ and labels/
-
-It makes its own environment (.venv) unless the running one has the exact pins, runs the bundle's own configs through
-monai.bundle, with a narrow network, small crops and few steps set on the command line, and ends with report.html, one
-file with everything in it. Settings: --bundle, --data, --output (default quickstart/<bundle>), --seed, --scale (1.0;
-2.0 takes twice the steps). A run that was cut goes on when started again with the same settings.
-"""
+"""The whole chain on small volumes: pre-train, fine-tune with and without, predict, compare, report."""
 
 from __future__ import annotations
 
@@ -23,7 +13,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.environment import ROOT
 
 __all__ = ["quickstart"]
 
@@ -92,7 +82,6 @@ def _sizes(folder: Path) -> tuple[float, int, float]:
     """Return the entry of ``_SIZES`` for these volumes, whose crops then show much of them; reads headers only."""
     import numpy as np
 
-    sys.path.insert(0, str(ROOT))
     from common.errors import DataError
     from common.transforms import read_header
 
@@ -111,7 +100,6 @@ def _sizes(folder: Path) -> tuple[float, int, float]:
 
 def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list[str]]:
     """Write a datalist of the user's folder; return what each part is, and the class names if it is labelled."""
-    sys.path.insert(0, str(ROOT))
     from common.data import SegmentationTask, labelled_lists, pretraining_lists, usable_cases
     from common.errors import DataError
     from common.transforms import read_volume
@@ -186,7 +174,7 @@ def quickstart(
         raise SystemExit(f"Stopped: {folder} holds something else already; empty it or give another --output")
     marker.write_text(json.dumps(settings))
 
-    from template_data import LABELS, NOTICE, write_template_data
+    from ..preparing.template import LABELS, NOTICE, write_template_data
 
     began = time.monotonic()
     if data is None:
@@ -255,8 +243,7 @@ def quickstart(
             )
             (folder / where / "finished").touch()
 
-    sys.path.insert(0, str(ROOT))
-    from report import write_report
+    from .report import write_report
 
     path = write_report(
         folder,
@@ -272,10 +259,3 @@ def quickstart(
     )
     print(f"\nEverything took {time.monotonic() - began:.0f} s and at most {chain.peak_mib:.0f} MiB in one process.")
     print(f"Open {path} in a browser.")
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    from commands import run
-
-    run(quickstart, sys.argv[1:])

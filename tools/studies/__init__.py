@@ -1,2 +1,2 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""The benchmark: studies of bundles on labelled data sets, what they cost, and their reports."""
+"""Studies of bundles on labelled data sets: what they hold, what they cost, and how they are run."""

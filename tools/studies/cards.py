@@ -13,7 +13,6 @@ import difflib
 import json
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -23,13 +22,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import yaml
-from environment import ROOT
 
-sys.path.insert(0, str(ROOT))
 from common.data.listing.labelled import labelled_lists, segmentation_task
 from common.errors import DataError, SettingsError
 from common.tasks import SegmentationTask
 from common.transforms import read_header, read_volume
+
+from ..commanding.environment import ROOT
 
 __all__ = ["Card", "Published", "Row", "Table", "card_for_folder", "card_table", "cards", "published", "read_card"]
 

@@ -1,14 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Compare bundles on labelled data sets: methods x data sets x folds in one file, run and reported by a command each.
-
-  python tools/study.py plan study.yaml        # what it will cost: hours, memory, disk; nothing is trained
-  python tools/study.py run study.yaml         # all runs that are not done; killed, the same command goes on
-  python tools/study.py report study.yaml      # tables, tests and pictures: one HTML, Markdown, CSV
-  python tools/study.py slurm study.yaml       # a script for a cluster's job array
-  python tools/study.py card FOLDER            # a data set card for your own labelled folder
-
-docs/study.md says what study.yaml holds; studies/example.yaml is one to start from.
-"""
+"""What the command ``study`` does with one file: plan, run, hand to a cluster."""
 
 from __future__ import annotations
 
@@ -17,16 +8,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import commands
-from commands import number, shard_parts, whole
-from environment import ROOT, RUNTIME, ensure
+from ..commanding.commands import number, shard_parts, whole
+from ..commanding.environment import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from studies.definition import Study
+    from .definition import Study
 
-__all__ = ["card", "measure", "one", "plan", "report", "run", "slurm"]
+__all__ = ["card", "measure", "one", "opened", "plan", "run", "slurm", "written"]
 
 _SBATCH = """#!/bin/bash
 # {name}: every task of the array does its share of the runs; a run that another task works on is left to it.
@@ -41,19 +31,20 @@ exec {python} tools/study.py run {source} --output {folder} --shard "$SLURM_ARRA
 """
 
 
-def _study(file: str, output: str = "") -> Study:
-    from studies.reading import read_study
+def opened(file: str, output: str = "") -> Study:
+    """Read a study, and go to the root, relative to which bundles are run."""
+    from .reading import read_study
 
     study = read_study(file, output=Path(output).expanduser().absolute() if output else None)
     os.chdir(ROOT)
     return study
 
 
-def _write(study: Study) -> None:
+def written(study: Study) -> None:
     """Write study.json, unless there are results of another study."""
-    from studies.execution import check_results
-
     from common.files import write_json
+
+    from .execution import check_results
 
     check_results(study)
     study.folder.mkdir(parents=True, exist_ok=True)
@@ -86,15 +77,15 @@ def plan(
     """
     hours, memory_gib = number("hours", hours), number("memory_gib", memory_gib)
     jobs, shards, steps = whole("jobs", jobs), whole("shards", shards, least=1), whole("steps", steps, least=1)
-    from bundle_cells import truth
+    from ..commanding.commands import truth
 
     again = truth(again)
-    told = _study(study, output)
-    from studies.cost import write_plan
-    from studies.scheduling import places
+    told = opened(study, output)
+    from .cost import write_plan
+    from .scheduling import places
 
     where = places(gpus, jobs)
-    _write(told)
+    written(told)
     write_plan(told, where, hours=hours, memory_gib=memory_gib, shards=shards, steps=steps, again=again)
 
 
@@ -111,12 +102,12 @@ def run(study: str, output: str = "", gpus: str = "", jobs: int = 0, shard: str 
     jobs = whole("jobs", jobs)
     if shard:
         shard_parts(shard)
-    told = _study(study, output)
-    from studies.execution import pieces, state
-    from studies.scheduling import places, run_pieces
+    told = opened(study, output)
+    from .execution import pieces, state
+    from .scheduling import places, run_pieces
 
     where = places(gpus, jobs)
-    _write(told)
+    written(told)
     failed = run_pieces(told, where, shard=shard)
     names = [name for name in pieces(told) if name.startswith("runs/")]
     done = sum(state(told.folder / name) == "finished" for name in names)
@@ -126,20 +117,6 @@ def run(study: str, output: str = "", gpus: str = "", jobs: int = 0, shard: str 
         raise SystemExit(f"Failed:\n{listed}\nStopped: {len(failed)} failed; the same command tries them again")
     if done == len(names):
         print(f"report: python tools/study.py report {study}" + (f" --output {output}" if output else ""))
-
-
-def report(study: str, output: str = "") -> None:
-    """Write the report of what is finished.
-
-    Args:
-        study: YAML file.
-        output: folder of the study, instead of the one that the file says.
-    """
-    told = _study(study, output)
-    _write(told)
-    from studies.report import write_report
-
-    print(f"written: {write_report(told.folder)}")
 
 
 def slurm(study: str, output: str = "", tasks: int = 16, options: str = "--gres=gpu:1 --cpus-per-task=8") -> None:
@@ -154,9 +131,9 @@ def slurm(study: str, output: str = "", tasks: int = 16, options: str = "--gres=
     from shlex import quote
 
     tasks, lines = whole("tasks", tasks, least=1), _sbatch_lines(options)
-    told = _study(study, output)
-    _write(told)
-    from studies.definition import plain_name
+    told = opened(study, output)
+    written(told)
+    from .definition import plain_name
 
     count = min(tasks, len(told.runs()))
     script = told.folder / "study.sbatch"
@@ -217,7 +194,8 @@ def card(folder: str, output: str = "") -> None:
         output: YAML to write; default <folder's name>.yaml here.
     """
     import yaml
-    from studies.cards import card_for_folder
+
+    from .cards import card_for_folder
 
     place = Path(folder).expanduser().absolute()
     file = Path(output or f"{place.name}.yaml").expanduser()
@@ -230,9 +208,9 @@ def card(folder: str, output: str = "") -> None:
 
 def one(study: str, piece: str, output: str) -> None:
     """Do one piece; what ``run`` starts in a process of its own."""
-    told = _study(study, output)
-    from studies.execution import do, pieces
-    from studies.scheduling import ELSEWHERE
+    told = opened(study, output)
+    from .execution import do, pieces
+    from .scheduling import ELSEWHERE
 
     _one_of(piece, pieces(told), "piece")
     if do(told, piece) == "elsewhere":
@@ -244,10 +222,11 @@ def measure(study: str, name: str, config: str, output: str, file: str, steps: i
     import json
 
     steps = whole("steps", steps, least=1)
-    told = _study(study, output)
-    from studies.cost import measure as tried
-
     from common.files import write_json
+
+    told = opened(study, output)
+
+    from .cost import measure as tried
 
     runs = {each.name: each for each in told.runs()}
     _one_of(name, runs, "run")
@@ -268,9 +247,3 @@ def _one_of(name: str, known: Collection[str], what: str) -> None:
     if name not in known:
         near = get_close_matches(name, known, n=1, cutoff=0.0)[0]
         raise SettingsError(f"the study has no {what} {name!r}; the nearest of its {len(known)} is {near}")
-
-
-if __name__ == "__main__":
-    ensure(RUNTIME)
-    several = (plan, run, report, slurm, card, one, measure)
-    commands.run({each.__name__: each for each in several}, sys.argv[1:])

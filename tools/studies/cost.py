@@ -22,13 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT
 from tqdm import tqdm
 
 from common.data.cases import case_name, images_of
 from common.errors import SettingsError
 from common.files import write_json
 
+from ..commanding.environment import ROOT
 from .definition import PRETRAINING, Arm, DataSet, Run, Study, bundle_config, digest
 from .execution import machine, peak_gib, predict, pretraining_of, run_config, state, train, write_datalist
 from .scheduling import Place

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from environment import ROOT
+
+from ..commanding.environment import ROOT
 
 __all__ = [
     "OWN",

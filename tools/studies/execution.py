@@ -24,13 +24,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from environment import ROOT
 from filelock import FileLock, Timeout
 
 from common.data.cases import Case, case_name, images_of
 from common.errors import SettingsError, sentence
 from common.files import sha256, write_json
 
+from ..commanding.environment import ROOT
 from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
 from .results import read_json
 

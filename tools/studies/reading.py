@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from environment import ROOT
 from filelock import FileLock
 
 from common.data import classified_lists, labelled_lists, segmentation_task, split_cases
@@ -21,6 +20,7 @@ from common.errors import DataError, SettingsError
 from common.files import write_json
 from common.optimizers.schedules import SCHEDULES
 
+from ..commanding.environment import ROOT
 from .cards import read_card
 from .definition import (
     OWN,
@@ -416,7 +416,7 @@ def _template(folder: Path) -> tuple[str, str]:
     Returns:
         datalist and splits.
     """
-    from template_data import write_template_data
+    from ..preparing.template import write_template_data
 
     place = folder / "data" / "template"
     datalist, splits = place / "datalist.json", place / "splits.json"

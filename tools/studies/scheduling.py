@@ -13,12 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from commands import shard_parts
-from environment import ROOT
 from tqdm import tqdm
 
 from common.errors import SettingsError
 
+from ..commanding.commands import shard_parts
+from ..commanding.environment import ROOT
 from .definition import Study
 from .execution import FAILED, pieces, state
 

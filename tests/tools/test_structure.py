@@ -1,0 +1,93 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""What a stranger finds in tools/: commands at the top, what they call in folders that import one way only."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from ..conftest import ROOT
+
+TOOLS = ROOT / "tools"
+COMMANDS = {
+    *("benchmark", "check", "choose", "evaluate", "export_bundle", "export_checkpoint", "federated"),
+    *("import_checkpoint", "inspect_weights", "label_curve", "label_environment", "new_task", "prepare_data", "probe"),
+    *("quickstart", "schedules", "sharding", "study"),
+}
+# what each folder may import besides itself and common/; the app is copied to a server and stands alone
+FOLDERS: dict[str, set[str]] = {
+    "commanding": set(),
+    "checkpoints": {"commanding"},
+    "preparing": {"commanding"},
+    "exporting": {"commanding", "checkpoints"},
+    "federating": {"commanding"},
+    "benchmarking": {"commanding", "preparing"},
+    "studies": {"commanding", "preparing"},
+    "reporting": {"commanding", "studies"},
+    "choosing": {"commanding", "studies", "reporting"},
+    "scoring": {"commanding"},
+    "curves": {"commanding", "preparing", "studies"},
+    "starting": {"commanding", "preparing"},
+    "monai_label_app": set(),
+}
+
+
+def modules() -> list[Path]:
+    return [path for path in sorted(TOOLS.rglob("*.py")) if "__pycache__" not in path.parts]
+
+
+def imported(path: Path) -> Iterator[tuple[str, ...]]:
+    """Yield what a file imports, as the parts of absolute names; imports inside functions count as well."""
+    package = path.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield tuple(name.name.split("."))
+        elif isinstance(node, ast.ImportFrom):
+            base = (*package[: len(package) - node.level + 1],) if node.level else ()
+            module = (*base, *(node.module.split(".") if node.module else ()))
+            for name in node.names:
+                yield (*module, name.name)
+
+
+def test_at_the_top_are_commands_only() -> None:
+    assert {path.stem for path in TOOLS.glob("*.py")} == {*COMMANDS, "__init__"}
+    assert {path.name for path in TOOLS.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(FOLDERS)
+
+
+def test_folders_import_one_way_only() -> None:
+    assert list(TopologicalSorter(FOLDERS).static_order()), "the table itself has no circle"
+    wrong = []
+    for path in modules():
+        place = path.relative_to(TOOLS)
+        folder = place.parts[0] if len(place.parts) > 1 else None
+        allowed = set(FOLDERS) if folder is None else {folder, *FOLDERS[folder]}
+        for name in imported(path):
+            if name[0] == "tools" and (len(name) < 2 or name[1] not in allowed):
+                wrong.append(f"{place} imports {'.'.join(name)}")
+            if folder == "monai_label_app" and name[0] in ("tools", "common"):
+                wrong.append(f"{place} imports {'.'.join(name)}")
+    assert not wrong, wrong
+
+
+def test_no_module_imports_itself_through_others() -> None:
+    names = {path.relative_to(ROOT).with_suffix("").parts: path for path in modules() if path.stem != "__init__"}
+    graph = {
+        name: {name_part for full in imported(path) for name_part in (full, full[:-1]) if name_part in names}
+        for name, path in names.items()
+    }
+    assert list(TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
+
+
+def test_common_does_not_know_the_tools() -> None:
+    for path in (ROOT / "common").rglob("*.py"):
+        assert not [name for name in imported(path) if name[0] == "tools"], path
+
+
+def test_the_environment_is_made_with_the_standard_library_alone() -> None:
+    for path in (TOOLS / "commanding" / "environment.py", TOOLS / "commanding" / "label_environment.py"):
+        for name in imported(path):
+            assert name[0] in sys.stdlib_module_names or name[:3] == ("tools", "commanding", "environment"), name

@@ -1,0 +1,27 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Write a bundle's weights as a checkpoint for the reference's downstream code, or as safetensors.
+
+  python tools/export_checkpoint.py mae_resenc_l                          # models/pretrained_encoder.pt
+  python tools/export_checkpoint.py mae_resenc_l --source pretraining_state.pt    # with the method's own layers
+  python tools/export_checkpoint.py mae_resenc_l --format safetensors     # this project's names, receipt as metadata
+
+The checkpoint has the reference's names, aliases included, and its adaptation plan, inside and beside it. Tokens of
+Primus are in the order that today's downstream Primus reads, first spatial axis slowest, and the plan says so in
+token_order, which tools/import_checkpoint.py obeys.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.commanding.environment import RUNTIME, ensure
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    import fire
+
+    from tools.checkpoints.exporting import export_checkpoint
+
+    fire.Fire(export_checkpoint)

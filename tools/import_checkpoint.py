@@ -1,0 +1,31 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Turn a published OpenMind checkpoint, or one that nnssl made, into a bundle's pre-trained encoder, with a receipt.
+
+  python tools/import_checkpoint.py mae_resenc_l                            # the published weights, from Hugging Face
+  python tools/import_checkpoint.py mae_resenc_l --source checkpoint_final.pth
+  python tools/import_checkpoint.py mae_primus_m --source owner/name@revision
+  python tools/import_checkpoint.py mae_primus_m --source https://host/checkpoint_final.pth
+
+It writes models/pretrained_encoder.pt of the bundle, which its train config reads, and pretrained_encoder.json beside
+it: where the weights come from and what became of each tensor. An earlier file there is kept under another name.
+Without network access, put checkpoint_final.pth into bundles/<bundle>/models/openmind/ and run the first command.
+
+Nothing in the file is executed: tensors and plain values only. A file that is damaged, of another bundle, or does not
+cover the encoder is refused.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.commanding.environment import RUNTIME, ensure
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    import fire
+
+    from tools.checkpoints.importing import import_checkpoint
+
+    fire.Fire(import_checkpoint)

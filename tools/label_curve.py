@@ -1,0 +1,35 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Did pre-training help, and with how many labelled cases? Fine-tune both ways on few and on many, and compare.
+
+  python tools/label_curve.py mae_resenc_l --data FOLDER --cases 2,4,8,16,all
+  python tools/label_curve.py mae_resenc_l --data FOLDER --pretrained encoder.pt --epochs 150 --patch_size [160,160,160]
+  python tools/label_curve.py mae_primus_m --data mni                      # on the template that nilearn ships
+
+FOLDER holds labelled cases as train.yaml reads them. They are split into folds; the cases of one fold are never seen in
+training, not even without their labels. For every fold, number of cases and seed, the network is fine-tuned twice with
+the same cases, steps and seed: from the pre-trained encoder with the bundle's recipe, and from scratch with its recipe
+for that. Each of the two gets the learning rate that is best for it on held-out cases of the first fold's training
+part; where the best of those tried is at an end, more are tried. The last model predicts the unseen fold. Differences
+are taken case by case.
+
+Without --pretrained, an encoder is pre-trained for each fold on the images of its training part. A name that is none
+of the arguments below is a setting of the bundle's configs (--epochs, --patch_size, --features_per_stage, ...); on a
+machine without a GPU a narrow network and short runs are the default, and what was used is written down. A run that was
+cut goes on with the same command. It writes curve.csv, curve.json, curve.md and curve.png.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.commanding.environment import RUNTIME, ensure
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    import fire
+
+    from tools.curves.label_curve import label_curve
+
+    fire.Fire(label_curve)

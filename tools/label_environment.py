@@ -1,0 +1,19 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Make the environment in which the tests start a MONAI Label server: .venv-label, apart from the project's own.
+
+  python tools/label_environment.py
+
+tools/check.py --all calls it. It has the pins of requirements-label.txt, with a stand-in for torchvision (see
+tests/ecosystem/torchvision_standin), and is no environment to work in: docs/monai_label.md says how to make that one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.commanding.label_environment import label_python
+
+if __name__ == "__main__":
+    print(label_python())

@@ -1,0 +1,27 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""See the whole chain on real MRI: pre-train, look, fine-tune with and without pre-training, predict, compare, report.
+
+  python tools/quickstart.py                          # MAE with the residual U-Net, on the MNI152 template
+  python tools/quickstart.py --bundle simclr_primus_m # any other bundle: another method, the transformer
+  python tools/quickstart.py --data FOLDER            # your own NIfTI; segmentation too if it has images/ and labels/
+
+It makes its own environment (.venv) unless the running one has the exact pins, runs the bundle's own configs through
+monai.bundle, with a narrow network, small crops and few steps set on the command line, and ends with report.html, one
+file with everything in it. Settings: --bundle, --data, --output (default quickstart/<bundle>), --seed, --scale (1.0;
+2.0 takes twice the steps). A run that was cut goes on when started again with the same settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tools.commanding.environment import RUNTIME, ensure
+
+if __name__ == "__main__":
+    ensure(RUNTIME)
+    from tools.commanding.commands import run
+    from tools.starting.quickstart import quickstart
+
+    run(quickstart, sys.argv[1:])
