@@ -132,7 +132,7 @@ def test_scan_draws_any_name_and_reports_what_it_could_not_measure(
         os.rename(folder / "x.nii.gz", folder / name)
     cut = folder / "cut.nii.gz"
     cut.write_bytes(cut.read_bytes()[:9000])
-    scan(str(folder), output=str(tmp_path / "out"), quality=True)
+    run({"scan": scan}, ["scan", str(folder), "--output", str(tmp_path / "out"), "--quality", "true"])
     told = capsys.readouterr().out
     assert "2 volume(s) cannot be used" in told
     assert "voxels that are NaN or infinite" in told
