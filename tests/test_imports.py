@@ -13,6 +13,7 @@ COMMON = ROOT / "common"
 # each imports only what is before it
 LAYERS = [
     "errors",
+    "bundles",
     "files",
     "memory",
     "processes",

@@ -30,6 +30,8 @@ def _config_problems(path: Path) -> list[str]:
     import yaml
     from monai.bundle import ConfigParser
 
+    from common.bundles import read_config
+
     class Strict(yaml.SafeLoader):
         pass
 
@@ -42,10 +44,10 @@ def _config_problems(path: Path) -> list[str]:
 
     problems: list[str] = []
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
-    content = yaml.load(path.read_text("utf-8"), Strict)
-    if path.parts[-2] != "configs" or path.parts[-4] != "bundles":
+    yaml.load(path.read_text("utf-8"), Strict)
+    if "bundles" not in path.relative_to(ROOT).parts:
         return problems
-    parser = ConfigParser(content)
+    parser = ConfigParser(read_config(path))
     parser.resolve_macro_and_relative_ids()
     resolved = parser.get()
 
@@ -72,13 +74,19 @@ def _config_problems(path: Path) -> list[str]:
 
 
 def _configs() -> bool:
-    """Check all YAML of the project and print each problem."""
+    """Check all YAML of the project and print each problem; of the links to one source, the first."""
+    from tools.linking.links import problems
+
     good = True
-    paths = [*ROOT.glob("common/configs/*.yaml"), *ROOT.glob("bundles/*/configs/*.yaml")]
+    linked = {path.resolve(): path for path in sorted(ROOT.glob("bundles/*/configs/*.yaml"), reverse=True)}
+    paths = [*ROOT.glob("common/configs/*.yaml"), *linked.values()]
     for path in sorted(paths):
         for problem in _config_problems(path):
             print(f"{path.relative_to(ROOT)}: {problem}")
             good = False
+    for problem in problems():
+        print(problem)
+        good = False
     return good and bool(paths)
 
 

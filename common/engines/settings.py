@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import inspect
 import re
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from monai.bundle import ConfigParser
 from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
+from ..bundles import callers, completed, runs_for_a_user
 from ..errors import SettingsError, end_in_a_sentence
 from ..tasks import SegmentationTask
 
@@ -28,9 +26,6 @@ _OWN = {
     *("workflow_type", "workflow", "workflow_name", "properties_path"),
     *DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"],
 }
-
-# modules that run a bundle for a user: MONAI's command line, and MONAI Label, whose viewers show the last lines
-_ENTRIES = ("monai.bundle.__main__", "monailabel.interfaces.utils.app")
 
 # what YAML reads as these values, the command line gives as text
 _TEXTS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None}
@@ -155,16 +150,15 @@ def check_settings(bundle_root: str = ".") -> None:
             of the bundle.
     """
     _check_code(bundle_root)
-    main = getattr(sys.modules["__main__"], "__spec__", None)
-    if main is None or main.name not in _ENTRIES:
+    if not runs_for_a_user():
         return
     end_in_a_sentence()
-    frame: FrameType | None = inspect.currentframe()
-    while frame is not None:
+    for frame in callers():
         if frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
             break
-        frame = frame.f_back
-    if frame is None or not {"override", "args_file", "config_file", "workflow"} <= frame.f_locals.keys():
+    else:
+        return
+    if not {"override", "args_file", "config_file", "workflow"} <= frame.f_locals.keys():
         return
     given = dict(frame.f_locals["override"])
     config_file = frame.f_locals["config_file"]
@@ -172,12 +166,12 @@ def check_settings(bundle_root: str = ".") -> None:
         arguments = ConfigParser.load_config_file(file)
         config_file = config_file or arguments.get("config_file")
         given = arguments | given
-    config = ConfigParser.load_config_files(config_file)
-    if told := unknown_settings(given, config):
+    written = ConfigParser.load_config_files(config_file)
+    if told := unknown_settings(given, completed(written)):
         raise SettingsError(told)
     if told := elsewhere(config_file, bundle_root, chosen=given.get("bundle_root") is not None):
         raise SettingsError(told)
-    if (frame.f_locals.get("tracking") or given.get("tracking")) and str(config.get("train")).startswith("%"):
+    if (frame.f_locals.get("tracking") or given.get("tracking")) and "shared" in written:
         raise SettingsError(
             "--tracking would track nothing: MONAI adds its handlers to a config that is complete, as those of an "
             "exported bundle are; write one with tools/export_bundle.py, or use TensorBoard, which is always on"

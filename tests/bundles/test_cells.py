@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as run_bundle
 from torch import Tensor, nn
 
+from common.bundles import read_config
 from common.data import CropDataset, StoreSettings, VolumeStore
 from common.handlers import PretrainingCheckpoint
 from common.weights import fine_tuning_network, read_checkpoint
@@ -58,7 +59,7 @@ class Cell:
 
 def build(bundle: str, scans: Path, *, samples: int = 2, device: str = "cpu", **settings: Any) -> Cell:
     """Build a cell from its config, narrow, with the views of a batch of real crops."""
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/pretrain.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/pretrain.yaml"))
     parser.update(small_settings(bundle) | {"device": f"$torch.device('{device}')", "batch_size": samples} | settings)
     torch.manual_seed(0)
     method, loss, views = (parser.get_parsed_content(name) for name in ("method", "loss", "views"))
@@ -198,7 +199,7 @@ def test_a_run_repeats_resumes_and_is_taken_by_fine_tuning(
     assert any(not torch.equal(value, other["method"][name]) for name, value in whole["method"].items())
 
     # fine-tuning takes the whole encoder
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/train.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/train.yaml"))
     names = ("features_per_stage", "blocks_per_stage", "embed_dim", "depth", "num_heads")
     parser.update({name: value for name, value in small_settings(bundle).items() if name in names})
     parser["patch_size"] = [32, 32, 32]

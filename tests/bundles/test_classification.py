@@ -15,6 +15,7 @@ import torch
 from monai.bundle import ConfigParser
 from monai.bundle import run as run_bundle
 
+from common.bundles import read_config
 from common.errors import sentence
 from common.handlers import FineTuningCheckpoint
 from common.weights import read_checkpoint, write_checkpoint
@@ -196,7 +197,7 @@ def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Encoders as pre-training writes them, of both backbones."""
     folder = tmp_path_factory.mktemp("pretrained")
     for bundle in PAIR:
-        parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/pretrain.yaml"))
+        parser = ConfigParser(read_config(f"bundles/{bundle}/configs/pretrain.yaml"))
         parser.update({**SIZES[bundle], "patch_size": [32, 32, 32]})
         torch.manual_seed(7)
         weights = parser.get_parsed_content("backbone").state_dict()

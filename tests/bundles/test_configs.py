@@ -12,6 +12,7 @@ import torch
 import yaml
 from monai.bundle import ConfigParser
 
+from common.bundles import read_config, read_metadata
 from common.data import ClassificationTask
 
 from ..conftest import BUNDLES, ROOT, method_of
@@ -56,20 +57,9 @@ def test_the_matrix_is_complete() -> None:
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
-def test_what_follows_pre_training_is_the_same_for_all_methods(bundle: str) -> None:
-    """Only the name differs from the MAE bundle of the same backbone, so testing that one tests all."""
-    base = f"mae_{backbone_of(bundle)}"
-    names = ["train.yaml", "inference.yaml", "evaluate.yaml", "features.yaml", "logging.conf"]
-    names += ["train_classification.yaml", "inference_classification.yaml"]
-    for name in names:
-        own = (ROOT / "bundles" / bundle / "configs" / name).read_text()
-        assert own.replace(bundle, base) == (ROOT / "bundles" / base / "configs" / name).read_text()
-
-
-@pytest.mark.parametrize("bundle", BUNDLES)
 def test_a_cell_without_published_counterpart_says_so(bundle: str) -> None:
     header = (ROOT / "bundles" / bundle / "configs" / "pretrain.yaml").read_text().split("imports:")[0]
-    metadata = json.loads((ROOT / "bundles" / bundle / "configs" / "metadata.json").read_text())
+    metadata = read_metadata(ROOT / "bundles" / bundle)
     readme = (ROOT / "bundles" / bundle / "docs" / "README.md").read_text()
     files = yaml.safe_load((ROOT / "bundles" / bundle / "large_files.yml").read_text())["large_files"]
     ours = bundle in OURS
@@ -108,7 +98,7 @@ def test_its_page_says_what_a_user_needs(bundle: str) -> None:
 
 
 def config(bundle: str, name: str) -> dict:
-    return yaml.safe_load((ROOT / "bundles" / bundle / "configs" / f"{name}.yaml").read_text())
+    return read_config(ROOT / "bundles" / bundle / "configs" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -216,7 +206,7 @@ def test_of_two_readings_the_header_names_both() -> None:
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_metadata_is_valid_and_agrees_with_the_configs(bundle: str) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    metadata = json.loads((ROOT / "bundles" / bundle / "configs" / "metadata.json").read_text())
+    metadata = read_metadata(ROOT / "bundles" / bundle)
     schema = json.loads((ROOT / "tests" / "bundles" / "meta_schema_20240725.json").read_text())
     jsonschema.validate(metadata, schema)
     assert metadata["version"] in metadata["changelog"]
@@ -240,11 +230,11 @@ def test_train_and_inference_build_one_network(bundle: str, monkeypatch: pytest.
     monkeypatch.chdir(ROOT)
     shapes = []
     for name in ("train", "inference"):
-        parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/{name}.yaml"))
+        parser = ConfigParser(read_config(f"bundles/{bundle}/configs/{name}.yaml"))
         with torch.device("meta"):
             network = parser.get_parsed_content("network_def")
         shapes.append({key: value.shape for key, value in network.state_dict().items()})
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/pretrain.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/pretrain.yaml"))
     with torch.device("meta"):
         backbone = parser.get_parsed_content("backbone").state_dict()
     assert shapes[0] == shapes[1]
@@ -259,11 +249,11 @@ def test_a_classifier_has_the_pre_trained_encoder_and_the_published_recipe(
     bundle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/train_classification.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/train_classification.yaml"))
     parser["task"] = ClassificationTask(("a", "b"))
     with torch.device("meta"):
         classifier = {key: value.shape for key, value in parser.get_parsed_content("network_def").state_dict().items()}
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/train.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/train.yaml"))
     with torch.device("meta"):
         segmenter = parser.get_parsed_content("network_def").state_dict()
     encoder = {key: value.shape for key, value in segmenter.items() if key.startswith("encoder.")}
@@ -284,7 +274,7 @@ def test_features_come_from_the_encoder_that_is_fine_tuned(bundle: str, monkeypa
     monkeypatch.chdir(ROOT)
     shapes = {}
     for name in ("train", "features"):
-        parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/{name}.yaml"))
+        parser = ConfigParser(read_config(f"bundles/{bundle}/configs/{name}.yaml"))
         with torch.device("meta"):
             state = parser.get_parsed_content("network_def").state_dict()
         shapes[name] = {key: value.shape for key, value in state.items() if key.startswith("encoder.")}
@@ -299,7 +289,7 @@ def test_features_come_from_the_encoder_that_is_fine_tuned(bundle: str, monkeypa
 @pytest.mark.parametrize("name", ["pretrain", "train", "train_classification"])
 def test_handlers_are_dictionaries_as_monai_reads_them(bundle: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/{name}.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/{name}.yaml"))
     parser.resolve_macro_and_relative_ids()
     for part in ("train", "validate"):
         assert all(isinstance(handler, dict) and "_target_" in handler for handler in parser[f"{part}::handlers"])

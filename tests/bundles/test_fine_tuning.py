@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as run_bundle
 from torch import Tensor
 
+from common.bundles import read_config
 from common.errors import SettingsError
 from common.handlers import FineTuningCheckpoint, FineTuningPhases
 from common.weights import read_checkpoint, write_checkpoint
@@ -38,7 +39,7 @@ def narrow(bundle: str) -> dict[str, Any]:
 
 def encoder(bundle: str, folder: Path, **settings: Any) -> Path:
     """Write a pre-trained encoder, of random weights."""
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/pretrain.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/pretrain.yaml"))
     parser.update({**narrow(bundle), "patch_size": [16, 16, 16], **settings})
     torch.manual_seed(3)
     write_checkpoint(parser.get_parsed_content("backbone").state_dict(), folder / "pretrained_encoder.pt")

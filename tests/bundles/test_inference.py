@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as run_bundle
 from torch import Tensor, nn
 
+from common.bundles import read_config
 from common.errors import DataError, SettingsError, WeightsError, sentence
 from common.files import write_json
 from common.networks import Ensemble, ResEncUNet
@@ -328,7 +329,7 @@ def model(path: Path, *, seed: int = 0, outputs: int = 3, **settings: Any) -> Pa
 def test_settings_come_from_the_model(tmp_path: Path) -> None:
     scan(tmp_path / "images" / "x.nii.gz", labels_in((14, 12, 10)), np.eye(4))
     path = model(tmp_path / "models" / "model.pt", normalization=["none"], spacing_mm=[2.0, 1.0, 1.0])
-    parser = ConfigParser(ConfigParser.load_config_file("bundles/mae_resenc_l/configs/inference.yaml"))
+    parser = ConfigParser(read_config("bundles/mae_resenc_l/configs/inference.yaml"))
     parser["model"] = str(path)
     told = {name: parser.get_parsed_content(name) for name in ("labels", "spacing_mm", "normalization", *SMALL)}
     assert told == {"labels": LABELS, "spacing_mm": [2.0, 1.0, 1.0], "normalization": ["none"], **SMALL}
@@ -392,7 +393,7 @@ def test_several_models_are_averaged(tmp_path: Path) -> None:
 def test_primus_predicts_with_tiles_of_its_own_size(tmp_path: Path) -> None:
     scan(tmp_path / "images" / "x.nii.gz", labels_in((14, 12, 10)), np.eye(4))
     small = {"embed_dim": 24, "depth": 1, "num_heads": 2, "patch_size": [16, 16, 16], "labels": LABELS}
-    parser = ConfigParser(ConfigParser.load_config_file("bundles/mae_primus_m/configs/inference.yaml"))
+    parser = ConfigParser(read_config("bundles/mae_primus_m/configs/inference.yaml"))
     parser.update(small)
     write_checkpoint(parser.get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
     write_json({"settings": small}, tmp_path / "model.json")
@@ -406,12 +407,12 @@ def test_primus_predicts_with_tiles_of_its_own_size(tmp_path: Path) -> None:
 def test_tools_that_serve_bundles_find_what_they_need(bundle: str, tmp_path: Path) -> None:
     """MONAI Label runs the parts one by one on a dictionary, without dataset, and drops what saves."""
     if not bundle.startswith("mae_"):
-        parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/inference.yaml"))
+        parser = ConfigParser(read_config(f"bundles/{bundle}/configs/inference.yaml"))
         assert parser.get_parsed_content("inferer").roi_size == [160, 160, 160]
         return
     truth = labels_in((14, 12, 10))
     path = scan(tmp_path / "x.nii.gz", truth, turned("LIA", truth.shape, (1, 1, 1)))
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/inference.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/inference.yaml"))
     parser.update({"labels": LABELS, "patch_size": [8, 8, 8], "normalization": "none", "bundle_root": str(tmp_path)})
     data = {"image": str(path)}
     for step in parser.get_parsed_content("preprocessing").transforms:

@@ -225,14 +225,11 @@ def test_python_callers_keep_their_own_overrides(labelled: Path, tmp_path: Path)
     ]
     program = f"""
 import sys
-from monai.bundle import ConfigParser, ConfigWorkflow, run
+from monai.bundle import ConfigWorkflow, run
 settings = dict(from_scratch=True, patch_size=[16, 16, 16], features_per_stage=[4, 8], blocks_per_stage=[1, 1],
     num_workers=0, iterations_per_epoch=2, warmup_epochs=0, val_interval=1, ckpt_dir={str(tmp_path / "models")!r},
     output_dir={str(tmp_path)!r}, store_dir={str(tmp_path / "store")!r})
-complete = ConfigParser(ConfigParser.load_config_file("bundles/mae_resenc_l/configs/train.yaml"))
-complete.resolve_macro_and_relative_ids()
-ConfigParser.export_config_file(complete.get(), {str(tmp_path / "train.json")!r})
-run("run", config_file={str(tmp_path / "train.json")!r}, **settings, **{{"bundle_root": "bundles/mae_resenc_l",
+run("run", config_file="bundles/mae_resenc_l/configs/train.yaml", **settings, **{{"bundle_root": "bundles/mae_resenc_l",
     "train#trainer#max_epochs": 1, "train#dataset#data": {cases[:2]!r}, "validate#dataset#data": {cases[2:]!r}}})
 workflow = ConfigWorkflow("bundles/mae_resenc_l/configs/train.yaml", workflow_type="train", my_own=3,
     dataset_dir={str(labelled)!r}, **settings)
@@ -256,7 +253,6 @@ def test_training_without_validation_cases_still_writes_a_model(labelled: Path, 
         "--store_dir",
         tmp_path / "store",
     ]
-    # nested names inside a shared section cannot be overridden on the command line, so merge a second config file
     (tmp_path / "data.json").write_text(json.dumps({"lists": {"training": [case], "validation": []}}))
     line = command("mae_resenc_l", "train", *arguments, "--epochs", "1", "--iterations_per_epoch", "2")
     config = line[line.index("--config_file") + 1]

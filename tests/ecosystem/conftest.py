@@ -14,6 +14,7 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from common.bundles import read_config
 from common.files import sha256, write_json
 from common.weights import write_checkpoint
 from tools.exporting.distribution import write_bundle
@@ -34,7 +35,7 @@ def narrow_settings(bundle: str) -> dict[str, Any]:
 
 def write_encoder(bundle: str, path: Path, settings: dict[str, Any]) -> Path:
     """Write the backbone that a bundle's own pre-training would begin with, as pre-training writes it."""
-    parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml")))
+    parser = ConfigParser(read_config(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml"))
     parser.update(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)

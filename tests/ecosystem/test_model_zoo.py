@@ -38,6 +38,7 @@ from monai.data import MetaTensor, load_net_with_metadata
 from monai.transforms import MapTransform
 from torch import Tensor, nn
 
+from common.bundles import read_config
 from common.engines import GaussianSlidingWindow
 from common.errors import WeightsError
 from common.files import write_json
@@ -402,7 +403,7 @@ def trained_bundle(bundle: str, folder: Path, told: dict[str, Any]) -> Path:
     """Export a bundle with a model as training writes it, made with other settings than the defaults."""
     settings = narrow_settings(bundle)
     del settings["num_workers"]
-    parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / "bundles" / bundle / "configs" / "inference.yaml")))
+    parser = ConfigParser(read_config(ROOT / "bundles" / bundle / "configs" / "inference.yaml"))
     parser.update(settings | {"ckpt_dir": str(folder / "nothing")})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

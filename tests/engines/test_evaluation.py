@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from monai.bundle import ConfigParser
 
+from common.bundles import read_config
 from common.data.cases import case_name
 from common.engines import evaluate_predictions
 from common.engines.evaluation import read_groups
@@ -249,7 +250,7 @@ def test_settings_that_do_not_fit_are_refused(setting: str, value: object, folde
 
 def test_the_config_hands_on_every_setting(folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    parser = ConfigParser(ConfigParser.load_config_file("bundles/mae_resenc_l/configs/evaluate.yaml"))
+    parser = ConfigParser(read_config("bundles/mae_resenc_l/configs/evaluate.yaml"))
     settings = {"predictions": str(folders / "predictions"), "dataset_dir": str(folders / "data"), "labels": LABELS}
     settings |= {"output_dir": str(folders / "out"), "regions": {"both": [1, 2]}, "tolerance_mm": 2.0, "seed": 3}
     settings |= {"resamples": 0, "split": "validation", "num_workers": 1}

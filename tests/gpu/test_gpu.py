@@ -14,6 +14,8 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 
+from common.bundles import read_config
+
 from ..bundles.processes import distance, run_in_processes
 from ..bundles.test_cells import _from_the_root, build, scans  # noqa: F401 (fixtures)
 from ..bundles.test_distributed import SGD, tiny
@@ -81,7 +83,7 @@ def test_the_host_never_waits_within_a_step(bundle: str, scans: Path) -> None:  
 
 @pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m"])
 def test_inference_under_amp_equals_the_cpu(bundle: str, _from_the_root: None) -> None:  # noqa: F811, PT019
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/inference.yaml"))
+    parser = ConfigParser(read_config(f"bundles/{bundle}/configs/inference.yaml"))
     names = ("features_per_stage", "blocks_per_stage", "embed_dim", "depth", "num_heads", "patch_size")
     parser.update({name: value for name, value in small_settings(bundle).items() if name in names})
     torch.manual_seed(0)

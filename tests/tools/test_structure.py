@@ -14,12 +14,22 @@ from ..conftest import ROOT
 TOOLS = ROOT / "tools"
 COMMANDS = {
     *("benchmark", "check", "choose", "evaluate", "export_bundle", "export_checkpoint", "federated"),
-    *("import_checkpoint", "inspect_weights", "label_curve", "label_environment", "new_task", "prepare_data", "probe"),
+    *(
+        "import_checkpoint",
+        "inspect_weights",
+        "label_curve",
+        "label_environment",
+        "links",
+        "new_task",
+        "prepare_data",
+        "probe",
+    ),
     *("quickstart", "schedules", "sharding", "study"),
 }
 # what each folder may import besides itself and common/; the app is copied to a server and stands alone
 FOLDERS: dict[str, set[str]] = {
     "commanding": set(),
+    "linking": {"commanding"},
     "checkpoints": {"commanding"},
     "preparing": {"commanding"},
     "exporting": {"commanding", "checkpoints"},
@@ -88,6 +98,9 @@ def test_common_does_not_know_the_tools() -> None:
 
 
 def test_the_environment_is_made_with_the_standard_library_alone() -> None:
-    for path in (TOOLS / "commanding" / "environment.py", TOOLS / "commanding" / "label_environment.py"):
+    alone = [TOOLS / "commanding" / "environment.py", TOOLS / "commanding" / "label_environment.py"]
+    alone += [TOOLS / "links.py", TOOLS / "linking" / "links.py"]  # which mends a fresh clone
+    for path in alone:
         for name in imported(path):
-            assert name[0] in sys.stdlib_module_names or name[:3] == ("tools", "commanding", "environment"), name
+            local = name[:3] in (("tools", "commanding", "environment"), ("tools", "linking", "links"))
+            assert local or name[0] in sys.stdlib_module_names, name

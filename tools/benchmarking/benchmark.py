@@ -68,10 +68,11 @@ class Options:
 
 def _config(cell: str, options: Options, size: int) -> ConfigParser:
     """Read a bundle's pretrain.yaml for crops of ``size``; shapes that do not follow from it shrink with it."""
-    import yaml
     from monai.bundle import ConfigParser
 
-    content = yaml.safe_load((ROOT / "bundles" / cell / "configs" / "pretrain.yaml").read_text("utf-8"))
+    from common.bundles import read_config
+
+    content = read_config(ROOT / "bundles" / cell / "configs" / "pretrain.yaml")
     for section in ("train", "validate", "run", "initialize"):  # the trainer around the step
         content.pop(section, None)
     content["batch_size"] = options.batch_size
@@ -918,13 +919,13 @@ def benchmark(
             what lies between them.
         settings: any top-level setting of pretrain.yaml, such as --checkpointing true.
     """
-    import yaml
+    from common.bundles import read_config
 
     known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml"))
     chosen, wanted = _names(cells, known, "bundle"), _names(parts, PARTS, "part")
     keys: set[str] = set()
     for cell in chosen:
-        keys |= set(yaml.safe_load((ROOT / "bundles" / cell / "configs" / "pretrain.yaml").read_text("utf-8")))
+        keys |= set(read_config(ROOT / "bundles" / cell / "configs" / "pretrain.yaml"))
     for name in settings:
         if name not in keys:
             raise SystemExit(f"Stopped: --{name} is neither an option nor a setting of these bundles")

@@ -33,15 +33,14 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
     import torch
     from monai.bundle import ConfigParser
 
+    from common.bundles import read_config
     from common.engines.settings import unknown_settings
     from common.weights import Cell
 
-    config = ConfigParser.load_config_file(str(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml"))
+    config = read_config(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml")
     told = unknown_settings(settings, config)
     if told:
         raise SystemExit(f"Stopped: {told}")
-    # without the workflow, whose macros name files relative to the root
-    config = {name: value for name, value in config.items() if not str(value).startswith("%")}
     parser = ConfigParser(config)
     parser.update(settings)
     with torch.device("meta"):

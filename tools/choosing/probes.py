@@ -44,6 +44,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
+from common.bundles import read_config
 from common.data import SegmentationTask
 from common.data.cases import Case, case_name, images_of
 from common.data.checking.checks import read_image
@@ -229,7 +230,7 @@ class Encoder:
             settings: further ones.
         """
         path = ROOT / "bundles" / self.bundle / "configs" / "features.yaml"
-        parser = ConfigParser(ConfigParser.load_config_file(str(path)))
+        parser = ConfigParser(read_config(path))
         parser.update(
             {
                 **self.resolved(),

@@ -311,9 +311,9 @@ def label_curve(
         pretraining = {**_SMALL_PRETRAINING, "lr": _SMALL_RATES[backbone]["pretrain"]}
         settings = {**_SMALL[backbone], **_SMALL_RUN, "lr": _SMALL_RATES[backbone]["train"], **settings}
     else:
-        import yaml
+        from common.bundles import read_config
 
-        read = yaml.safe_load((ROOT / "bundles" / bundle / "configs" / "pretrain.yaml").read_text("utf-8"))
+        read = read_config(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml")
         pretraining = {"lr": read["lr"]}
     pretraining |= {
         name.removeprefix("pretrain_"): settings.pop(name) for name in [*settings] if name[:9] == "pretrain_"
@@ -414,6 +414,8 @@ def _published_rate(bundle: str, arm: str) -> float:
     """Return the learning rate of the bundle's recipe."""
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser(ConfigParser.load_config_file(f"bundles/{bundle}/configs/train.yaml"))
+    from common.bundles import read_config
+
+    parser = ConfigParser(read_config(ROOT / "bundles" / bundle / "configs" / "train.yaml"))
     parser["from_scratch"] = arm == "from scratch"
     return float(parser.get_parsed_content("lr"))

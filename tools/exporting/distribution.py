@@ -111,26 +111,15 @@ def check_name(name: str) -> None:
         raise SystemExit(f"Stopped: {name!r} is the name of a Python package that bundles use; choose another")
 
 
-def _expanded(value: Any) -> Any:
-    """Return a config with the ``%file::section`` entries replaced by what they name."""
-    from monai.bundle import ConfigParser
-
+def _on_its_own(value: Any, bundle: str) -> Any:
+    """Return a complete config that asks no other file what it is, and in which the shared package is ``scripts``."""
     if isinstance(value, dict):
-        return {key: _expanded(one) for key, one in value.items()}
+        if value.get("_target_") == "common.bundles.bundle_name":
+            return bundle
+        return {key: _on_its_own(one, bundle) for key, one in value.items()}
     if isinstance(value, list):
-        return [_expanded(one) for one in value]
-    if isinstance(value, str) and value.startswith("%"):
-        file, _, section = value[1:].partition("::")
-        return _expanded(ConfigParser.load_config_file(str(ROOT / file))[section])
-    return value
-
-
-def _renamed(value: Any) -> Any:
-    """Return a config in which the shared package has the name ``scripts``."""
-    if isinstance(value, dict):
-        return {key: _renamed(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_renamed(one) for one in value]
+        completes = [isinstance(one, dict) and one.get("_target_") == "common.bundles.complete" for one in value]
+        return [_on_its_own(one, bundle) for one, done in zip(value, completes, strict=True) if not done]
     return re.sub(r"\bcommon(?=\.[a-z])", "scripts", value) if isinstance(value, str) else value
 
 
@@ -173,11 +162,10 @@ def _of_model(bundle: str, model: Path, settings: Mapping[str, Any]) -> dict[str
     Raises:
         SystemExit: if the model is of another bundle, or ``settings`` say otherwise.
     """
-    from monai.bundle import ConfigParser
-
+    from common.bundles import read_config
     from common.weights import differences, trained_settings
 
-    inference = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "inference.yaml"))
+    inference = read_config(BUNDLES / bundle / "configs" / "inference.yaml")
     asked = {key for key, value in inference.items() if str(value).startswith(f"$@trained.get('{key}'")}
     told = trained_settings(str(model))
     if told.get("bundle", bundle) != bundle:
@@ -203,23 +191,24 @@ def _configs(
             input that an encoder is fitted to, of features.
         task: the settings are of a derived task.
     """
-    from monai.bundle import ConfigParser
+    from common.bundles import read_config
 
     configs, of_model = {}, of_model or {}
-    network = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "train.yaml"))["network_settings"]
+    network = read_config(BUNDLES / bundle / "configs" / "train.yaml")["network_settings"]
     sizes = {key: value for key, value in of_model.items() if key in network}
     for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
-        config = _expanded(ConfigParser.load_config_file(str(file)))
+        config = read_config(file)
         own = dict(of_model if file.stem in ("train", "inference", "evaluate") else sizes)
         if file.stem == "train" and isinstance(own.get("normalization"), list):
             # figures of the model's data; training finds its own
             own["normalization"] = ["ct" if isinstance(one, dict) else one for one in own["normalization"]]
         if file.stem == "features" and "patch_size" in of_model:
             own["patch_size"] = of_model["patch_size"]
-        configs[f"{file.stem}.json"] = _renamed(_with_settings(config, file.stem, own | {**settings}, task=task))
+        changed = _with_settings(config, file.stem, own | {**settings}, task=task)
+        configs[f"{file.stem}.json"] = _on_its_own(changed, bundle)
     for source, name in OVERLAYS.items():
         if (overlay := ROOT / "common" / "configs" / source).is_file():
-            configs[name] = _renamed(ConfigParser.load_config_file(str(overlay)))
+            configs[name] = _on_its_own(read_config(overlay), bundle)
     return configs
 
 
@@ -265,7 +254,9 @@ def check_target(target: Path, *, overwrite: bool) -> None:
 
 
 def _metadata(bundle: str, settings: Mapping[str, Any], derived: Derived | None, start: str) -> dict[str, Any]:
-    metadata: dict[str, Any] = json.loads((BUNDLES / bundle / "configs" / "metadata.json").read_text("utf-8"))
+    from common.bundles import read_metadata
+
+    metadata = read_metadata(BUNDLES / bundle)
     image = metadata["network_data_format"]["inputs"]["image"]
     pred = metadata["network_data_format"]["outputs"]["pred"]
     if patch := settings.get("patch_size"):
@@ -372,17 +363,23 @@ def _about(name: str, metadata: Mapping[str, Any], *, weights: str, licence: str
 
 def _settings_page(bundle: str, configs: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a table of the settings of each workflow: the defaults of its JSON, the comments of its YAML."""
+    from common.bundles import sources
+
     parts = ["# Settings\n\nEach is given on the command line as `--name value`.\n"]
     for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
+        comments: dict[str, str] = {}
+        for source in sources(file):
+            for line in source.read_text("utf-8").split("\n# workflow")[0].splitlines():
+                if found := re.match(r"(\w+): *\S.*?(?:\s+# (.*))?$", line):
+                    comments[found[1]] = found[2] or comments.get(found[1], "")
         rows = []
-        for line in file.read_text("utf-8").split("\n# workflow")[0].splitlines():
-            found = re.match(r"(\w+): *\S.*?(?:\s+# (.*))?$", line)
-            if found and found[1] != "network":
-                value = configs[f"{file.stem}.json"][found[1]]
-                shown = value if isinstance(value, str) and value else json.dumps(value)
-                comment = re.sub(r"(tools/\w+\.py)", r"\1 of the collection", found[2] or "")
-                cells = [found[1], f"`{shown}`", comment]
-                rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        for name, comment in comments.items():
+            value = configs[f"{file.stem}.json"].get(name, {})
+            if name in ("network", "imports") or isinstance(value, dict):
+                continue
+            shown = value if isinstance(value, str) and value else json.dumps(value)
+            cells = [name, f"`{shown}`", re.sub(r"(tools/\w+\.py)", r"\1 of the collection", comment)]
+            rows.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
         parts.append(
             f"\n## configs/{file.stem}.json\n\n| setting | default | |\n|---|---|---|\n" + "\n".join(rows) + "\n"
         )
@@ -437,13 +434,13 @@ def _weights(
     import torch
     from monai.bundle import ConfigParser
 
+    from common.bundles import read_config
     from common.errors import WeightsError
     from common.files import sha256, write_json
     from common.networks import mark_untrained
     from common.weights import differences, read_checkpoint, transfer_weights, write_checkpoint
 
-    config = ConfigParser.load_config_file(str(BUNDLES / bundle / "configs" / "train.yaml"))
-    config = {name: value for name, value in config.items() if not str(value).startswith("%")}
+    config = read_config(BUNDLES / bundle / "configs" / "train.yaml")
     parser = ConfigParser(_with_settings(config, "train", settings))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # equal exports are equal to the bit
@@ -542,10 +539,12 @@ def write_bundle(
     """
     import yaml
 
+    from common.bundles import check_links
     from common.errors import WeightsError
     from common.files import write_json
 
     check_target(target, overwrite=overwrite)
+    check_links(BUNDLES / bundle)
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     of_model = _of_model(bundle, model, settings) if model is not None else {}
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -565,8 +564,8 @@ def write_bundle(
             start = f"{'fine-tuned' if model is not None else 'to be trained from scratch'} with the network of"
         metadata = _metadata(bundle, settings, derived, start)
         write_json(metadata, folder / "configs" / "metadata.json")
-        shutil.copyfile(source / "configs" / "logging.conf", folder / "configs" / "logging.conf")
-        shutil.copyfile(source / "LICENSE", folder / "LICENSE")
+        for name in ("configs/logging.conf", "LICENSE"):
+            shutil.copyfile(source / name, folder / name)
         receipt = None
         if encoder is not None or from_scratch:
             try:

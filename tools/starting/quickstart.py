@@ -13,6 +13,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.bundles import check_links
+
 from ..commanding.environment import ROOT
 
 __all__ = ["quickstart"]
@@ -163,6 +165,7 @@ def quickstart(
     known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml"))
     if bundle not in known:
         raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
+    check_links(ROOT / "bundles" / bundle)
     if data is not None and not Path(data).is_dir():
         raise SystemExit(f"Stopped: there is no folder {data}; give --data a folder with NIfTI files")
     recipe = _BACKBONES["primus" if "primus" in bundle else "resenc"]

@@ -12,7 +12,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
@@ -23,6 +22,7 @@ import nibabel as nib
 import numpy as np
 import yaml
 
+from common.bundles import read_config
 from common.data.listing.labelled import labelled_lists, segmentation_task
 from common.errors import DataError, SettingsError
 from common.tasks import SegmentationTask
@@ -403,9 +403,9 @@ def _cards() -> dict[str, Card]:
 
 @cache
 def _known_settings() -> frozenset[str]:
-    """Return every setting of the train configs of all bundles: the names at the start of a line."""
-    configs = (ROOT / "bundles").glob("*/configs/train*.yaml")
-    return frozenset(name for config in configs for name in re.findall(r"^(\w+):", config.read_text("utf-8"), re.M))
+    """Return every setting of the train configs of all bundles."""
+    configs = {config.resolve() for config in (ROOT / "bundles").glob("*/configs/train*.yaml")}
+    return frozenset(name for config in configs for name in read_config(config))
 
 
 def _card(told: Mapping[str, Any], where: str) -> Card:

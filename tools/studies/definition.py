@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
+from common.bundles import read_config
 
 from ..commanding.environment import ROOT
 
@@ -233,9 +233,7 @@ class Study:
 @cache
 def bundle_config(bundle: str, config: str) -> dict[str, Any]:
     """Return what one of a bundle's configs says, unresolved."""
-    file = ROOT / "bundles" / bundle / "configs" / f"{config}.yaml"
-    content: dict[str, Any] = yaml.safe_load(file.read_text("utf-8"))
-    return content
+    return read_config(ROOT / "bundles" / bundle / "configs" / f"{config}.yaml")
 
 
 @cache

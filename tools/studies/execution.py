@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from copy import deepcopy
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -30,7 +31,6 @@ from common.data.cases import Case, case_name, images_of
 from common.errors import SettingsError, sentence
 from common.files import sha256, write_json
 
-from ..commanding.environment import ROOT
 from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
 from .results import read_json
 
@@ -81,7 +81,7 @@ def run_config(bundle: str, config: str, log: Path, *, record: Path | None = Non
     chosen = {name: "$None" if value is None else value for name, value in settings.items() if name in known}
     with logged(log):
         if record is not None:
-            parser = ConfigParser(ConfigParser.load_config_file(str(ROOT / file)))
+            parser = ConfigParser(deepcopy(known))
             parser.update({"bundle_root": f"bundles/{bundle}", **chosen})
             parser.resolve_macro_and_relative_ids()
             write_json(parser.get(), record)
