@@ -173,8 +173,8 @@ def check_settings(bundle_root: str = ".") -> None:
         raise SettingsError(told)
     if (frame.f_locals.get("tracking") or given.get("tracking")) and "shared" in written:
         raise SettingsError(
-            "--tracking would track nothing: MONAI adds its handlers to a config that is complete, as those of an "
-            "exported bundle are; write one with tools/export_bundle.py, or use TensorBoard, which is always on"
+            "--tracking would keep half a config: MONAI reads it before what is shared is taken in; pre-train with an "
+            "exported bundle, which tools/export_bundle.py writes, or use TensorBoard, which is always on"
         )
     parser = frame.f_locals["workflow"].parser
     texts = {name: value for name, value in meant_values(given).items() if value is not given[name]}

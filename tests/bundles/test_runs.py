@@ -124,14 +124,24 @@ def test_seeds_decide_the_run(bundle: str, images: Path, tmp_path: Path) -> None
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
 
 
-@pytest.mark.parametrize("bundle", ["mae_primus_m", "voco_resenc_l"])
-def test_runs_from_inside_the_bundle(bundle: str, images: Path, tmp_path: Path) -> None:
+def test_runs_from_inside_the_bundle(images: Path, tmp_path: Path) -> None:
+    bundle = "mae_primus_m"
     line = command(bundle, "pretrain", *pretraining(tmp_path, images, epochs=1))
     line[line.index("--config_file") + 1] = "configs/pretrain.yaml"
     del line[line.index("--bundle_root") : line.index("--bundle_root") + 2]
     result = subprocess.run(line, cwd=ROOT / "bundles" / bundle, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     assert (tmp_path / "models" / "pretrained_encoder.pt").exists()
+
+
+def test_runs_from_any_folder(images: Path, tmp_path: Path) -> None:
+    folder = ROOT / "bundles" / "voco_resenc_l"
+    line = command(folder.name, "pretrain", *pretraining(tmp_path, images, epochs=3), "--train#trainer#max_epochs", "1")
+    line[line.index("--config_file") + 1] = str(folder / "configs" / "pretrain.yaml")
+    line[line.index("--bundle_root") + 1] = str(folder)
+    result = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len(json.loads((tmp_path / "out" / "history.json").read_text())) == 1, "what the command line says within"
 
 
 @pytest.mark.parametrize(

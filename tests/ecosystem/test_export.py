@@ -75,6 +75,8 @@ def test_every_config_is_complete(bundle: str, tmp_path: Path) -> None:
             assert locate(f"common.{target}") is not None, target
         if file.stem in WORKFLOWS:
             parser = ConfigParser(json.loads(text))
+            settings = parser.get("feature_settings" if file.stem == "features" else "run_settings")
+            assert settings is None or settings["bundle"] == bundle, "whatever its folder is called"
             for reference in re.findall(r"@([\w#:]+)", " ".join(strings(json.loads(text)))):
                 assert reference.replace("#", "::") in parser, f"{file.name}: @{reference}"
     package = {path.relative_to(folder / "scripts") for path in (folder / "scripts").rglob("*.py")}
@@ -360,6 +362,7 @@ def test_a_new_task_agrees_with_itself(bundle: str, encoders: dict[str, Path], t
     assert formats["outputs"]["pred"]["num_channels"] == 3
     assert formats["inputs"]["image"]["channel_def"] == {"0": "T1", "1": "FLAIR"}
     assert formats["inputs"]["image"]["spatial_shape"] == [16, 24, 16]
+    assert train["run_settings"]["bundle"] == bundle, "whose encoder and network it has"
     assert train["labels"] == evaluate["labels"] == labels
     assert train["channels"] == 2
     parser = ConfigParser(inference | {"trained": {}})

@@ -170,6 +170,7 @@ def test_two_bundles_in_one_server_from_nothing_to_a_second_round(
         assert len(first) == 4
         assert [record["lr"] for record in first[:1]] == [0.01]  # the schedule has the length that was asked for
         check_prediction(server, python, UNET, "scan_4", scans["scan_4"], tmp_path)
+        assert json.loads((server.models(UNET) / "model.json").read_text())["settings"]["bundle"] == SOURCE[UNET]
         with pytest.raises(RefusedError, match="Fine-tune it first"):
             server.infer(TRANSFORMER, "scan_4", tmp_path / "never.nii.gz")
 

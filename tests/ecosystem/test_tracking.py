@@ -1,8 +1,9 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Experiment tracking by MONAI's flag, ``--tracking mlflow``, on exported bundles; mlflow itself need not be there."""
+"""Experiment tracking by MONAI's flag, ``--tracking mlflow``; mlflow itself need not be there."""
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import monai.bundle
 import pytest
 from monai.handlers import mlflow_handler
 
-from ..conftest import blobs, pretraining, run, small_settings, write_volume
+from ..conftest import ROOT, blobs, pretraining, run, small_settings, write_volume
 from .conftest import PATCH, code_of
 
 BUNDLE = "mae_resenc_l"
@@ -54,8 +55,9 @@ def track(workflow: str, bundle: Path, data: Path, folder: Path, **more: Any) ->
     places = {"ckpt_dir": str(folder / "models"), "output_dir": str(folder / workflow)}
     if workflow != "inference":
         places["store_dir"] = str(folder / f"store_{workflow}")
+    (file,) = (bundle / "configs").glob(f"{workflow}.*")
     monai.bundle.run(
-        config_file=str(bundle / "configs" / f"{workflow}.json"),
+        config_file=str(file),
         bundle_root=str(bundle),
         logging_file=False,
         tracking="mlflow",
@@ -142,6 +144,17 @@ def test_every_training_can_be_tracked(
     assert recorded.parameters["max_epochs"] == "2"
 
 
+def test_a_training_of_the_repository_can_be_tracked(data: Path, recorded: type[Client], tmp_path: Path) -> None:
+    small = {name: value for name, value in small_settings(BUNDLE).items() if name != "block_size"}
+    track(
+        "train", ROOT / "bundles" / BUNDLE, data, tmp_path, from_scratch=True, output_dir=f"${str(tmp_path)!r}", **small
+    )
+    expect("train", recorded.series)
+    config = json.loads(Path(recorded.artifacts[0]).read_text())
+    assert config["train"]["trainer"]["max_epochs"] == "@epochs"
+    assert config["epochs"] == 2
+
+
 def test_an_inference_can_be_tracked(bundle: Path, data: Path, recorded: type[Client], tmp_path: Path) -> None:
     track("train", bundle, data, tmp_path)
     recorded.parameters.clear()
@@ -165,9 +178,9 @@ def test_what_mlflow_keeps(workflow: str, bundle: Path, data: Path, tmp_path: Pa
     expect(workflow, history)
 
 
-def test_tracking_nothing_is_an_error(data: Path, tmp_path: Path) -> None:
-    """MONAI adds no handlers where the workflow is still a reference to another file, and says nothing."""
+def test_tracking_half_a_config_is_an_error(data: Path, tmp_path: Path) -> None:
+    """MONAI keeps the config as it is before what it shares is taken in, and says nothing."""
     arguments = pretraining(tmp_path, data / "images", epochs=1)
     result = run(BUNDLE, "pretrain", *arguments, "--tracking", "mlflow", check=False)
     assert result.returncode == 1
-    assert "Stopped: --tracking would track nothing" in result.stderr
+    assert "Stopped: --tracking would keep half a config" in result.stderr
