@@ -91,7 +91,7 @@ def _joined(below: Any, above: Any) -> Any:
             raise SettingsError(f"nothing is shared that {dict(above)} could add to; leave out its key {SHARED!r}")
         own = {key: _joined(below.get(key), value) for key, value in above.items() if key != SHARED}
         return {**below, **own}
-    if isinstance(above, list) and above[:1] == [SHARED]:
+    if isinstance(above, list) and above and isinstance(above[0], str) and above[0] == SHARED:
         return [*(below or []), *above[1:]]
     return above
 

@@ -45,7 +45,7 @@ def _config_problems(path: Path) -> list[str]:
     problems: list[str] = []
     Strict.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     yaml.load(path.read_text("utf-8"), Strict)
-    if "bundles" not in path.relative_to(ROOT).parts:
+    if path.parts[-2] != "configs" or path.parts[-4] != "bundles":
         return problems
     parser = ConfigParser(read_config(path))
     parser.resolve_macro_and_relative_ids()
