@@ -14,8 +14,6 @@ import traceback
 from collections.abc import Iterator
 from types import TracebackType
 
-import torch.distributed as dist
-
 __all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "sentence"]
 
 
@@ -92,7 +90,7 @@ def sentence(error: BaseException) -> str | None:
         if isinstance(chain, OSError) and chain.errno in _NOT_ALLOWED:
             reason = chain.strerror or type(chain).__name__
             return f"{chain.filename or 'a file'} cannot be read or written ({reason}); correct the path or its rights"
-        if isinstance(chain, dist.DistError) or (isinstance(chain, RuntimeError) and "/gloo/" in str(chain)):
+        if isinstance(chain, RuntimeError) and (_of_torch_distributed(chain) or "/gloo/" in str(chain)):
             return (
                 f"another process of this run ended or cannot be reached ({str(chain).splitlines()[0]}); see what that "
                 "one said. What was saved is kept, and the same command goes on from there"
@@ -102,6 +100,12 @@ def sentence(error: BaseException) -> str | None:
             if frames and frames[-1].split(".")[0] == package:
                 return str(chain)
     return None
+
+
+def _of_torch_distributed(error: RuntimeError) -> bool:
+    """Return whether it is PyTorch's own error about processes, which exists only where PyTorch is imported."""
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and isinstance(error, distributed.DistError)
 
 
 def end_in_a_sentence() -> None:

@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from .errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["TARGET", "ClassificationTask", "SegmentationTask"]
 
@@ -35,6 +36,7 @@ class SegmentationTask:
         SettingsError: saying how to write them.
 
     Example:
+        >>> import torch
         >>> task = SegmentationTask(["background", "edema", "core"], regions={"whole": [1, 2], "core": [2]})
         >>> task.names, task.outputs, task.painted
         (['whole', 'core'], 2, [1, 2])
@@ -103,12 +105,18 @@ class SegmentationTask:
         """All values that a label map may hold."""
         return [*range(len(self.labels))] + ([] if self.ignore_label is None else [self.ignore_label])
 
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Type of a label map."""
+        import torch  # not at the top: listing cases takes no tensors
+
+        return torch.uint8 if len(self.labels) <= 256 else torch.int16
+
     def decode(self, logits: Tensor) -> Tensor:
         """Turn logits ``(B, outputs, ...)`` into a label map ``(B, 1, ...)``, uint8 or int16."""
-        dtype = torch.uint8 if len(self.labels) <= 256 else torch.int16
         if self.regions is None:
-            return logits.argmax(1, keepdim=True).to(dtype)
-        out = torch.zeros_like(logits[:, :1], dtype=dtype)
+            return logits.argmax(1, keepdim=True).to(self._dtype)
+        out = logits.new_zeros((len(logits), 1, *logits.shape[2:]), dtype=self._dtype)
         for index, value in enumerate(self.painted):
             out[logits[:, index : index + 1] > 0] = value
         return out
@@ -119,17 +127,16 @@ class SegmentationTask:
         Args:
             outputs: each ``(1, ...)``, in the order of the network's.
         """
-        dtype = torch.uint8 if len(self.labels) <= 256 else torch.int16
         labels: Tensor | None = None
         best: Tensor | None = None
         for index, output in enumerate(outputs):
             if labels is None or best is None:
-                labels, best = torch.zeros_like(output, dtype=dtype), output.clone()
+                labels, best = output.new_zeros(output.shape, dtype=self._dtype), output.clone()
             if self.regions is not None:
                 labels[output > 0] = self.painted[index]
             elif index:
                 labels[output > best] = index  # of equal ones the first, as argmax
-                torch.maximum(best, output, out=best)
+                best.clamp_(min=output)
         assert labels is not None, "a task has outputs"
         return labels
 
@@ -143,6 +150,7 @@ class ClassificationTask:
         multilabel: whether they are labels.
 
     Example:
+        >>> import torch
         >>> task = ClassificationTask(("AD", "CN"))
         >>> task.probabilities(torch.tensor([[0.0, 0.0]])), task.decide(torch.tensor([[0.2, 0.8]]))
         (tensor([[0.5000, 0.5000]]), tensor([1]))
@@ -166,6 +174,8 @@ class ClassificationTask:
 
     def encode(self, targets: Sequence[Any]) -> Tensor:
         """Stack targets of cases: ``(B,)`` integers, or ``(B, outputs)`` float."""
+        import torch  # not at the top: listing cases takes no tensors
+
         return torch.tensor(list(targets), dtype=torch.float32 if self.multilabel else torch.long)
 
     def stratum(self, case: Mapping[str, Any]) -> str:

@@ -4,9 +4,15 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMON = ROOT / "common"
@@ -14,6 +20,7 @@ COMMON = ROOT / "common"
 LAYERS = [
     "errors",
     "bundles",
+    "lazy",
     "files",
     "memory",
     "processes",
@@ -122,3 +129,53 @@ def test_the_package_can_be_renamed_and_methods_stand_alone() -> None:
         assert not re.search(r"^\s*(from|import) (timm|torchvision|nnssl|nnunetv2)\b", text, re.M), path
         if path.parent.name == "methods":
             assert not re.search(rf"^\s*(from|import) \.({methods})\b", text, re.M), path
+
+
+HEAVY = ("torch", "monai", "ignite", "sklearn", "matplotlib", "pandas", "blosc2")
+
+
+def test_looking_at_data_needs_neither_torch_nor_monai() -> None:
+    """What lists, checks, splits and counts, and what reports errors, is imported in a Python that has neither."""
+    light = ["errors", "files", "tasks", "lazy", "optimizers.schedules", "data", "weights", "weights.receipt"]
+    light += ["weights.missing", "metrics", "metrics.statistics", "engines"]
+    code = f"import sys; sys.modules.update(dict.fromkeys({HEAVY}))\n"
+    code += "\n".join(f"import common.{name}" for name in light)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_imported_on_demand_is_there() -> None:
+    lazy = [path for path in COMMON.rglob("__init__.py") if "on_demand" in path.read_text()]
+    assert len(lazy) == 5
+    for path in lazy:
+        package = importlib.import_module(module(path))
+        names = set(package.__all__)
+        assert all(getattr(package, name) is not None for name in names)
+        block = next(node for node in ast.parse(path.read_text()).body if isinstance(node, ast.If))
+        assert names == {alias.name for each in block.body for alias in each.names}
+        assert names.isdisjoint(other.stem for other in path.parent.iterdir()), "a name that is a module, too"
+        with pytest.raises(AttributeError, match="no attribute 'Misspelt'"):
+            package.Misspelt  # noqa: B018
+
+
+# what importing MONAI imports
+MONAI = ["ignite", "matplotlib", "monai", "nibabel", "numpy", "psutil", "scipy", "skimage", "sklearn", "torch", "tqdm"]
+
+
+def outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+    for child in ast.iter_child_nodes(node):
+        if not isinstance(child, ast.FunctionDef):
+            yield child
+            yield from outside_functions(child)
+
+
+def test_a_run_of_a_bundle_imports_little_that_monai_has_not_imported() -> None:
+    """Anything else at the top of a module would be paid for by every start; formats' readers come with their files."""
+    found: dict[str, Path] = {}
+    for path in COMMON.rglob("*.py"):
+        for node in outside_functions(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) and not node.level else []
+            found |= {name.split(".")[0]: path for name in names}
+    ours = {name: path for name, path in found.items() if name not in sys.stdlib_module_names and name not in MONAI}
+    assert sorted(ours) == ["blosc2", "starlette", "yaml"], ours  # the second only in a labelling server

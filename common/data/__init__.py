@@ -4,20 +4,25 @@
 ``prediction`` reads whole volumes for a trained network, without the store.
 """
 
-from ..tasks import ClassificationTask, SegmentationTask
-from .checking.checks import usable_cases
-from .cropping.crops import CropDataset, EpochSampler, crop_loader, prepare_pretraining_data
-from .cropping.patches import PatchDataset
-from .cropping.volumes import CaseSampler, VolumeDataset
-from .listing.classified import class_weights, classified_lists, fingerprints, prediction_cases, target_digest
-from .listing.datalists import every_image, image_list, pretraining_lists
-from .listing.labelled import labelled_lists, segmentation_task, split_cases
-from .prediction import PredictionDataset, check_headers, pending_cases
-from .preparing.fingerprint import check_spacing, preprocessing_settings
-from .preparing.settings import StoreSettings, volume_settings
-from .storing.store import VolumeStore
-from .storing.stored import StoredVolume
-from .storing.tables import VolumeTable
+from typing import TYPE_CHECKING
+
+from ..lazy import on_demand
+
+if TYPE_CHECKING:
+    from ..tasks import ClassificationTask, SegmentationTask
+    from .checking.checks import usable_cases
+    from .cropping.crops import CropDataset, EpochSampler, crop_loader, prepare_pretraining_data
+    from .cropping.patches import PatchDataset
+    from .cropping.volumes import CaseSampler, VolumeDataset
+    from .listing.classified import class_weights, classified_lists, fingerprints, prediction_cases, target_digest
+    from .listing.datalists import every_image, image_list, pretraining_lists
+    from .listing.labelled import labelled_lists, segmentation_task, split_cases
+    from .prediction import PredictionDataset, check_headers, pending_cases
+    from .preparing.fingerprint import check_spacing, preprocessing_settings
+    from .preparing.settings import StoreSettings, volume_settings
+    from .storing.store import VolumeStore
+    from .storing.stored import StoredVolume
+    from .storing.tables import VolumeTable
 
 __all__ = [
     "CaseSampler",
@@ -52,3 +57,5 @@ __all__ = [
     "usable_cases",
     "volume_settings",
 ]
+
+__getattr__ = on_demand(globals())

@@ -3,14 +3,19 @@
 pictures of predictions, evaluation of files, what a labelling server needs, the check of settings.
 """
 
-from .batches import SegmentationBatch, ViewsBatch, loss_of
-from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
-from .evaluation import evaluate_predictions
-from .features import FeatureFolder, VolumeEmbedder, embed_files, extract_features, frozen_encoder
-from .inferers import GaussianSlidingWindow
-from .prediction import EachCase
-from .serving import ModelPreprocessing
-from .settings import check_settings, model_settings
+from typing import TYPE_CHECKING
+
+from ..lazy import on_demand
+
+if TYPE_CHECKING:
+    from .batches import SegmentationBatch, ViewsBatch, loss_of
+    from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
+    from .evaluation import evaluate_predictions
+    from .features import FeatureFolder, VolumeEmbedder, embed_files, extract_features, frozen_encoder
+    from .inferers import GaussianSlidingWindow
+    from .prediction import EachCase
+    from .serving import ModelPreprocessing
+    from .settings import check_settings, model_settings
 
 __all__ = [
     "ClassificationBatch",
@@ -32,3 +37,5 @@ __all__ = [
     "model_settings",
     "read_classifier_settings",
 ]
+
+__getattr__ = on_demand(globals())

@@ -1,16 +1,21 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """How well a prediction agrees with a reference, how sure that is, and how it is written down."""
 
-from .classification import (
-    SCORES,
-    classification_scores,
-    draw_classification,
-    format_classification,
-    summarise_classification,
-)
-from .reports import draw_scores, format_summary, summarise, write_scores
-from .segmentation import METRICS, score_maps, score_masks
-from .statistics import bootstrap_interval, known_mean
+from typing import TYPE_CHECKING
+
+from ..lazy import on_demand
+
+if TYPE_CHECKING:
+    from .classification import (
+        SCORES,
+        classification_scores,
+        draw_classification,
+        format_classification,
+        summarise_classification,
+    )
+    from .reports import draw_scores, format_summary, summarise, write_scores
+    from .segmentation import METRICS, score_maps, score_masks
+    from .statistics import bootstrap_interval, known_mean
 
 __all__ = [
     "METRICS",
@@ -28,3 +33,5 @@ __all__ = [
     "summarise_classification",
     "write_scores",
 ]
+
+__getattr__ = on_demand(globals())

@@ -1,25 +1,30 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Checkpoint import and export, transfer, and the receipt of what was loaded."""
 
-from ..files import sha256, write_json
-from .cells import Cell
-from .exchange import import_checkpoint, read_reference, write_imported_state
-from .export import adaptation_plan, export_checkpoint, export_safetensors
-from .files import read_checkpoint, write_checkpoint
-from .inspection import inspect
-from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
-from .receipt import Receipt
-from .sources import fetch
-from .transfer import (
-    differences,
-    fine_tuning_network,
-    keep_previous,
-    model_digests,
-    trained_network,
-    trained_settings,
-    transfer_weights,
-)
-from .tuning import memory_note, merged_state_dict, prepare_tuning
+from typing import TYPE_CHECKING
+
+from ..lazy import on_demand
+
+if TYPE_CHECKING:
+    from ..files import sha256, write_json
+    from .cells import Cell
+    from .exchange import import_checkpoint, read_reference, write_imported_state
+    from .export import adaptation_plan, export_checkpoint, export_safetensors
+    from .files import read_checkpoint, write_checkpoint
+    from .inspection import inspect
+    from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
+    from .receipt import Receipt
+    from .sources import fetch
+    from .transfer import (
+        differences,
+        fine_tuning_network,
+        keep_previous,
+        model_digests,
+        trained_network,
+        trained_settings,
+        transfer_weights,
+    )
+    from .tuning import memory_note, merged_state_dict, prepare_tuning
 
 __all__ = [
     "Cell",
@@ -51,3 +56,5 @@ __all__ = [
     "write_imported_state",
     "write_json",
 ]
+
+__getattr__ = on_demand(globals())

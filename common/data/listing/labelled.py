@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
@@ -240,6 +239,9 @@ def _folds(
     count: int, folds: int, *, seed: int, groups: Sequence[str] | None, strata: Sequence[str] | None
 ) -> list[list[int]]:
     """Return the cases that each fold validates on."""
+    # not at the top: a second of imports that listing does not need
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
+
     if strata is not None:
         rare = sorted(name for name, size in Counter(strata).items() if size < folds)
         if rare:

@@ -1,9 +1,14 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """One embedding per volume with a frozen encoder: tiles, the embedder, the folder of features, and extraction."""
 
-from .embedder import Embedding, VolumeEmbedder
-from .extraction import embed_files, extract_features, frozen_encoder
-from .folder import FROZEN_CAVEAT, FeatureFolder, read_features
+from typing import TYPE_CHECKING
+
+from ...lazy import on_demand
+
+if TYPE_CHECKING:
+    from .embedder import Embedding, VolumeEmbedder
+    from .extraction import embed_files, extract_features, frozen_encoder
+    from .folder import FROZEN_CAVEAT, FeatureFolder, read_features
 
 __all__ = [
     "FROZEN_CAVEAT",
@@ -15,3 +20,5 @@ __all__ = [
     "frozen_encoder",
     "read_features",
 ]
+
+__getattr__ = on_demand(globals())

@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,8 +19,10 @@ from ...errors import DataError, SettingsError, WeightsError
 from ...files import replace_file, sha256, write_json
 from ...weights.missing import encoder_remedy
 from ...weights.receipt import CAVEAT
-from .embedder import Embedding
 from .provenance import provenance_of, stamp_of, versions
+
+if TYPE_CHECKING:
+    from .embedder import Embedding
 
 __all__ = ["FROZEN_CAVEAT", "TABLE", "FeatureFolder", "read_features"]
 
