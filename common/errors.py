@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import errno
 import io
+import re
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Iterator
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
 
-__all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "sentence"]
+__all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "on_interruption", "sentence"]
 
 
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _IN_A_WORKER = "in DataLoader worker process"
+_WORKER_ENDED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)", re.DOTALL)
+_PROMISES: list[Callable[[], str]] = []  # what is said of a run that is interrupted; the last one counts
 
 
 if "monailabel" in sys.modules:  # a server has loaded itself before it loads a bundle
@@ -95,6 +100,12 @@ def sentence(error: BaseException) -> str | None:
                 f"another process of this run ended or cannot be reached ({str(chain).splitlines()[0]}); see what that "
                 "one said. What was saved is kept, and the same command goes on from there"
             )
+        if isinstance(chain, RuntimeError) and _WORKER_ENDED.search(str(chain)):
+            shared = " of shared memory (a container wants --shm-size)" if "Bus error" in str(chain) else ""
+            return (
+                f"the system ended a process that reads data, as it does for want of memory{shared}; run again with a "
+                "lower --num_workers or fewer other programs. What was saved is kept, and the run goes on from there"
+            )
         if isinstance(chain, ValueError):
             frames = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(chain.__traceback__)]
             if frames and frames[-1].split(".")[0] == package:
@@ -108,18 +119,42 @@ def _of_torch_distributed(error: RuntimeError) -> bool:
     return distributed is not None and isinstance(error, distributed.DistError)
 
 
+def on_interruption(tell: Callable[[], str]) -> None:
+    """Name what is said if the run is interrupted from now on: what is saved, and how to go on."""
+    _PROMISES.append(tell)
+
+
+class _Terminated(KeyboardInterrupt):
+    """The process was asked to end, by SIGTERM, and unwinds as after Ctrl-C."""
+
+
+def _terminate(_number: int, _frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends it at once
+    raise _Terminated
+
+
+def _interrupted(error: KeyboardInterrupt) -> str:
+    by = "SIGTERM" if isinstance(error, _Terminated) else "Ctrl-C"
+    told = (
+        _PROMISES[-1]() if _PROMISES else "What was written before is whole; the same command starts again from there"
+    )
+    return f"interrupted by {by}. {told}"
+
+
 def end_in_a_sentence() -> None:
     """Let this process end with that sentence instead of a traceback, into which MONAI would wrap the message.
 
-    Names of files that cannot be printed are printed with escapes.
+    Names of files that cannot be printed are printed with escapes. Ctrl-C and SIGTERM end in a sentence, too.
     """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
-        told = sentence(error)
+        told = _interrupted(error) if isinstance(error, KeyboardInterrupt) else sentence(error)
         if told is None:
             before(kind, error, where)
         else:

@@ -22,6 +22,8 @@ LAYERS = [
     "bundles",
     "lazy",
     "files",
+    "ownership",
+    "recipes",
     "memory",
     "processes",
     "tasks",

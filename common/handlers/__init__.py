@@ -1,7 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Ignite handlers that MONAI and ignite lack."""
 
-from .checkpoints import FineTuningCheckpoint, PretrainingCheckpoint, check_resume
+from .checkpoints import FineTuningCheckpoint, PretrainingCheckpoint, check_resume, hold_folders
 from .classification import PooledScores, Predictions
 from .collapse import CollapseWatch
 from .optimization import GradientClip, Reproducible, SetLearningRate, StopAtNonFiniteLoss
@@ -42,5 +42,6 @@ __all__ = [
     "draw_reconstruction",
     "draw_restoration",
     "draw_similarity",
+    "hold_folders",
     "shared",
 ]

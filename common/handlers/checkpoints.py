@@ -20,15 +20,17 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..data.storing.stored import StoredVolume
-from ..errors import SettingsError, WeightsError
+from ..errors import SettingsError, WeightsError, on_interruption
 from ..files import sha256, write_json
+from ..ownership import hold, release, set_apart
+from ..recipes import changes
 from ..sharding import joined, share
 from ..weights.files import read_checkpoint, write_checkpoint
 from ..weights.transfer import keep_previous
 from ..weights.tuning import merged_state_dict
 from .progress import Progress
 
-__all__ = ["FineTuningCheckpoint", "PretrainingCheckpoint", "check_resume"]
+__all__ = ["FineTuningCheckpoint", "PretrainingCheckpoint", "check_resume", "hold_folders"]
 
 _STATE, _ENCODER, _BEST = "pretraining_state.pt", "pretrained_encoder.pt", "pretrained_encoder_best.pt"
 _TUNED = ("finetuning_state.pt", "model.pt", "model_final.pt")
@@ -36,48 +38,88 @@ ROUNDS = "rounds"
 _KEYS = {"optimizer", "epoch", "settings", "history", "best"}
 
 
-def check_resume(ckpt_dir: str, *, settings: Mapping[str, Any], resume: bool = True) -> None:
-    """Before any work: make sure that the state in ``ckpt_dir`` can be resumed, or that nothing there is overwritten.
+def hold_folders(ckpt_dir: str, output_dir: str, *, what: str) -> None:
+    """Before any work: take the folders of a run, in the first of its processes; all of them stop if that fails.
+
+    Args:
+        ckpt_dir: where weights and state are written.
+        output_dir: where history and pictures are written.
+        what: the run is, for the sentence that another one gets.
 
     Raises:
-        SettingsError: if there is a state but ``resume`` is off, the state is of a run with other settings, or an
-            encoder from elsewhere lies where this run would write.
+        SettingsError: if another run writes to one of the folders.
+    """
+    told = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            hold(ckpt_dir, output_dir, what=what)
+        except SettingsError as error:
+            told = str(error)
+    if dist.is_initialized():
+        everyone = [told]
+        dist.broadcast_object_list(everyone)
+        told = everyone[0]
+    if told:
+        raise SettingsError(told)
+
+
+def check_resume(
+    ckpt_dir: str,
+    *,
+    settings: Mapping[str, Any],
+    recipe: Mapping[str, Any] | None = None,
+    resume: bool | str = True,
+    name: str = _STATE,
+    epochs: int | None = None,
+) -> None:
+    """Before any work: make sure that a state in ``ckpt_dir`` is of this very run.
+
+    With ``resume=False`` the checkpoint handlers keep aside what is there, and the run starts again.
+
+    Args:
+        ckpt_dir: of the run.
+        settings: that its state was written with.
+        recipe: what else changes the mathematics, from :func:`common.recipes.recipe`.
+        resume: go on from the state.
+        name: of the state's file.
+        epochs: of the run, if a state of another length is kept aside as well; None if such a run goes on.
+
+    Raises:
+        SettingsError: if the state is of a run with other settings, or a pre-trained encoder from elsewhere lies where
+            this run would write.
         WeightsError: if the state cannot be read.
     """
     folder = Path(ckpt_dir)
-    file = folder / _STATE
+    file = folder / name
+    if not resume:
+        return
     if file.exists():
-        if not resume:
-            raise SettingsError(
-                f"{file} holds a run already; continue it with --resume true, or give this run another --ckpt_dir"
-            )
-        state = _read_state(file, "method")
-        changed = _changed(state, settings)
-        if changed:
-            raise SettingsError(
-                f"{file} is of a run with other settings ({changed}); "
-                "use those to continue it, or give this run another --ckpt_dir"
-            )
-    elif (folder / _ENCODER).exists():
+        state = _read_state(file)
+        if epochs in (None, state["epochs"]) and (changed := _changed(state, settings, recipe or {})):
+            raise SettingsError(_two_ways(file, changed))
+    elif name == _STATE and (folder / _ENCODER).exists():
         raise SettingsError(
-            f"{folder / _ENCODER} exists and is not from a run that could be resumed here; "
-            "move it away or give this run another --ckpt_dir"
+            f"{folder / _ENCODER} exists and is not from a run that could be resumed here; give this run another "
+            "--ckpt_dir, or add --resume false, which keeps that file aside"
         )
 
 
-def _changed(state: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-    """Return which settings of a saved run differ from those given, empty if none does."""
-    theirs = state["settings"]
-    return "; ".join(
-        f"{name} {theirs.get(name)!r} -> {value!r}"
-        for name, value in settings.items()
-        if theirs.get(name, value) != value
+def _two_ways(file: Path, changed: str) -> str:
+    return (
+        f"{file} is of a run with other settings ({textwrap.shorten(changed, 500)}); continue it with those, or start "
+        "again with --resume false, which keeps it aside"
     )
 
 
-def _read_state(file: Path, part: str) -> dict[str, Any]:
+def _changed(state: Mapping[str, Any], settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> str:
+    """Return what differs between a saved run and this one, empty if nothing does."""
+    more = {name: value for name, value in recipe.items() if name.split(".")[-1] not in settings}  # each is told once
+    return "; ".join(filter(None, (changes(state["settings"], settings), changes(state.get("recipe", {}), more))))
+
+
+def _read_state(file: Path) -> dict[str, Any]:
     state = read_checkpoint(file)
-    if not _KEYS | {part} <= state.keys():
+    if not state.keys() >= _KEYS or not {"method", "network"} & state.keys():
         raise WeightsError(f"{file} is not the state of a training; give this run another --ckpt_dir")
     return state
 
@@ -110,12 +152,13 @@ class _Resumable:
         file: Path,
         part: str,
         settings: Mapping[str, Any],
+        recipe: Mapping[str, Any] | None,
         progress: Progress,
         volumes: Mapping[str, Sequence[StoredVolume]],
         resume: bool | str,
     ) -> None:
         self.module, self.optimizer, self.progress = module, optimizer, progress
-        self.file, self.part, self.settings = file, part, dict(settings)
+        self.file, self.part, self.settings, self.recipe = file, part, dict(settings), dict(recipe or {})
         self.names = [Path(volume.path).name for part in volumes.values() for volume in part]
         self.data = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
         self.main = not dist.is_initialized() or dist.get_rank() == 0
@@ -125,11 +168,25 @@ class _Resumable:
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after :class:`Progress`."""
+        on_interruption(self._saved)
         if self.rounds:
             self._start(engine)
         engine.add_event_handler(Events.STARTED, self._begin)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._save)
         engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _folders(self) -> tuple[str, str]:
+        return str(self.file.parent), str(self.progress.history_file.parent)
+
+    def _hold(self) -> None:
+        hold_folders(*self._folders(), what=str(self.settings.get("bundle", "a training")))
+
+    def _saved(self) -> str:
+        """Return what is there if the run is stopped now."""
+        done = self.progress.history[-1]["epoch"] if self.progress.history and self.file.exists() else 0
+        if not done:
+            return "No epoch was saved yet; the same command starts again, with what is prepared already"
+        return f"{self.file} holds what the epochs led to; the same command goes on from there"
 
     def _begin(self, engine: Engine) -> None:
         if self.rounds and engine.state.epoch < self.done:  # a trainer that is at its end starts again from 0
@@ -143,8 +200,13 @@ class _Resumable:
             engine.scaler.load_state_dict(self.scale)
 
     def _start(self, engine: Engine) -> None:
-        """Go on from the file, if there is one."""
+        """Take the folders, and go on from the file if there is one."""
         raise NotImplementedError
+
+    def _start_again(self) -> None:
+        """Keep what an earlier run wrote for people to look at."""
+        if self.main and (apart := set_apart(self.progress.history_file.parent)) is not None:
+            tqdm.write(f"history and pictures of an earlier run are kept in {apart}")
 
     def _save(self, engine: Engine) -> None:
         """Write what an epoch led to."""
@@ -152,18 +214,20 @@ class _Resumable:
 
     def _finish(self, engine: Engine) -> None:
         self.scale = _scale(engine)
+        if not self.rounds:
+            release(*self._folders())
 
     def _agree(self, engine: Engine, state: dict[str, Any] | None) -> None:
         """Make sure that all processes do one run: the same settings and volumes, and all go on from one epoch."""
         if not dist.is_initialized():
             return
         length = {"epochs": engine.state.max_epochs, "steps in an epoch": engine.state.epoch_length}
-        mine = {"settings": self.settings | length, "data": self.data, "host": socket.gethostname()}
+        mine = {"settings": self.settings | self.recipe | length, "data": self.data, "host": socket.gethostname()}
         everyone = _of_all(mine | {"epoch": state["epoch"] if state is not None else 0})
         first = everyone[0]
         for rank, other in enumerate(everyone):
             who = f"process {rank} on {other['host']}"
-            if changed := _changed(first, other["settings"]):
+            if changed := changes(first["settings"], other["settings"]):
                 short = textwrap.shorten(changed, 300)
                 raise SettingsError(f"{who} has other settings than process 0 ({short}); start all with one command")
             if other["data"] != first["data"]:
@@ -208,6 +272,7 @@ class _Resumable:
                 "data": self.data,
                 "history": self.progress.history,
                 "settings": self.settings,
+                "recipe": self.recipe,
                 **more,
             },
             self.file,
@@ -239,11 +304,12 @@ class PretrainingCheckpoint(_Resumable):
         optimizer: of the run.
         ckpt_dir: where to write; every process of a distributed run must see it.
         settings: what the run was; :func:`check_resume` compares them.
+        recipe: what else changes its mathematics; compared, too.
         progress: whose history is kept.
         volumes: what is trained and validated on; a resumed run with other volumes says that it differs.
         interval: epochs between saves; the last epoch is always saved.
         metric: record of the history that decides the best.
-        resume: ``rounds`` for a client of a federation.
+        resume: False keeps what is there aside and starts again; ``rounds`` for a client of a federation.
 
     Raises:
         SettingsError: as :func:`check_resume`, which a federation does not call, with ``resume="rounds"``.
@@ -256,6 +322,7 @@ class PretrainingCheckpoint(_Resumable):
         *,
         ckpt_dir: str,
         settings: Mapping[str, Any],
+        recipe: Mapping[str, Any] | None = None,
         progress: Progress,
         volumes: Mapping[str, Sequence[StoredVolume]],
         interval: int = 1,
@@ -269,6 +336,7 @@ class PretrainingCheckpoint(_Resumable):
             file=self.folder / _STATE,
             part="method",
             settings=settings,
+            recipe=recipe,
             progress=progress,
             volumes=volumes,
             resume=resume,
@@ -277,11 +345,16 @@ class PretrainingCheckpoint(_Resumable):
         self.best = float("inf")
 
     def _start(self, engine: Engine) -> None:
+        self._hold()
         if self.rounds:
-            check_resume(str(self.folder), settings=self.settings)
-        state = _read_state(self.file, "method") if self.file.exists() else None
+            check_resume(str(self.folder), settings=self.settings, recipe=self.recipe)
+        state = _read_state(self.file) if self.file.exists() and self.resume else None
         self._agree(engine, state)
         if state is None:
+            if self.main:
+                for name in (_STATE, _ENCODER, _BEST):
+                    keep_previous(str(self.folder / name), move=True)
+            self._start_again()
             return
         self._take_up(engine, state)
         self.best, done = state["best"], state["epoch"]
@@ -295,9 +368,18 @@ class PretrainingCheckpoint(_Resumable):
             return
         if (state["epochs"] != total and not self.rounds) or state["data"] != self.data:
             tqdm.write("its length or its volumes have changed, so it will not equal an uninterrupted run")
-        sidecar = self.folder / Path(_ENCODER).with_suffix(".json")
-        if not sidecar.is_file() or json.loads(sidecar.read_text("utf-8")).get("epochs") != done:
-            self._write_encoder(done, state["method"])  # the run was killed after the state, before the encoder
+        if not self._encoder_is_whole(done):  # killed before it was written, removed, or damaged
+            self._write_encoder(done, state["method"])
+            tqdm.write(f"{self.folder / _ENCODER} was missing or not whole: written again from {self.file.name}")
+
+    def _encoder_is_whole(self, epochs: int) -> bool:
+        """Return whether the encoder of so many epochs is there as it was written."""
+        file = self.folder / _ENCODER
+        try:
+            about = json.loads(file.with_suffix(".json").read_text("utf-8"))
+            return about["epochs"] == epochs and about["sha256"] == sha256(file)
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
 
     def _save(self, engine: Engine) -> None:
         self._check_loss(engine)
@@ -342,20 +424,21 @@ class FineTuningCheckpoint(_Resumable):
     * ``model_final.pt`` and its JSON: after the last epoch, what the published benchmark evaluates;
     * ``finetuning_state.pt``: everything to resume exactly, until the run is complete.
 
-    Earlier models are kept as ``model_previous.pt`` and ``model_final_previous.pt``. A state that is not of this run,
-    since settings or data differ, is set aside as ``finetuning_state_previous.pt``.
+    Earlier models are kept as ``model_previous.pt`` and ``model_final_previous.pt``. A state of a run on other data or
+    of another length is set aside as ``finetuning_state_previous.pt``; one of a run with other settings is refused.
 
     Args:
         network: whose weights are written.
         optimizer: of the run.
         ckpt_dir: where to write; every process of a distributed run must see it.
-        settings: what inference must have, compared on resuming.
+        settings: what inference must have.
+        recipe: what else a resumed run must have.
         progress: whose records are read and kept; attach this after it.
         volumes: what is trained and validated on.
         interval: epochs between saves of the state.
         metric: record that decides, higher is better.
         smoothing: share of the old average in the new one; 0.9 as in nnU-Net.
-        resume: go on from an unfinished run of the same settings and data; else it is set aside. With ``rounds``, for a
+        resume: go on from an unfinished run of the same settings and data; False sets it aside. With ``rounds``, for a
             client of a federation, a run of any length is unfinished.
         names: of the three files: state, best, last.
     """
@@ -367,6 +450,7 @@ class FineTuningCheckpoint(_Resumable):
         *,
         ckpt_dir: str,
         settings: Mapping[str, Any],
+        recipe: Mapping[str, Any] | None = None,
         progress: Progress,
         volumes: Mapping[str, Sequence[StoredVolume]],
         interval: int = 1,
@@ -383,6 +467,7 @@ class FineTuningCheckpoint(_Resumable):
             file=self.folder / state,
             part="network",
             settings=settings,
+            recipe=recipe,
             progress=progress,
             volumes=volumes,
             resume=resume,
@@ -392,12 +477,15 @@ class FineTuningCheckpoint(_Resumable):
         self.best: float | None = None
 
     def _start(self, engine: Engine) -> None:
-        state = _read_state(self.file, "network") if self.file.exists() else None
+        self._hold()
+        state = _read_state(self.file) if self.file.exists() else None
         self._agree(engine, state)
         if state is not None:
-            why = _changed(state, self.settings) or ("other data" if state["data"] != self.data else "")
+            why = "" if self.resume else "--resume false"
             why = why or ("another length" if state["epochs"] != engine.state.max_epochs and not self.rounds else "")
-            why = why or ("" if self.resume else "--resume false")
+            if not why and (changed := _changed(state, self.settings, self.recipe)):
+                raise SettingsError(_two_ways(self.file, changed))
+            why = why or ("other data" if state["data"] != self.data else "")
             if not why:
                 self._take_up(engine, state)
                 self.average, self.best = state["average"], state["best"]
@@ -413,6 +501,7 @@ class FineTuningCheckpoint(_Resumable):
         if self.main:
             keep_previous(str(self.folder / self.best_model))
             keep_previous(str(self.folder / self.last_model))
+        self._start_again()
 
     def _save(self, engine: Engine) -> None:
         self._check_loss(engine)

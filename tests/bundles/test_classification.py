@@ -114,7 +114,7 @@ def learnt(request: pytest.FixtureRequest, cohort: Path, tmp_path_factory: pytes
 
 def test_it_learns_and_predicts_with_nothing_repeated(learnt: tuple[str, Path], cohort: Path) -> None:
     bundle, out = learnt
-    assert {path.name for path in (out / "models").iterdir()} == {
+    assert {path.name for path in (out / "models").iterdir() if path.name[0] != "."} == {
         f"classifier{name}.{kind}" for name in ("", "_best") for kind in ("pt", "json")
     }
     with open(out / "out" / "validation_predictions.csv", newline="") as stream:
@@ -328,7 +328,10 @@ def test_a_changed_table_is_another_run(
             train("mae_primus_m", cohort, tmp_path, fold=0)
     text = (cohort / "table.csv").read_text().replace("c02,ill", "c02,well")
     (tmp_path / "table.csv").write_text(text)
-    train("mae_primus_m", cohort, tmp_path, table=str(tmp_path / "table.csv"), fold=0)
+    with pytest.raises(RuntimeError) as refused:
+        train("mae_primus_m", cohort, tmp_path, table=str(tmp_path / "table.csv"), fold=0)
+    assert "other settings (another cases" in str(sentence(refused.value))
+    train("mae_primus_m", cohort, tmp_path, table=str(tmp_path / "table.csv"), fold=0, resume=False)
     assert "is of another run" in capsys.readouterr().out
     assert (tmp_path / "models" / "classification_state_previous.pt").exists()
 

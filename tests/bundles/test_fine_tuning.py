@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from monai.bundle import run as run_bundle
 from torch import Tensor
 
 from common.bundles import read_config
-from common.errors import SettingsError
+from common.errors import SettingsError, sentence
 from common.handlers import FineTuningCheckpoint, FineTuningPhases
 from common.weights import read_checkpoint, write_checkpoint
 
@@ -196,12 +197,68 @@ def test_another_run_in_the_same_folder_overwrites_nothing(
         patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
         with pytest.raises(RuntimeError, match="Failed to evaluate"):
             train(RESENC, labelled, folder, seed=2)
+    refused(r"other settings \(seed 2 -> 3\)", RESENC, labelled, folder, seed=3)
     capsys.readouterr()
-    train(RESENC, labelled, folder, seed=3)
-    assert "is of another run (seed 2 -> 3), this one starts afresh" in capsys.readouterr().out
+    train(RESENC, labelled, folder, seed=3, resume=False)
+    assert "is of another run (--resume false), this one starts afresh" in capsys.readouterr().out
     assert (models / "finetuning_state_previous.pt").exists()
     assert not (models / "finetuning_state.pt").exists()
     assert len(list(models.glob("model_previous*.pt"))) == 3
+
+
+def refused(why: str, bundle: str, data: Path, folder: Path, **settings: Any) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        train(bundle, data, folder, **settings)
+    told = sentence(raised.value)
+    assert told is not None
+    assert re.search(why, told), told
+    assert "continue it with those, or start again with --resume false, which keeps it aside" in told
+
+
+def test_whatever_changes_the_mathematics_is_another_run(
+    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut run goes on with its own encoder and recipe only, wherever in the config a change is made."""
+    file = encoder(RESENC, tmp_path)
+    folder = tmp_path / "run"
+    save = FineTuningCheckpoint._save
+
+    def save_and_stop(self: FineTuningCheckpoint, engine: Any) -> None:
+        save(self, engine)
+        raise RuntimeError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
+        with pytest.raises(RuntimeError, match="Failed to evaluate"):
+            train(RESENC, labelled, folder)
+    state = (folder / "models" / "finetuning_state.pt").read_bytes()
+    for name, value, where in (
+        ("weight_decay", 0.5, r"optimizer\.weight_decay 3e-05 -> 0\.5"),
+        ("momentum", 0.1, r"optimizer\.momentum 0\.99 -> 0\.1"),
+        ("optimizer#nesterov", False, r"optimizer\.nesterov True -> False"),
+        ("foreground", 1.0, r"foreground 0\.33 -> 1\.0"),
+        ("augmentation#noise_probability", 0.9, r"augmentation\.noise_probability 0\.1 -> 0\.9"),
+        ("rotation_probability", 0.0, r"spatial\.rotation_probability 0\.2 -> 0\.0"),
+        ("dropout", 0.5, r"dropout 0\.0 -> 0\.5"),
+        ("warmup_epochs", 2, r"learning_rate\.warmup_epochs 1 -> 2"),
+        ("clip_norm", 1.0, r"clip_norm 12\.0 -> 1\.0"),
+        ("batch_size", 4, r"batch_size 2 -> 4"),
+    ):
+        refused(where, RESENC, labelled, folder, **{name: value})
+    weights = read_checkpoint(file)
+    write_checkpoint({name: value + 1 for name, value in weights.items()}, file)  # the same path, another encoder
+    refused("another encoder", RESENC, labelled, folder)
+    assert (folder / "models" / "finetuning_state.pt").read_bytes() == state
+    write_checkpoint(weights, file)
+    train(RESENC, labelled, folder, num_workers=1, save_interval=2, val_interval=2)  # none of these changes it
+    history = json.loads((folder / "out" / "history.json").read_text())
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4, 5, 6]
+    train(RESENC, labelled, folder)  # a finished run is repeated, and what it wrote stays
+    assert json.loads((folder / "out" / "earlier" / "history.json").read_text()) == history
+    assert len(list((folder / "out" / "earlier").glob("events.out.*"))) >= 1
+    assert not {path.name for path in (folder / "out").glob("events.out.*")} & {
+        path.name for path in (folder / "out" / "earlier").iterdir()
+    }
 
 
 def test_what_inference_must_know_is_beside_the_model(labelled: Path, tmp_path: Path) -> None:

@@ -311,10 +311,11 @@ def test_nothing_of_an_earlier_run_is_overwritten(images: Path, tmp_path: Path) 
     run(bundle, "pretrain", *arguments)
     before = digest(tmp_path)
     assert "is complete; nothing to do" in run(bundle, "pretrain", *arguments).stdout
-    assert "--resume true" in run(bundle, "pretrain", *arguments, "--resume", "false", check=False).stderr
-    assert "lr 0.01 -> 0.5" in run(bundle, "pretrain", *arguments, "--lr", "0.5", check=False).stderr
+    told = run(bundle, "pretrain", *arguments, "--lr", "0.5", check=False).stderr
+    assert "lr 0.01 -> 0.5" in told
+    assert "start again with --resume false, which keeps it aside" in told
     (tmp_path / "models" / "pretraining_state.pt").rename(tmp_path / "state.pt")
-    assert "move it away" in run(bundle, "pretrain", *arguments, check=False).stderr
+    assert "--resume false, which keeps that file aside" in run(bundle, "pretrain", *arguments, check=False).stderr
     (tmp_path / "models" / "pretraining_state.pt").write_bytes((tmp_path / "state.pt").read_bytes()[:1000])
     assert "not a complete checkpoint" in run(bundle, "pretrain", *arguments, check=False).stderr
     (tmp_path / "state.pt").rename(tmp_path / "models" / "pretraining_state.pt")

@@ -101,14 +101,17 @@ SIZES = ["features_per_stage", "blocks_per_stage", "embed_dim", "depth", "num_he
 APART = {  # what the sources of the two backbones may differ in: names, or paths of names
     "train": [
         *("network_def", "network_settings", "tuning", "local_network#optimizer_states", "schedule", "lr"),
-        *("weight_decay", "momentum", "clip_norm", "optimizer"),
+        *("weight_decay", "momentum", "clip_norm", "optimizer", "recipe#drop_path"),
     ],
     "inference": ["network_def", "network#settings#num_heads"],
     "features": [
         *("network_def", "network#settings#num_heads", "stages", "small_volumes"),
         *(f"feature_settings#{size}" for size in SIZES),
     ],
-    "train_classification": ["backbone", "network_settings", "tuning", "lora_rank", "local_network#lora_rank"],
+    "train_classification": [
+        *("backbone", "network_settings", "tuning", "lora_rank", "local_network#lora_rank"),
+        *("recipe#drop_path", "recipe#lora_rank"),
+    ],
     "inference_classification": ["backbone"],
 }
 

@@ -247,7 +247,7 @@ def test_the_client_of_nvflare(
     told = {"workflow": workflow, "rounds": 2, "local_epochs": 2, "output": "$RESULTS", "data": "$DATA/north"}
     settings = shared_settings(workflow) | {"epochs": 4, "resume": "rounds"}
     (tmp_path / "north.json").write_text(json.dumps(told | {"bundle": str(bundle), "settings": settings}))
-    (tmp_path / federated.CLIENT).write_text((ROOT / "tools" / federated.CLIENT).read_text())
+    (tmp_path / federated.CLIENT).write_text((ROOT / "tools" / "federating" / federated.CLIENT).read_text())
     for name, value in (("RESULTS", tmp_path / "results"), ("DATA", sites)):
         monkeypatch.setenv(name, str(value))
 

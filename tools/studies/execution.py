@@ -51,7 +51,7 @@ __all__ = [
 ]
 
 RESULT, FAILED = "result.json", "failed.json"
-_LOG = "log.txt"
+_LOG, _STATE = "log.txt", "pretraining_state.pt"
 _SCORES = ("dice", "nsd", "hd95_mm")
 
 
@@ -176,7 +176,8 @@ def do(study: Study, piece: str) -> str:
     try:
         with FileLock(folder / ".lock", timeout=0):
             check_same(folder, about)
-            if state(folder) == "finished":
+            if state(folder) == "finished" and (kind != "pretraining" or _encoder_is_whole(folder)):
+                (folder / _STATE).unlink(missing_ok=True)  # of a process that was killed just before that
                 return "finished"
             (folder / FAILED).unlink(missing_ok=True)
             write_json(about, folder / "run.json")
@@ -188,6 +189,7 @@ def do(study: Study, piece: str) -> str:
                     write_json({"why": told, "when": datetime.now(UTC).isoformat(timespec="seconds")}, folder / FAILED)
                 raise
             write_json({**content, "machine": machine()}, folder / RESULT)
+            (folder / _STATE).unlink(missing_ok=True)
             (folder / FAILED).unlink(missing_ok=True)
             return "finished"
     except Timeout:
@@ -228,7 +230,7 @@ def check_same(folder: Path, about: Mapping[str, Any]) -> None:
         SettingsError: naming what differs.
     """
     file = folder / "run.json"
-    made = ("models", "trained.json", RESULT, "pretraining_state.pt")
+    made = ("models", "trained.json", RESULT, _STATE)
     if not file.exists() or not any((folder / name).exists() for name in made):
         return  # nothing was trained, so a mistake may be corrected
     content = read_json(file)
@@ -316,6 +318,13 @@ def _digest_of(arm: Arm) -> str | None:
     return _DIGESTS[key]
 
 
+def _encoder_is_whole(folder: Path) -> bool:
+    """Return whether the encoder of a pre-training is there as it was written."""
+    file = folder / "pretrained_encoder.pt"
+    about = read_json(file.with_suffix(".json"))
+    return isinstance(about, dict) and file.is_file() and about.get("sha256") == sha256(file)
+
+
 def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     """Pre-train on the training images of a fold."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
@@ -333,9 +342,9 @@ def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
             "store_dir": str(study.folder / "store"),
             "output_dir": str(folder / "pretrain"),
             "ckpt_dir": str(folder),
+            "resume": (folder / _STATE).exists(),  # without it, what an encoder there is of cannot be told
         },
     )
-    (folder / "pretraining_state.pt").unlink(missing_ok=True)
     return {"seconds": {"training": time.monotonic() - began}, "peak_gib": round(peak_gib(), 2)}
 
 
