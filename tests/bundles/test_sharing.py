@@ -17,6 +17,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow
 
 from common.bundles import bundle_name, check_links, completed, read_config, read_metadata, sources
+from common.engines.settings import elsewhere
 from common.errors import SettingsError
 from tools.curves import label_curve
 from tools.exporting import distribution
@@ -226,6 +227,14 @@ def test_the_name_is_what_the_metadata_says(tmp_path: Path, monkeypatch: pytest.
             assert workflow.parser.get_parsed_content(f"{name}::bundle") == "mae_resenc_l", (kind, root)
     with pytest.raises(SettingsError, match="does not say which bundle this is; add --bundle_root"):
         bundle_name(tmp_path / "results")
+
+
+def test_what_is_shared_is_no_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An added config lies outside the bundle that runs, and weights are not looked for beside it."""
+    monkeypatch.chdir(ROOT)
+    for overlay in ("multi_gpu", "fsdp", "multi_gpu_train"):
+        files = ["bundles/mae_primus_m/configs/pretrain.yaml", f"common/configs/{overlay}.yaml"]
+        assert elsewhere(files, "bundles/mae_primus_m", chosen=True) is None
 
 
 def without_links(folder: Path, *bundles: str) -> Path:
