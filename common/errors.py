@@ -17,9 +17,19 @@ import traceback
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
-__all__ = ["DataError", "SettingsError", "WeightsError", "causes", "end_in_a_sentence", "on_interruption", "sentence"]
+__all__ = [
+    "DataError",
+    "SettingsError",
+    "WeightsError",
+    "causes",
+    "disk_is_full",
+    "end_in_a_sentence",
+    "on_interruption",
+    "sentence",
+]
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT) if hasattr(errno, "EDQUOT") else (errno.ENOSPC,)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 _IN_A_WORKER = "in DataLoader worker process"
 _WORKER_ENDED = re.compile(r"DataLoader worker \(pid.*(killed by signal|exited unexpectedly)", re.DOTALL)
@@ -66,6 +76,13 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         chain = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Return whether a full disk, or a used up quota, is behind an error: all further cases would fail by it, too."""
+    if any(isinstance(cause, OSError) and cause.errno in _FULL for cause in causes(error)):
+        return True
+    return "No space left on device" in str(error)
+
+
 def sentence(error: BaseException) -> str | None:
     """Return what to tell the user, if anywhere in the chain of exceptions there is something that a user can mend.
 
@@ -89,7 +106,7 @@ def sentence(error: BaseException) -> str | None:
             if _IN_A_WORKER in told:  # PyTorch puts the traceback of a loader's process in front of the message
                 told = told.rstrip().splitlines()[-1].partition(": ")[2]
             return told
-        if isinstance(chain, OSError) and chain.errno == errno.ENOSPC:
+        if isinstance(chain, OSError) and chain.errno in _FULL:
             where = chain.filename or "the output folder"
             return f"the disk is full while writing {where}; free some space and run again, it goes on from there"
         if isinstance(chain, OSError) and chain.errno in _NOT_ALLOWED:
@@ -100,7 +117,7 @@ def sentence(error: BaseException) -> str | None:
                 f"another process of this run ended or cannot be reached ({str(chain).splitlines()[0]}); see what that "
                 "one said. What was saved is kept, and the same command goes on from there"
             )
-        if isinstance(chain, RuntimeError) and _WORKER_ENDED.search(str(chain)):
+        if _of_an_ended_reader(chain):
             shared = " of shared memory (a container wants --shm-size)" if "Bus error" in str(chain) else ""
             return (
                 f"the system ended a process that reads data, as it does for want of memory{shared}; run again with a "
@@ -117,6 +134,14 @@ def _of_torch_distributed(error: RuntimeError) -> bool:
     """Return whether it is PyTorch's own error about processes, which exists only where PyTorch is imported."""
     distributed = sys.modules.get("torch.distributed")
     return distributed is not None and isinstance(error, distributed.DistError)
+
+
+def _of_an_ended_reader(error: BaseException) -> bool:
+    """Return whether a process of PyTorch's loader has ended by itself: its own words, or a connection that broke."""
+    if isinstance(error, RuntimeError):
+        return _WORKER_ENDED.search(str(error)) is not None
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, (ConnectionError, EOFError)) and "torch.utils.data.dataloader" in modules
 
 
 def on_interruption(tell: Callable[[], str]) -> None:
@@ -154,6 +179,10 @@ def end_in_a_sentence() -> None:
     before = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGCHLD, signal.SIG_DFL
+            )  # PyTorch's handler would raise in here, for a loader's process
         told = _interrupted(error) if isinstance(error, KeyboardInterrupt) else sentence(error)
         if told is None:
             before(kind, error, where)

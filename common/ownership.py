@@ -8,6 +8,7 @@ of the operating system on its folders, which is free again as soon as its proce
 from __future__ import annotations
 
 import atexit
+import errno
 import getpass
 import json
 import os
@@ -25,6 +26,7 @@ __all__ = ["hold", "release", "set_apart"]
 
 _LOCK, _OWNER = ".training.lock", ".training.json"
 _DYING_SECONDS = 20  # that reading processes of a killed training may live on, and hold its lock with it
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # what a training writes into its output folder for people to look at, and the next one would mix with its own
 _OUTPUTS = ("history.json", "curves.png", "pictures", "unreadable.json", "validation_predictions.csv", "events.out.*")
 
@@ -58,7 +60,7 @@ def hold(*folders: str | Path, what: str) -> None:
                 "with --ckpt_dir and --output_dir"
             ) from error
         except (NotImplementedError, OSError) as error:
-            if isinstance(error, PermissionError):
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
                 raise
             print(  # noqa: T201
                 f"note: {folder} is on a file system without locks ({error}); see that no other run writes to it",

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..data.cases import Case
 from ..data.prediction import PROBLEM, RECORD
 from ..drawing import draw_prediction
-from ..errors import DataError, SettingsError, causes, sentence
+from ..errors import DataError, SettingsError, causes, disk_is_full, sentence
 from ..files import write_json
 from ..transforms.restoring import CASE
 
@@ -91,7 +91,7 @@ class EachCase:
         (self.folder / _FAILED).unlink(missing_ok=True)  # of an earlier run, whose failed cases are tried again
 
     def _fail(self, name: str, file: str, error: Exception) -> None:
-        if _disk_is_full(error):
+        if disk_is_full(error):
             raise OSError(errno.ENOSPC, "No space left on device", str(self.folder)) from error
         told = _told(name, error)
         if self.strict:
@@ -109,6 +109,8 @@ class EachCase:
         try:
             draw_prediction(file, self.folder / f"{name}.nii.gz", picture, labels=self.labels, title=name)
         except Exception as error:  # the prediction itself is there
+            if disk_is_full(error):
+                raise
             tqdm.write(f"note: no picture of {name} ({error})")
 
     def report(self) -> None:
@@ -143,10 +145,3 @@ def _told(name: str, error: Exception) -> str:
     if isinstance(first, MemoryError) or "can't allocate memory" in str(first):
         return f"{name} does not fit into the memory; lower --memory_limit_gb or use a machine that has more"
     return f"{name} failed with {type(first).__name__}: {text[:300]}; failed.json holds the details"
-
-
-def _disk_is_full(error: Exception) -> bool:
-    """Return whether that is the cause, which would fail all other cases as well."""
-    if any(isinstance(cause, OSError) and cause.errno == errno.ENOSPC for cause in causes(error)):
-        return True
-    return "No space left on device" in str(error)

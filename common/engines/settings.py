@@ -7,6 +7,7 @@ import difflib
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,7 @@ def check_settings(bundle_root: str = ".") -> None:
     if not runs_for_a_user():
         return
     end_in_a_sentence()
+    get_temp_dir()  # here, so that reading processes share it, and it goes with this process even if they are killed
     for frame in callers():
         if frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
             break

@@ -1,0 +1,76 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""A training that is interrupted says what is saved and how to go on, ends soon, and leaves no process behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ..conftest import ROOT, command, pretraining
+
+
+@pytest.mark.parametrize(
+    ("number", "of", "told"),
+    [
+        (signal.SIGINT, "group", "Stopped: interrupted by Ctrl-C. "),
+        (signal.SIGTERM, "run", "Stopped: interrupted by SIGTERM. "),
+        (
+            signal.SIGKILL,
+            "reader",
+            "Stopped: the system ended a process that reads data, as it does for want of memory",
+        ),
+    ],
+)
+def test_an_interrupted_run_ends_in_a_sentence(
+    number: signal.Signals, of: str, told: str, images: Path, tmp_path: Path
+) -> None:
+    arguments = [*pretraining(tmp_path, images, epochs=1000), "--num_workers", "1"]
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(
+            command("mae_resenc_l", "pretrain", *arguments),
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(temporary)},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 240
+        while not (tmp_path / "models" / "pretrained_encoder.json").exists() and time.monotonic() < deadline:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.05)
+        children = psutil.Process(process.pid).children(recursive=True)
+        if of == "group":  # as a terminal does
+            os.killpg(process.pid, number)
+        elif of == "run":
+            process.send_signal(number)
+        else:
+            readers = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
+            readers[0].send_signal(number)
+        assert process.wait(60) != 0
+    finally:
+        process.kill()
+    text = (tmp_path / "log").read_text()
+    last = text.strip().splitlines()[-1]
+    assert last.startswith(told), text[-3000:]
+    assert "Traceback" not in text
+    if number != signal.SIGKILL:
+        assert str(tmp_path / "models" / "pretraining_state.pt") in last
+        assert "the same command goes on from there" in last
+    else:
+        assert "--num_workers" in last
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive
+    assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]  # PyTorch's cache
+    assert {path.name for path in (tmp_path / "models").iterdir()} <= {
+        *(".training.lock", "pretraining_state.pt", "pretrained_encoder.pt", "pretrained_encoder.json"),
+        "pretrained_encoder_best.pt",
+    }
