@@ -8,11 +8,15 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["replace_file", "sha256", "write_json"]
+from .errors import DataError
+
+__all__ = ["CHECKSUM", "checksum", "read_record", "replace_file", "sha256", "write_json", "write_record"]
+
+CHECKSUM = "checksum"  # of a record: SHA-256 of all else in it
 
 _STALE_SECONDS = 24 * 3600
 
@@ -43,6 +47,42 @@ def write_json(content: Any, path: str | Path) -> None:
     replace_file(
         Path(path), lambda temporary: Path(temporary).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     )
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of what a record holds; the order of its names and white space say nothing."""
+    plain = json.loads(json.dumps({name: value for name, value in content.items() if name != CHECKSUM}))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def write_record(content: Mapping[str, Any], path: str | Path) -> None:
+    """Save what a later run relies on as JSON, atomically, with a checksum that :func:`read_record` compares."""
+    write_json({**content, CHECKSUM: checksum(content)}, path)
+
+
+def read_record(path: str | Path, *, error: type[Exception] = DataError) -> dict[str, Any]:
+    """Return what :func:`write_record` wrote; a record without a checksum, of before there were any, as it is.
+
+    Args:
+        path: of the JSON file.
+        error: what to raise.
+
+    Raises:
+        DataError: or ``error``, if the file is no JSON object, or its checksum is not that of what it holds.
+    """
+    try:
+        content = json.loads(Path(path).read_text("utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__}")
+    except ValueError as wrong:
+        reason = str(wrong).split(": ")[0]
+        raise error(f"{path} is not the JSON object that was written ({reason}); restore it or move it away") from wrong
+    if content.pop(CHECKSUM, None) not in (None, checksum(content)):
+        raise error(
+            f"{path} is not as it was written: its checksum is that of something else. Restore it; if you changed it "
+            f'yourself, remove its line "{CHECKSUM}"'
+        )
+    return content
 
 
 def sha256(path: str | Path) -> str:

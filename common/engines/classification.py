@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import SettingsError, WeightsError
+from ..files import read_record
 from ..tasks import ClassificationTask
 
 __all__ = ["ClassificationBatch", "check_new_file", "classifier_settings", "read_classifier_settings"]
@@ -72,10 +72,12 @@ def read_classifier_settings(path: str) -> dict[str, Any]:
             "--model"
         )
     try:
-        settings: dict[str, Any] = json.loads(sidecar.read_text("utf-8"))["settings"]
+        settings: dict[str, Any] = read_record(sidecar, error=WeightsError)["settings"]
         if not {"classes", "multilabel", "target", "data", "network", "input_size"} <= settings.keys():
             raise KeyError("classes")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except WeightsError:
+        raise
+    except (OSError, KeyError, TypeError, AttributeError) as error:
         raise WeightsError(
             f"{sidecar} does not say what the classifier beside it was trained for ({error!r}); keep both files "
             "together, as training wrote them"

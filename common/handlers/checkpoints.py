@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 import math
 import socket
 import textwrap
@@ -21,11 +20,11 @@ from tqdm import tqdm
 
 from ..data.storing.stored import StoredVolume
 from ..errors import SettingsError, WeightsError, on_interruption
-from ..files import sha256, write_json
+from ..files import read_record, sha256, write_record
 from ..ownership import hold, release, set_apart
 from ..recipes import changes
 from ..sharding import joined, share
-from ..weights.files import read_checkpoint, write_checkpoint
+from ..weights.files import checked_sha256, read_checkpoint, write_checkpoint
 from ..weights.transfer import keep_previous
 from ..weights.tuning import merged_state_dict
 from .progress import Progress
@@ -297,7 +296,7 @@ class PretrainingCheckpoint(_Resumable):
     * ``pretraining_state.pt``: method, optimizer, loss scaler, epoch, history: everything to resume exactly;
     * ``pretrained_encoder.pt``: flat state dict of the backbone after the last epoch, what fine-tuning reads, with
       ``pretrained_encoder.json`` beside it: where it comes from;
-    * ``pretrained_encoder_best.pt``: the same at the lowest validation loss.
+    * ``pretrained_encoder_best.pt`` and its JSON: the same at the lowest validation loss.
 
     Args:
         method: module with a ``backbone``.
@@ -369,16 +368,16 @@ class PretrainingCheckpoint(_Resumable):
         if (state["epochs"] != total and not self.rounds) or state["data"] != self.data:
             tqdm.write("its length or its volumes have changed, so it will not equal an uninterrupted run")
         if not self._encoder_is_whole(done):  # killed before it was written, removed, or damaged
-            self._write_encoder(done, state["method"])
+            self._write_encoder(_ENCODER, done, state["method"])
             tqdm.write(f"{self.folder / _ENCODER} was missing or not whole: written again from {self.file.name}")
 
     def _encoder_is_whole(self, epochs: int) -> bool:
         """Return whether the encoder of so many epochs is there as it was written."""
         file = self.folder / _ENCODER
         try:
-            about = json.loads(file.with_suffix(".json").read_text("utf-8"))
-            return about["epochs"] == epochs and about["sha256"] == sha256(file)
-        except (OSError, ValueError, KeyError, TypeError):
+            checked_sha256(file)
+            return read_record(file.with_suffix(".json"), error=WeightsError).get("epochs") == epochs
+        except (OSError, WeightsError):
             return False
 
     def _save(self, engine: Engine) -> None:
@@ -392,15 +391,15 @@ class PretrainingCheckpoint(_Resumable):
         score = record.get(self.metric, record["train_loss"])
         if score < self.best:
             self.best = score
-            write_checkpoint(_backbone_of(weights), self.folder / _BEST)
+            self._write_encoder(_BEST, epoch, weights)
         if due:
             self._write_state(engine, weights, optimizer, best=self.best)
-            self._write_encoder(epoch, weights)
+            self._write_encoder(_ENCODER, epoch, weights)
 
-    def _write_encoder(self, epoch: int, weights: Mapping[str, Tensor]) -> None:
-        file = self.folder / _ENCODER
+    def _write_encoder(self, name: str, epoch: int, weights: Mapping[str, Tensor]) -> None:
+        file = self.folder / name
         write_checkpoint(_backbone_of(weights), file)
-        write_json(
+        write_record(
             {
                 "made_by": "pre-training with this collection",
                 "epochs": epoch,
@@ -543,4 +542,4 @@ class FineTuningCheckpoint(_Resumable):
             "settings": self.settings,
             "versions": {name: importlib.metadata.version(name) for name in ("monai", "torch")},
         }
-        write_json(about, file.with_suffix(".json"))
+        write_record(about, file.with_suffix(".json"))

@@ -13,7 +13,6 @@ import importlib.metadata
 import json
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SettingsError, WeightsError
-from ..files import sha256, write_json
+from ..files import sha256, write_record
 from .cells import Cell, Recognised, describe, recognise, token_order_of
-from .files import check_values, read_checkpoint, write_checkpoint
+from .files import check_values, checked_sha256, read_checkpoint, write_checkpoint
 from .published import ImportedWeights, import_network_weights, published_name
 from .receipt import SPACING_CAVEAT, Receipt
 from .transfer import keep_previous, origin_receipt
@@ -88,7 +87,6 @@ def read_reference(path: str | Path, *, plan_file: str | Path | None = None) -> 
     path = Path(path)
     content = read_checkpoint(path, mmap=True)
     content.pop("init_args", None)  # some 80 MB of file names in the published files
-    _check_archive(path)
     weights = content.get("network_weights", content.get("state_dict"))
     if weights is None:
         weights = {key: value for key, value in content.items() if isinstance(value, Tensor)}
@@ -150,19 +148,6 @@ def _texts(citation: Any) -> list[str]:
     return [str(text) for text in (texts if isinstance(texts, list) else [texts]) if text]
 
 
-def _check_archive(path: Path) -> None:
-    """Compare the checksums that ``torch.save`` wrote, which ``torch.load`` does not."""
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        raise WeightsError(f"{path} is damaged: {error}; fetch or write it again") from error
-    if damaged is not None:
-        raise WeightsError(f"{path} is damaged: the checksum of its part {damaged} is wrong; fetch or write it again")
-
-
 def reported_digest_warning(repository: str, file: Path, digest: str) -> str | None:
     """Return a warning if a published file differs from what third parties reported of it."""
     size, reported = _REPORTED.get(repository.rsplit("/", 1)[-1], (None, None))
@@ -220,7 +205,7 @@ def import_checkpoint(
     if token_order not in _ORDERS:
         raise SettingsError(f"token_order is {token_order!r}; it must be one of {', '.join(_ORDERS)}")
     file = read_reference(path, plan_file=plan_file)
-    digest = sha256(path)
+    digest = checked_sha256(path)
     if expected_sha256 and digest != expected_sha256:
         raise WeightsError(f"{path} has sha256 {digest}, not {expected_sha256}; fetch it again")
     notes = list(file.notes)
@@ -415,7 +400,7 @@ def _write(receipt: Receipt, imported: ImportedWeights, cell: Cell, output: Path
     about = receipt.as_dict() | made | {"source": receipt.source, "sha256": sha256(output), "settings": settings}
     about["versions"] = {name: importlib.metadata.version(name) for name in ("monai", "torch")}
     del about["provenance"]
-    write_json(about, beside)
+    write_record(about, beside)
 
 
 def _one(spacing: Any) -> Any:

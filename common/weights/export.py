@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import WeightsError
-from ..files import sha256, write_json
+from ..files import sha256, write_json, write_record
 from .cells import OWN_TRAINER, Cell, describe
 from .exchange import PLAN_FILE
 from .files import check_values, read_checkpoint, write_checkpoint, write_safetensors
@@ -169,7 +169,7 @@ def export_checkpoint(source: str | Path, cell: Cell, *, output: str | Path) -> 
     write_checkpoint(content, output)
     write_json(plan | {"trainer_name": trainer}, output.with_name(PLAN_FILE))
     about = receipt.as_dict() | {"made_by": "export for the reference", "source_sha256": receipt.sha256}
-    write_json(about | {"sha256": sha256(output)}, output.with_suffix(".json"))
+    write_record(about | {"sha256": sha256(output)}, output.with_suffix(".json"))
     return receipt
 
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import SettingsError, WeightsError
-from ..files import replace_file, sha256, write_json
+from ..files import read_record, replace_file, sha256, write_record
 from ..networks.ensemble import Ensemble
 from ..networks.untrained import UNTRAINED, refuse_untrained
 from .cells import describe
-from .files import check_values, read_checkpoint, read_metadata
+from .files import check_values, checked_sha256, read_checkpoint, read_metadata
 from .missing import encoder_remedy, fetch_command, import_tool
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
 from .tuning import prepare_tuning
@@ -130,21 +130,15 @@ def transfer_weights(
 
 
 def origin_receipt(path: str | Path) -> Receipt:
-    """Return a receipt that says where a weights file comes from, by the JSON beside it or the metadata inside."""
-    digest = sha256(path)
-    about = read_metadata(path)
-    sidecar = Path(path).with_suffix(".json")
-    notes = []
-    if not about and sidecar.is_file():
-        try:
-            about = json.loads(sidecar.read_text("utf-8"))
-        except ValueError:
-            notes.append(f"{sidecar} is not a JSON file and was not used")
-        if not isinstance(about, dict):
-            about = {}
-        if about.get("sha256", digest) != digest:
-            notes.append(f"{sidecar} is about another file (its sha256 differs) and was not used")
-            about = {}
+    """Return a receipt that says where a weights file comes from, by the JSON beside it or the metadata inside.
+
+    Raises:
+        WeightsError: if that JSON is damaged or about another file.
+    """
+    digest = checked_sha256(path)
+    about, beside = read_metadata(path), Path(path).with_suffix(".json")
+    if not about and beside.is_file():
+        about = read_record(beside, error=WeightsError)
     settings = about.get("settings", {})
     method, backbone, citation = describe(str(settings.get("bundle", "")))
     return Receipt(
@@ -158,7 +152,6 @@ def origin_receipt(path: str | Path) -> Receipt:
         spacing_mm=about.get("spacing_mm", settings.get("spacing_mm")),
         patch_size=about.get("patch_size", settings.get("crop_size", settings.get("patch_size"))),
         fitted_to=about.get("fitted_to"),
-        notes=notes,
         provenance=about,
     )
 
@@ -240,11 +233,11 @@ def fine_tuning_network(
         why = "has other widths for this number of classes" if held else "was not pre-trained by this method"
         tqdm.write(f"note: the decoder {why} and keeps its random start")
     if receipt_file:
-        write_json(receipt.as_dict(), receipt_file)
+        write_record(receipt.as_dict(), receipt_file)
     beside = Path(pretrained).with_suffix(".json")
     if not beside.exists() and not receipt.provenance:
         with contextlib.suppress(OSError):  # a folder that only others may write to
-            write_json(receipt.as_dict(), beside)
+            write_record(receipt.as_dict(), beside)
     if tuning == "full":
         return network
     return prepare_tuning(network, tuning, rank=lora_rank, optimizer_states=optimizer_states)
@@ -286,13 +279,10 @@ def _read_sidecar(model: Path) -> dict[str, Any]:
     sidecar = model.with_suffix(".json")
     if not sidecar.is_file():
         return {}
-    try:
-        about = json.loads(sidecar.read_text("utf-8"))
-        if isinstance(about, dict) and isinstance(about.get("settings", {}), dict):
-            return about
-    except ValueError:
-        pass
-    raise WeightsError(f"{sidecar} is not what training writes beside a model; restore it or move it away")
+    about = read_record(sidecar, error=WeightsError)
+    if not isinstance(about.get("settings", {}), dict):
+        raise WeightsError(f"{sidecar} is not what training writes beside a model; restore it or move it away")
+    return about
 
 
 def trained_settings(path: str | Sequence[str]) -> dict[str, Any]:

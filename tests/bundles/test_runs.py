@@ -115,6 +115,9 @@ def test_a_kill_between_state_and_encoder_is_mended(images: Path, tmp_path: Path
     encoder.with_suffix(".json").unlink()
     run("mae_resenc_l", "pretrain", *arguments)
     assert encoder.read_bytes() == before
+    encoder.write_bytes(before.replace(before[2000:2004], b"\1\2\3\4", 1))  # as is one that a disk damaged since
+    run("mae_resenc_l", "pretrain", *arguments)
+    assert encoder.read_bytes() == before
 
 
 @pytest.mark.parametrize("bundle", WHOLE_CHAIN[:1])

@@ -382,10 +382,10 @@ def damaged(file: Path, how: str) -> str:
         return "the checksum of its part"
     if how == "text":
         file.write_text("<html>Not Found</html>")
-        return "is not a complete checkpoint"
+        return "is no checkpoint"
     if how == "code":
-        saved(content | {"extra": Path}, file)
-        return "is not a complete checkpoint of tensors"
+        saved(content | {"extra": Path()}, file)
+        return "holds other things than tensors and plain values"
     if how == "list":
         saved([1], file)
         return "holds a list"

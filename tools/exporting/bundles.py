@@ -48,7 +48,6 @@ def export_bundle(
     from common.engines.settings import meant_values
     from common.errors import end_in_a_sentence
     from common.files import write_json
-    from common.weights import read_checkpoint
 
     from .distribution import BUNDLES, bundle_names, check_settings, check_target, write_bundle, write_zip
     from .hub import check_repository, push_bundle
@@ -68,7 +67,7 @@ def export_bundle(
         raise SystemExit(f"Stopped: --weights is {weights!r}; it must be auto, true or false")
     trained = None if model is None else path_of("model", model)
     if trained is not None:
-        _check_model(trained, read_checkpoint)
+        _check_model(trained)
     replace = truth(overwrite)
     carried: dict[str, Path | None] = {}
     places: dict[str, dict[str, Any]] = {}
@@ -111,13 +110,15 @@ def export_bundle(
             push_bundle(target, push, there=there, **places[name])
 
 
-def _check_model(model: Path, read: Any) -> None:
+def _check_model(model: Path) -> None:
     """Refuse a model that was trained for another task than the bundle's, or without the JSON beside it."""
-    read(model)
+    from common.weights import read_checkpoint, trained_settings
+
+    read_checkpoint(model)
     sidecar = model.with_suffix(".json")
     if not sidecar.is_file():
         raise SystemExit(f"Stopped: {sidecar} is missing; training writes it beside the model, and inference needs it")
-    told = json.loads(sidecar.read_text("utf-8")).get("settings", {})
+    told = trained_settings(str(model))
     task = told.get("labels"), told.get("channels", 1), told.get("regions")
     if task != (["background", "foreground"], 1, None):
         raise SystemExit(

@@ -436,7 +436,7 @@ def _weights(
 
     from common.bundles import read_config
     from common.errors import WeightsError
-    from common.files import sha256, write_json
+    from common.files import sha256, write_record
     from common.networks import mark_untrained
     from common.weights import differences, read_checkpoint, transfer_weights, write_checkpoint
 
@@ -462,7 +462,7 @@ def _weights(
     write_checkpoint(kept, target / ENCODER)
     source = str(receipt.provenance.get("source", encoder))
     address = re.search(r"https?://[^\s)]+", source)
-    write_json(
+    write_record(
         receipt.provenance
         | {
             "source": address[0] if address else Path(source).name,  # a path would tell of the machine

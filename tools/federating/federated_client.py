@@ -44,11 +44,11 @@ def keep(weights: dict[str, Any], metrics: dict[str, float], folder: Path, workf
             key.removeprefix("backbone."): value for key, value in weights.items() if key.startswith("backbone.")
         }
     checkpoints.write_checkpoint({key: torch.as_tensor(value).clone() for key, value in weights.items()}, folder / name)
-    facts = json.loads((folder / about).read_text("utf-8"))
+    facts = files.read_record(folder / about)
     kept = {key: facts[key] for key in ("epoch", "epochs", "settings", "versions") if key in facts}
     made = {"made_by": "a federation of sites with this collection", "rounds": rounds, "at_this_site": metrics}
     made |= {"sha256": files.sha256(folder / name), "licence": "that of the sites: trained on their data"}
-    files.write_json(kept | made, (folder / name).with_suffix(".json"))
+    files.write_record(kept | made, (folder / name).with_suffix(".json"))
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ...data.cases import Case, case_name, images_of
 from ...errors import DataError, SettingsError, WeightsError
-from ...files import replace_file, sha256, write_json
+from ...files import read_record, replace_file, sha256, write_json
 from ...weights.missing import encoder_remedy
 from ...weights.receipt import CAVEAT
 from .provenance import provenance_of, stamp_of, versions
@@ -180,7 +180,7 @@ class FeatureFolder:
             {
                 "weights": self.weights,
                 **self.identity,
-                "receipt": json.loads(receipt.read_text("utf-8")) if self.weights and receipt.is_file() else None,
+                "receipt": read_record(receipt, error=WeightsError) if self.weights and receipt.is_file() else None,
                 "versions": versions(),
                 "cases": len(rows),
                 "skipped": dict(problems),
