@@ -1,15 +1,17 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """MONAI dictionary transforms that MONAI lacks."""
 
-from .dicom import is_dicom, series_in
+from .formats.dicom import may_be_dicom, series_in
+from .formats.header import Header
 from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
 from .preprocessing import CheckVolumed, check_affine, check_values, load_volumes, nonzero, volume_preprocessing
 from .reading import (
     ENDINGS,
-    Header,
+    FileKind,
     VolumeReader,
     as_nifti,
     explain,
+    file_kind,
     files_behind,
     read_header,
     read_volume,
@@ -23,6 +25,7 @@ __all__ = [
     "ENDINGS",
     "AtomicNibabelWriter",
     "CheckVolumed",
+    "FileKind",
     "Header",
     "KeepLargestComponentd",
     "ResampleToSpacingd",
@@ -35,9 +38,10 @@ __all__ = [
     "check_affine",
     "check_values",
     "explain",
+    "file_kind",
     "files_behind",
-    "is_dicom",
     "load_volumes",
+    "may_be_dicom",
     "nonzero",
     "read_header",
     "read_volume",

@@ -17,6 +17,7 @@ from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
 from ..errors import DataError, SettingsError
+from .formats.header import SPACING_LIMITS_MM, SPLIT, times
 from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
 from .reading import VolumeReader
 
@@ -29,8 +30,6 @@ __all__ = [
     "nonzero",
     "volume_preprocessing",
 ]
-
-_SPACING_LIMITS_MM = (0.01, 50.0)
 
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
@@ -55,14 +54,15 @@ def check_affine(name: str, shape: Sequence[int], affine: np.ndarray, *, channel
             raise DataError(f"{name} holds {shape[3]} channels, but --channels is {channels}; correct it")
         shape = shape[:3]
     if len(shape) != 3:
-        raise DataError(f"{name} has {len(shape)} dimensions {tuple(shape)}; save one 3-D volume per file")
+        raise DataError(f"{name} has {len(shape)} dimensions {tuple(shape)}; {SPLIT}")
     if min(shape) < 2:
         raise DataError(f"{name} has shape {tuple(shape)}; a volume needs at least 2 voxels along every axis")
     spacing = np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
-    low, high = _SPACING_LIMITS_MM
+    low, high = SPACING_LIMITS_MM
     if not np.isfinite(spacing).all() or (spacing < low).any() or (spacing > high).any():
-        printed = " x ".join(f"{value:g}" for value in spacing)
-        raise DataError(f"{name} says its voxels are {printed} mm; outside {low:g} to {high:g} mm, correct its header")
+        raise DataError(
+            f"{name} says its voxels are {times(spacing)} mm; outside {low:g} to {high:g} mm, correct its header"
+        )
     affine = np.asarray(affine, dtype=float)
     if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(spacing):
         raise DataError(f"{name} does not say where its axes point: they lie in one plane; correct its header")

@@ -17,7 +17,8 @@ from monai.data import NibabelWriter
 from nibabel.openers import Opener
 from torch import Tensor
 
-from .reading import nifti_header, read_header, volume_format
+from .formats.nifti import nifti_header
+from .reading import read_header, volume_format
 
 __all__ = ["AtomicNibabelWriter", "header_like", "write_channels"]
 

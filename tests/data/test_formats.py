@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import logging
 import os
 import re
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,15 +20,18 @@ import numpy as np
 import pydicom
 import pytest
 from monai.transforms import LoadImaged
+from pydicom.data import get_testdata_file
+from pydicom.encaps import encapsulate
 from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 from common.data import StoreSettings, VolumeStore, every_image, image_list, labelled_lists, pretraining_lists
 from common.data.checking.checks import check_case, check_mask
 from common.data.checking.filters import Filters
 from common.data.checking.survey import survey
-from common.data.listing.folders import volumes_in
+from common.data.listing.folders import volumes_below, volumes_in
 from common.errors import DataError
 from common.transforms import AtomicNibabelWriter, read_header, read_volume, volume_preprocessing
+from common.transforms.formats import unpacking
 from common.transforms.preprocessing import load_volumes
 from common.transforms.writing import header_like
 
@@ -308,9 +314,10 @@ def test_series_of_the_same_name_are_predicted_under_names_of_their_own(tmp_path
     assert image_list(str(tmp_path / "1.2.3" / "T1.5"))[0]["name"] == "T1.5"
 
 
-def test_a_file_of_many_frames_is_read_and_an_irregular_one_refused(tmp_path: Path) -> None:
-    one = slices(EVEN)[0]
-    planes = slices(EVEN)
+def enhanced(values: np.ndarray = EVEN) -> pydicom.Dataset:
+    """Return one file of many frames."""
+    planes = slices(values)
+    one = slices(values)[0]
     one.SOPClassUID = one.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedMRImageStorage
     one.NumberOfFrames = len(planes)
     one.PixelData = b"".join(each.PixelData for each in planes)
@@ -322,23 +329,67 @@ def test_a_file_of_many_frames_is_read_and_an_irregular_one_refused(tmp_path: Pa
     shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
     shared.PixelValueTransformationSequence = [rescale]
     one.SharedFunctionalGroupsSequence = [shared]
-    frames = []
+    one.PerFrameFunctionalGroupsSequence = []
     for each in planes:
         frame, place = pydicom.Dataset(), pydicom.Dataset()
         place.ImagePositionPatient = each.ImagePositionPatient
         frame.PlanePositionSequence = [place]
-        frames.append(frame)
-    one.PerFrameFunctionalGroupsSequence = frames
+        one.PerFrameFunctionalGroupsSequence.append(frame)
     for name in ("PixelSpacing", "ImageOrientationPatient", "ImagePositionPatient", "RescaleSlope", "RescaleIntercept"):
         delattr(one, name)
+    return one
+
+
+@pytest.mark.parametrize("order", ["as they lie", "shuffled"])
+def test_a_file_of_many_frames_is_read(order: str, tmp_path: Path) -> None:
+    one = enhanced()
+    if order == "shuffled":
+        places = np.random.default_rng(0).permutation(len(one.PerFrameFunctionalGroupsSequence))
+        frames = list(one.PerFrameFunctionalGroupsSequence)
+        one.PerFrameFunctionalGroupsSequence = [frames[place] for place in places]
+        pixels = np.frombuffer(one.PixelData, np.int16).reshape(len(frames), -1)
+        one.PixelData = pixels[places].tobytes()
     path = write_series(tmp_path / "a", [one])
     values, affine = read_volume(path)
     np.testing.assert_array_equal(values, EVEN)
     np.testing.assert_allclose(affine, AFFINE, atol=1e-4)
-    frames[3].PlanePositionSequence[0].ImagePositionPatient = [0, 0, 400]
+    assert read_header(path).bytes == (path / "IM0001").stat().st_size
+
+
+def test_references_to_many_frames_are_no_hindrance(tmp_path: Path) -> None:
+    one = enhanced()
+    for frame in one.PerFrameFunctionalGroupsSequence:
+        source, derivation = pydicom.Dataset(), pydicom.Dataset()
+        source.ReferencedSOPClassUID, source.ReferencedSOPInstanceUID = one.SOPClassUID, generate_uid()
+        source.ReferencedFrameNumber = [1, 2, 3]
+        derivation.SourceImageSequence, derivation.DerivationCodeSequence = [source], []
+        frame.DerivationImageSequence = [derivation]
+    path = write_series(tmp_path / "a", [one])
+    np.testing.assert_array_equal(read_volume(path)[0], EVEN)
+
+
+def test_frames_that_are_no_stack_are_told_by_the_scan(tmp_path: Path) -> None:
+    one = enhanced()
+    frames = one.PerFrameFunctionalGroupsSequence
+    positions = [frame.PlanePositionSequence[0].ImagePositionPatient for frame in frames]
+    for position, words in (
+        (
+            positions[9],
+            r"has two images at one place \(frame (4, frame 10|10, frame 4)\), such as echoes or time points",
+        ),
+        ([0, 0, 400], "lacks slices|no regular stack"),
+        (None, "has no ImagePositionPatient for its frame 4, so its place is not known; convert it with dcm2niix"),
+    ):
+        frames[3].PlanePositionSequence[0].ImagePositionPatient = position
+        path = write_series(tmp_path / "a", [one])
+        told = survey([{"image": str(path)}]).problems
+        assert re.search(words, told[0])
+        with pytest.raises(DataError, match=words):
+            read_volume(path)
+    del one.PerFrameFunctionalGroupsSequence
     write_series(tmp_path / "a", [one])
-    with pytest.raises(DataError, match="no regular stack"):
-        read_header(path)
+    with pytest.raises(DataError, match="several frames and does not say where each lies; convert it with dcm2niix"):
+        read_header(tmp_path / "a")
 
 
 def touched(path: Path) -> None:
@@ -387,19 +438,144 @@ def test_a_link_to_a_file_of_another_name_is_an_ordinary_file(tmp_path: Path) ->
     assert store.location(case) == before
 
 
+BROKEN = bytes(128) + b"DICM" + b"\x01\x00\x02\x00zz"
+
+
 def test_a_bad_file_beside_a_series_does_not_spoil_it(tmp_path: Path) -> None:
     path = write_series(tmp_path / "a")
     whole = read_volume(path)[0]
-    bad = bytes(128) + b"DICM" + b"\x01\x00\x02\x00zz"
-    (path / "IM9999").write_bytes(bad)
+    (path / "other.dcm").write_bytes(BROKEN)
+    (path / "notes").write_text("no DICOM")
     np.testing.assert_array_equal(read_volume(path)[0], whole)
-    (path / "IM0005").write_bytes(bad)
+    (path / "IM0005").write_bytes(BROKEN)
     with pytest.raises(DataError, match=r"series 't1 mprage': .*lacks slices: .*; beside it, .*IM0005 cannot be read"):
         read_header(path)
     for file in path.iterdir():
-        file.write_bytes(bad)
+        file.write_bytes(BROKEN)
     with pytest.raises(DataError, match="cannot be read as DICOM"):
         read_header(path)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda file: file.write_bytes(b""), "is empty"),
+    "cut in its header": (lambda file: file.write_bytes(file.read_bytes()[:300]), "cannot be read as DICOM"),
+    "no DICOM": (lambda file: file.write_bytes(b"<html>not found</html>"), r"\(22 bytes\) is not DICOM"),
+    "not fetched": (lambda file: (file.unlink(), file.symlink_to("nowhere")), "is a link that leads nowhere"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("slice_number", [1, 7, 14])
+def test_a_damaged_slice_is_told_and_its_series_is_not_read_short(kind: str, slice_number: int, tmp_path: Path) -> None:
+    path = write_series(tmp_path / "a")
+    write_series(tmp_path / "b")
+    damage, words = DAMAGE[kind]
+    file = path / f"IM{slice_number:04d}"
+    damage(file)
+    problems: list[str] = []
+    assert [each for each, _ in volumes_below(tmp_path, problems=problems)] == [path, tmp_path / "b"]
+    assert len(problems) == 1
+    assert re.match(rf"{re.escape(str(file))} {words}.*restore it or leave it out", problems[0])
+    found = survey([{"image": str(path)}, {"image": str(tmp_path / "b")}])
+    assert list(found.problems) == [0]
+    where = "lacks slices" if slice_number == 7 else "may lack a slice"
+    for look in (read_header, read_volume):
+        with pytest.raises(DataError, match=rf"series 't1 mprage'.*{where}: .*{re.escape(str(file))} {words}"):
+            look(path)
+    file.rename(tmp_path / "elsewhere") if file.exists() else file.unlink()
+    if slice_number != 7:
+        assert read_header(path).shape == (22, 26, 13), "what a user takes away is the user's decision"
+
+
+def test_a_damaged_file_among_many_series_spoils_those_beside_it_only(tmp_path: Path) -> None:
+    for number in range(3):
+        for index, each in enumerate(slices(EVEN)):
+            each.save_as(tmp_path / f"{number * 14 + index}.dcm", enforce_file_format=True)
+    (tmp_path / "15.dcm").write_bytes(b"")
+    files = [tmp_path / f"{number}.dcm" for number in (0, 14, 28)]
+    assert volumes_in(tmp_path) == sorted(files)
+    found = survey([{"image": str(file)} for file in files])
+    assert list(found.problems) == [1]
+    for row, first in ((0, 0), (2, 28)):
+        own = sum((tmp_path / f"{index}.dcm").stat().st_size for index in range(first, first + 14))
+        assert found.bytes[row] == own, "of the series' own files"
+
+
+def test_slices_that_hold_fewer_pixels_than_they_claim_are_told_by_the_scan(tmp_path: Path) -> None:
+    path = write_series(tmp_path / "a")
+    file = path / "IM0004"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(
+        DataError, match=r"IM0004 \([\d,]+ bytes\) is cut short: .* 26 x 22 pixels, 1,144 bytes; copy it"
+    ):
+        read_header(path)
+
+
+def test_slices_without_a_preamble_are_read(tmp_path: Path) -> None:
+    path = write_series(tmp_path / "a")
+    whole = read_volume(path)
+    for number, file in enumerate(sorted(path.iterdir())):
+        dataset = pydicom.dcmread(file)
+        if number % 2:
+            file.write_bytes(file.read_bytes()[132:])  # the meta group is left
+        else:
+            dataset.preamble = None
+            del dataset.file_meta
+            pydicom.dcmwrite(file, dataset, implicit_vr=bool(number % 4), little_endian=True)
+            assert file.read_bytes()[:2] == b"\x08\x00"
+    assert volumes_in(tmp_path) == [path]
+    for got, wanted in zip(read_volume(path), whole, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_every_second_slice_is_not_a_series(tmp_path: Path) -> None:
+    datasets = slices(EVEN)
+    for number, each in enumerate(datasets):
+        each.SpacingBetweenSlices, each.InstanceNumber, each.ImagesInAcquisition = 2, number + 1, len(datasets)
+    half = write_series(tmp_path / "half", datasets[::2])
+    with pytest.raises(
+        DataError, match="lacks slices: they lie 4 mm apart and say 2, and their numbers go by 2; copy it"
+    ):
+        read_header(half)
+    assert len(read_header(write_series(tmp_path / "whole", datasets)).notes) == 1, "left-handed, as it is"
+    rest = read_header(write_series(tmp_path / "rest", datasets[3:]))
+    assert rest.shape == (22, 26, 11)
+    assert rest.notes[:2] == (
+        "its slices are numbered from 4; some may be missing in front",
+        "its acquisition has 14 images and 11 are here; some may be missing",
+    )
+
+
+def test_an_index_is_no_broken_image_and_other_objects_are_named(tmp_path: Path) -> None:
+    shutil.copytree(write_series(tmp_path / "a"), tmp_path / "b" / "SE1")
+    samples = Path(get_testdata_file("rtstruct.dcm")).parent
+    shutil.copy(samples / "dicomdirtests" / "DICOMDIR", tmp_path / "b" / "DICOMDIR")
+    shutil.copy(samples / "dicomdirtests" / "DICOMDIR", tmp_path / "a" / "DICOMDIR")
+    problems: list[str] = []
+    assert len(volumes_below(tmp_path, problems=problems)) == 2
+    assert problems == []
+    assert read_header(tmp_path / "a").shape == (22, 26, 14)
+    shutil.copy(samples / "rtstruct.dcm", tmp_path / "a" / "structures.dcm")
+    assert len(volumes_below(tmp_path, problems=problems)) == 2
+    assert problems == [
+        f"{tmp_path / 'a' / 'structures.dcm'} is DICOM without an image (RT Structure Set Storage) and is left out"
+    ]
+    assert read_header(tmp_path / "a").shape == (22, 26, 14)
+
+
+def test_remarks_of_libraries_do_not_leak(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    datasets = slices(EVEN, series="1.02.3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = write_series(tmp_path / "a", datasets)
+    recwarn.clear()
+    caplog.clear()
+    volumes_below(tmp_path)
+    np.testing.assert_array_equal(read_volume(path)[0], EVEN)
+    assert not [each for each in recwarn if "pydicom" in str(each.filename)]
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["IM0000", "pipe.nii", "pipe.nrrd", "pipe.mgz"])
@@ -430,7 +606,8 @@ def test_the_readers_that_monai_makes_besides_are_silent(
 
 def test_pixels_that_cannot_be_read_end_in_a_sentence(tmp_path: Path) -> None:
     datasets = slices(EVEN)
-    datasets[3].PixelData = datasets[3].PixelData[:100]
+    datasets[3].file_meta.TransferSyntaxUID = pydicom.uid.RLELossless
+    datasets[3].PixelData = encapsulate([datasets[3].PixelData[:100]])
     path = write_series(tmp_path / "a", datasets)
     read_header(path)
     with pytest.raises(DataError, match=r"the pixels of .* cannot be read"):
@@ -453,13 +630,11 @@ def test_headers_are_judged_before_anything_is_allocated(tmp_path: Path, monkeyp
             read_header(path)
 
 
-def test_a_bomb_is_unpacked_no_further_than_its_header_says(tmp_path: Path) -> None:
+def test_a_bomb_is_unpacked_to_a_limit_and_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6)
     path = write_volume(tmp_path / "a.nii.gz", small)
-    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + bytes(2**28)))
-    bomb = write_nrrd(tmp_path / "b.nrrd", small, encoding="gzip")
-    head, _, packed = bomb.read_bytes().partition(b"\n\n")
-    bomb.write_bytes(head + b"\n\n" + gzip.compress(gzip.decompress(packed) + bytes(2**28)))
+    head, _, packed = write_nrrd(tmp_path / "b.nrrd", small, encoding="gzip").read_bytes().partition(b"\n\n")
+    whole, data = gzip.decompress(path.read_bytes()), gzip.decompress(packed)
     unpacked = 0
     read = gzip.GzipFile.read
 
@@ -469,8 +644,19 @@ def test_a_bomb_is_unpacked_no_further_than_its_header_says(tmp_path: Path) -> N
         unpacked += len(content)
         return content
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gzip.GzipFile, "read", counting)
-        for file in (path, bomb):
-            np.testing.assert_array_equal(read_volume(file)[0], small)
-    assert unpacked < 10_000
+    monkeypatch.setattr(gzip.GzipFile, "read", counting)
+    monkeypatch.setattr(unpacking, "_MOST_BEHIND", 2**21)
+    for behind in (2**20, 2**26):
+        path.write_bytes(gzip.compress(whole + bytes(behind)))
+        (tmp_path / "b.nrrd").write_bytes(head + b"\n\n" + gzip.compress(data + bytes(behind)))
+        (tmp_path / "c.nii.bz2").write_bytes(bz2.compress(whole + bytes(behind)))
+        for file in sorted(tmp_path.iterdir()):
+            if behind < 2**21:
+                np.testing.assert_array_equal(read_volume(file)[0], small)
+                continue
+            unpacked = 0
+            with pytest.raises(
+                DataError, match=r"holds more than 2,097,152 bytes behind the 240 that its header claims"
+            ):
+                read_volume(file)
+            assert unpacked < 2**21 + 2**16

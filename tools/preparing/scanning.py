@@ -302,6 +302,9 @@ def _report(
     kinds: dict[str, list[str]] = {}
     for row, problem in found.problems.items():
         kinds.setdefault(kind_of(problem, images_of(cases[row])[0]), []).append(problem)
+    noted = [
+        {"image": images_of(cases[row])[0], "notes": notes} for row, notes in found.notes.items() if found.readable[row]
+    ]
     return {
         "folder": str(Path(folder).expanduser().absolute()),
         "source": kind,
@@ -314,6 +317,7 @@ def _report(
         "with anatomy_mask": sum("anatomy_mask" in case for case in cases),
         "with a quality score": sum("quality" in case for case in cases),
         "modalities": table,
+        "notes": noted,
         "problems": [{"kind": kind, "count": len(each), "example": each[0]} for kind, each in kinds.items()],
         "left out": {"count": len(problems), "examples": list(problems[:5])},
     }
@@ -340,6 +344,9 @@ def _table(report: Mapping[str, Any]) -> str:
     unusable = report["volumes"] - report["readable"]
     lines.append(f"{unusable:,} volume(s) cannot be used{':' if unusable else ''}")
     lines += [f"  {entry['count']:>6,} x {entry['example']}" for entry in report["problems"]]
+    if report["notes"]:
+        lines.append(f"{len(report['notes']):,} volume(s) are read differently by other programs; nothing is left out:")
+        lines += [f"  {count:>6,} x {example}" for count, example in _kinds_of_notes(report["notes"])]
     if report["left out"]["count"]:
         lines.append(f"{report['left out']['count']:,} entries are left out, such as:")
         lines += [f"  {example}" for example in report["left out"]["examples"]]
@@ -349,6 +356,17 @@ def _table(report: Mapping[str, Any]) -> str:
         )
         lines += [f"  {entry['image']}: {entry['hint']}" for entry in report["hints"][:10]]
     return "\n".join(lines)
+
+
+def _kinds_of_notes(noted: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
+    """Return how many files have a note of each kind, and the first of them."""
+    from common.data.checking.survey import kind_of
+
+    kinds: dict[str, list[str]] = {}
+    for entry in noted:
+        for note in entry["notes"]:
+            kinds.setdefault(kind_of(note, entry["image"]), []).append(f"{entry['image']}: {note}")
+    return sorted(((len(each), each[0]) for each in kinds.values()), key=lambda each: -each[0])
 
 
 def _draw(

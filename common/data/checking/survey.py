@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 import nibabel as nib
@@ -17,6 +15,7 @@ from skimage.filters import threshold_otsu
 from tqdm import tqdm
 
 from ...errors import DataError
+from ...transforms import Header
 from ..cases import Case, images_of
 from .checks import check_header, read_image
 
@@ -51,12 +50,14 @@ class Survey:
         spacing_mm: ``(N, 3)``.
         bytes: ``(N,)`` on the disk.
         problems: a sentence for each row that cannot be used.
+        notes: of a row, what readers do not agree on.
     """
 
     shape: np.ndarray
     spacing_mm: np.ndarray
     bytes: np.ndarray
     problems: dict[int, str] = field(default_factory=dict)
+    notes: dict[int, list[str]] = field(default_factory=dict)
 
     @property
     def readable(self) -> np.ndarray:
@@ -72,13 +73,11 @@ class Survey:
 def survey(cases: Sequence[Case], *, threads: int = 8) -> Survey:
     """Read the headers of all cases."""
 
-    def look(case: Case) -> tuple[tuple[int, ...], np.ndarray, int] | str:
+    def look(case: Case) -> list[Header] | str:
         try:
-            headers = [check_header(file) for file in images_of(case)]
+            return [check_header(file) for file in images_of(case)]
         except DataError as error:
             return str(error)
-        spacing = np.linalg.norm(headers[0].affine[:3, :3], axis=0)
-        return headers[0].shape, spacing, sum(_bytes(Path(file)) for file in images_of(case))
 
     found = Survey(
         np.zeros((len(cases), 3), np.int32), np.zeros((len(cases), 3), np.float32), np.zeros(len(cases), int)
@@ -87,16 +86,12 @@ def survey(cases: Sequence[Case], *, threads: int = 8) -> Survey:
         if isinstance(result, str):
             found.problems[row] = result
         else:
-            found.shape[row], found.spacing_mm[row], found.bytes[row] = result
+            first = result[0]
+            found.shape[row], found.bytes[row] = first.shape, sum(header.bytes for header in result)
+            found.spacing_mm[row] = np.linalg.norm(first.affine[:3, :3], axis=0)
+            if notes := list(dict.fromkeys(note for header in result for note in header.notes)):
+                found.notes[row] = notes
     return found
-
-
-def _bytes(file: Path) -> int:
-    total = 0
-    for each in file.iterdir() if file.is_dir() else [file]:
-        with contextlib.suppress(OSError):  # a link that leads nowhere
-            total += each.stat().st_size
-    return total
 
 
 def kind_of(problem: str, file: str) -> str:

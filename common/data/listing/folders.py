@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import DataError
-from ...transforms import ENDINGS, files_behind, is_dicom, series_in, volume_format, without_ending
+from ...transforms import ENDINGS, files_behind, may_be_dicom, series_in, volume_format, without_ending
 from ..cases import Case, images_of
 
 __all__ = [
@@ -107,13 +107,11 @@ def volumes_below(folder: Path, *, problems: list[str] | None = None) -> list[tu
     found: list[tuple[Path, Any]] = []
     for here, names in walk(folder):
         found += [(here / name, None) for name in names if name.lower().endswith(ENDINGS)]
-        slices = [here / name for name in names if not name.lower().endswith(ENDINGS) and is_dicom(here / name)]
-        if slices:
-            series, wrong = series_in(slices)
-            for problem in wrong:
-                tqdm.write(f"left out: {problem}") if problems is None else problems.append(str(problem))
-            alone = len(series) == 1
-            found += [(here if alone else files[0][0], files[0][1]) for files in series.values()]
+        series = series_in(here / name for name in names if not name.lower().endswith(ENDINGS) and may_be_dicom(name))
+        for problem in series.problems:
+            tqdm.write(f"left out: {problem}") if problems is None else problems.append(str(problem))
+        alone = len(series.files) == 1
+        found += [(here if alone else files[0][0], files[0][1]) for files in series.files.values()]
     if not found:
         raise DataError(
             f"{folder} holds no file ending in {', '.join(ENDINGS)} and no DICOM series; check the folder or convert "
