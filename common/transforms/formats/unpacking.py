@@ -52,6 +52,7 @@ def _unpacked(path: str, packed: str, start: int = 0) -> Iterator[Any]:
     """Open what begins at a byte of a file; what is damaged ends in a sentence."""
     from isal import igzip, isal_zlib
 
+    damaged: Any = (EOFError, gzip.BadGzipFile, isal_zlib.error)
     with open(path, "rb") as file:
         file.seek(start)
         try:
@@ -59,7 +60,7 @@ def _unpacked(path: str, packed: str, start: int = 0) -> Iterator[Any]:
                 yield igzip.IGzipFile(fileobj=file)
             else:
                 yield bz2.BZ2File(file) if packed else file
-        except (EOFError, gzip.BadGzipFile, isal_zlib.error) as error:
+        except damaged as error:
             raise _damaged(path, str(error)) from error
         except OSError as error:
             if packed != "bzip2" or error.errno is not None:  # bz2 has no error of its own
