@@ -1,25 +1,31 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """MONAI dictionary transforms that MONAI lacks."""
 
-from .formats.dicom import may_be_dicom, series_in
-from .formats.header import Header
-from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
-from .preprocessing import CheckVolumed, check_affine, check_values, load_volumes, nonzero, volume_preprocessing
-from .reading import (
-    ENDINGS,
-    FileKind,
-    VolumeReader,
-    as_nifti,
-    explain,
-    file_kind,
-    files_behind,
-    read_header,
-    read_volume,
-    volume_format,
-    without_ending,
-)
-from .restoring import KeepLargestComponentd, RestoreSegmentationd, SaveProbabilitiesd
-from .writing import AtomicNibabelWriter
+from typing import TYPE_CHECKING
+
+from ..lazy import on_demand
+
+if TYPE_CHECKING:
+    from .checks import check_affine, check_values
+    from .formats.dicom import may_be_dicom, series_in
+    from .formats.header import Header
+    from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
+    from .loading import VolumeReader
+    from .preprocessing import CheckVolumed, load_volumes, nonzero, volume_preprocessing
+    from .reading import (
+        ENDINGS,
+        FileKind,
+        as_nifti,
+        explain,
+        file_kind,
+        files_behind,
+        read_header,
+        read_volume,
+        volume_format,
+        without_ending,
+    )
+    from .restoring import KeepLargestComponentd, RestoreSegmentationd, SaveProbabilitiesd
+    from .writing import AtomicNibabelWriter
 
 __all__ = [
     "ENDINGS",
@@ -50,3 +56,5 @@ __all__ = [
     "volume_preprocessing",
     "without_ending",
 ]
+
+__getattr__ = on_demand(globals())

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -16,16 +15,14 @@ from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, Load
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
-from ..errors import DataError, SettingsError
-from .formats.header import SPACING_LIMITS_MM, SPLIT, times
+from ..errors import SettingsError
+from .checks import check_affine, check_values
 from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
-from .reading import VolumeReader
+from .loading import VolumeReader
 
 __all__ = [
     "CheckVolumed",
     "NormalizeChannelsd",
-    "check_affine",
-    "check_values",
     "load_volumes",
     "nonzero",
     "volume_preprocessing",
@@ -35,50 +32,6 @@ __all__ = [
 def nonzero(image: torch.Tensor) -> torch.Tensor:
     """Return where an image is not 0; the part that cropping keeps."""
     return image != 0
-
-
-def check_affine(name: str, shape: Sequence[int], affine: np.ndarray, *, channels: int = 1) -> None:
-    """Refuse what is not a volume in space.
-
-    Args:
-        name: of the file.
-        shape: of its voxels.
-        affine: to millimetres.
-        channels: that it may have as a fourth dimension.
-
-    Raises:
-        DataError: if it is not three-dimensional, or its spacing is zero, not finite or absurd.
-    """
-    if channels > 1 and len(shape) == 4:
-        if shape[3] != channels:
-            raise DataError(f"{name} holds {shape[3]} channels, but --channels is {channels}; correct it")
-        shape = shape[:3]
-    if len(shape) != 3:
-        raise DataError(f"{name} has {len(shape)} dimensions {tuple(shape)}; {SPLIT}")
-    if min(shape) < 2:
-        raise DataError(f"{name} has shape {tuple(shape)}; a volume needs at least 2 voxels along every axis")
-    spacing = np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
-    low, high = SPACING_LIMITS_MM
-    if not np.isfinite(spacing).all() or (spacing < low).any() or (spacing > high).any():
-        raise DataError(
-            f"{name} says its voxels are {times(spacing)} mm; outside {low:g} to {high:g} mm, correct its header"
-        )
-    affine = np.asarray(affine, dtype=float)
-    if not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-3 * np.prod(spacing):
-        raise DataError(f"{name} does not say where its axes point: they lie in one plane; correct its header")
-
-
-def check_values(name: str, values: np.ndarray) -> None:
-    """Refuse intensities that cannot be normalised.
-
-    Raises:
-        DataError: if a voxel is NaN or infinite, or all have one value.
-    """
-    bad = int(values.size - np.isfinite(values).sum())
-    if bad:
-        raise DataError(f"{name} has {bad:,} voxels that are NaN or infinite; repair or leave out the file")
-    if values.min() == values.max():
-        raise DataError(f"{name} is constant ({values.flat[0]:g} everywhere); leave out the file")
 
 
 def load_volumes(keys: KeysCollection) -> LoadImaged:

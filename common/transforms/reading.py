@@ -27,11 +27,9 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
-from monai.data import ImageReader
 
 from ..errors import DataError
 from .formats.dicom import find_dicom, is_dicom, may_be_dicom
@@ -43,7 +41,6 @@ from .formats.nrrd import data_file, find_nrrd
 __all__ = [
     "ENDINGS",
     "FileKind",
-    "VolumeReader",
     "as_nifti",
     "explain",
     "file_kind",
@@ -232,34 +229,3 @@ def files_behind(path: str) -> list[str]:
     except (OSError, ValueError):
         pass
     return []
-
-
-class VolumeReader(ImageReader):
-    """This module's reader for MONAI's ``LoadImaged``.
-
-    Files are named in ``read`` and read in ``get_data``, whose errors ``LoadImaged`` passes on as they are.
-    """
-
-    def verify_suffix(self, filename: Any) -> bool:
-        """Return true: it reads every format that there is."""
-        return True
-
-    def read(self, data: Any, **kwargs: Any) -> list[str]:
-        """Return the names of one file, or of one for each channel."""
-        return [str(data)] if isinstance(data, (str, Path)) else [str(name) for name in data]
-
-    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the voxels, those of several files stacked in front, and where they lie."""
-        volumes = [read_volume(name) for name in img]
-        values, affine = volumes[0]
-        channel: float = float("nan") if values.ndim <= 3 else -1
-        shape = np.asarray(values.shape[:3])
-        if len(volumes) > 1:
-            values, channel = np.stack([each for each, _ in volumes]), 0
-        return values, {
-            "affine": affine.copy(),
-            "original_affine": affine.copy(),
-            "spatial_shape": shape,
-            "original_channel_dim": channel,
-            "space": "RAS",
-        }
