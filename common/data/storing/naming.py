@@ -21,7 +21,7 @@ __all__ = ["Naming", "Seen", "meta_digest", "stored_file"]
 
 _NAMING = 1  # of files; raise when the same settings begin to give other voxels
 _FILE = re.compile(
-    rf"(.*-[0-9a-f]{{20}})(\.json|(?:\.(?:{'|'.join((*MASKS, LABEL))}))?\.b2nd|(?:\.{ANATOMY})?\.voxels\.npy)",
+    rf"(.*-[0-9a-f]{{20}})(\.json|\.crc|(?:\.(?:{'|'.join((*MASKS, LABEL))}))?\.b2nd|(?:\.{ANATOMY})?\.voxels\.npy)",
     re.DOTALL,
 )
 

@@ -2,7 +2,8 @@
 """The volume store: every volume preprocessed once, then read by chunks.
 
 A volume becomes a chunked, compressed array (blosc2, float16, lz4 with bitshuffle; chunks of 64^3 voxels), its masks
-another each, and a small JSON beside them with geometry, provenance and checksums. The name holds a digest of the
+another each, and beside them a small JSON with geometry, provenance and SHA-256, and another with a checksum of every
+chunk, which is compared when the chunk is read. The name holds a digest of the
 source files' paths, sizes and times and of the preprocessing settings, so one store serves any number of data sets and
 settings, and a changed file is prepared again. All are written under a temporary name and renamed, the JSON last: a
 volume without its JSON does not exist. A killed run leaves at most temporary files, which a later run removes;
@@ -43,6 +44,7 @@ from ..preparing.settings import StoreSettings
 from ..preparing.volume import PreparedVolume, prepare_volume
 from ..problems import settle
 from .arrays import frame, saved, some_voxels, voxels_by_value
+from .checksums import ENDING, checksums_beside, checksums_of
 from .naming import Naming, Seen, meta_digest
 from .stored import StoredVolume, mask_file, voxel_file
 from .tables import Catalogues, VolumeTable, volume_of
@@ -126,6 +128,8 @@ class VolumeStore:
             content[voxel_file(path)] = saved(table)
         if ANATOMY in masks:
             content[voxel_file(path, ANATOMY)] = saved(some_voxels(masks[ANATOMY]))
+        endings = {file.name[len(path.stem) :]: data for file, data in content.items()}
+        endings[ENDING] = content[path.with_suffix(ENDING)] = checksums_of(endings)
         meta = {
             "layout": _LAYOUT,
             **prepared.about,
@@ -136,7 +140,7 @@ class VolumeStore:
             "steps": ["axes", "crop to non-zero", "normalise", "resample" if self.settings.size is None else "resize"],
             "bytes": len(content[path]),
             "masks": {name: len(content[mask_file(path, name)]) for name in masks},
-            "sha256": {file.name[len(path.stem) :]: hashlib.sha256(data).hexdigest() for file, data in content.items()},
+            "sha256": {ending: hashlib.sha256(data).hexdigest() for ending, data in endings.items()},
         }
         meta["digest"] = meta_digest(meta)
         return content | {path.with_suffix(".json"): (json.dumps(meta, indent=1) + "\n").encode()}
@@ -153,6 +157,7 @@ class VolumeStore:
                     os.fsync(stream.fileno())
             for file, part in parts.items():
                 os.replace(part, file)
+            checksums_beside.cache_clear()  # of a volume that was at this place before
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 free = shutil.disk_usage(self.root).free
@@ -255,6 +260,9 @@ class VolumeStore:
         try:
             meta = json.loads(Path(self.root, name).with_suffix(".json").read_text("utf-8"))
             layout, later = meta["layout"], meta["layout"] > _LAYOUT
+            if not later and meta.get("digest", meta_digest(meta)) != meta_digest(meta):
+                tqdm.write(f"{self.root / name}: its JSON is damaged, so the volume is prepared anew")
+                return None
             sizes = {"": meta["bytes"]} | meta.get("masks", {})
             row = [name, meta["shape"], source, sizes, meta.get("values", {}), meta.get("places", {})]
             packed = json.dumps(row, separators=(",", ":")).encode()

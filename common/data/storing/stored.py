@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import blosc2
 import numpy as np
 
 from ..cases import ANATOMY
+from .checksums import checksums_beside
 
 __all__ = ["StoredVolume", "mask_file", "voxel_file"]
 
@@ -38,15 +38,17 @@ class StoredVolume:
     def read(self, start: Sequence[int], stop: Sequence[int], *, mask: str | None = None) -> np.ndarray:
         """Return the region from ``start`` to ``stop`` of the volume or one of its masks.
 
-        Only the chunks it touches are read. A mask that the volume does not have is 0 everywhere.
+        Only the chunks it touches are read, and compared with their checksums. A mask that the volume does not have is
+        0 everywhere.
+
+        Raises:
+            DataError: if they are damaged.
         """
-        region = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
-        if mask is None:
-            array = blosc2.open(self.path, mode="r")
-            return array[region] if array.ndim == 3 else array[(slice(None), *region)]
-        if mask not in self.masks:
+        if mask is not None and mask not in self.masks:
             return np.zeros([b - a for a, b in zip(start, stop, strict=True)], np.uint8)
-        return blosc2.open(str(mask_file(Path(self.path), mask)), mode="r")[region]
+        region = [slice(a, b) for a, b in zip(start, stop, strict=True)]
+        file = Path(self.path) if mask is None else mask_file(Path(self.path), mask)
+        return checksums_beside(self.path).array(file, region)
 
     def voxel(self, values: Sequence[int], rng: np.random.Generator) -> tuple[int, int, int] | None:
         """Draw one of the kept voxels of any of these label values, None if there are none; reads that one only."""
@@ -54,7 +56,7 @@ class StoredVolume:
         if not spans:
             return None
         rank = int(rng.integers(sum(stop - start for start, stop in spans)))
-        table = np.load(voxel_file(Path(self.path)), mmap_mode="r")
+        table = checksums_beside(self.path).table(voxel_file(Path(self.path)))
         for start, stop in spans:
             if rank < stop - start:
                 d, h, w = table[start + rank].tolist()
@@ -69,7 +71,7 @@ class StoredVolume:
         file = voxel_file(Path(self.path), ANATOMY)
         # stores of the first layout kept no such voxels: the whole mask is looked through
         table = (
-            np.load(file, mmap_mode="r")
+            checksums_beside(self.path).table(file)
             if file.is_file()
             else np.argwhere(self.read((0,) * 3, self.shape, mask=ANATOMY))
         )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+from tqdm import tqdm
 
 from ...errors import DataError
 from ...files import replace_file
@@ -39,6 +40,7 @@ class VolumeTable(Sequence[StoredVolume]):
     Args:
         path: of the file.
         root: folder of the store, if it is not the one above the file's own.
+        digest: start of the file's SHA-256, if it is to be compared.
         remove: take the file away when this object goes, for a store that cannot be written.
 
     Attributes:
@@ -48,7 +50,7 @@ class VolumeTable(Sequence[StoredVolume]):
         DataError: if the file is not a whole table.
     """
 
-    def __init__(self, path: Path, *, root: Path | None = None, remove: bool = False) -> None:
+    def __init__(self, path: Path, *, root: Path | None = None, digest: str = "", remove: bool = False) -> None:
         self.path, self.root = Path(path), Path(root or Path(path).parent.parent)
         try:
             self._bytes = np.memmap(self.path, np.uint8, "r")
@@ -59,6 +61,7 @@ class VolumeTable(Sequence[StoredVolume]):
         whole = self._bytes[:8].tobytes() == _MAGIC and len(self._offsets) == 8 * (count + 1)
         if whole:
             self._offsets = self._offsets.view("<u8")
+        whole = whole and hashlib.sha256(self._bytes.data).hexdigest().startswith(digest)
         if not whole or int(self._offsets[-1]) != len(self._bytes):
             raise DataError(f"the catalogue {path} is no whole table of volumes; remove it and run again")
         self.problems: list[str] = json.loads(self._bytes[24 + 8 * count : int(self._offsets[0])].tobytes())
@@ -128,8 +131,12 @@ class Catalogues:
         """Return the table in which a list was opened last."""
         found = self.folder.glob(f"{key}-*.table")
         for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-            with contextlib.suppress(DataError):
-                return VolumeTable(path)
+            try:
+                return VolumeTable(path, digest=_digest_in(path))
+            except DataError:
+                tqdm.write(f"the catalogue {path} is damaged; it is made again from the volumes")
+                with contextlib.suppress(OSError):  # of a store that is only read
+                    path.unlink()
         return None
 
     def write(self, key: str, rows: Sequence[bytes], problems: Sequence[DataError]) -> VolumeTable:
@@ -137,7 +144,7 @@ class Catalogues:
         content = pack(rows, [str(problem) for problem in problems])
         path = self.folder / f"{key}-{hashlib.sha256(content).hexdigest()[:20]}.table"
         try:
-            if path.is_file() and path.stat().st_size == len(content):
+            if path.is_file() and path.read_bytes() == content:
                 os.utime(path)
             else:
                 replace_file(path, lambda temporary: Path(temporary).write_bytes(content))
@@ -151,7 +158,12 @@ class Catalogues:
             with os.fdopen(handle, "wb") as stream:
                 stream.write(content)
             return VolumeTable(Path(name), root=self.folder.parent, remove=True)
-        return VolumeTable(path)
+        return VolumeTable(path, digest=_digest_in(path))
+
+
+def _digest_in(path: Path) -> str:
+    """Return the part of the SHA-256 of a catalogue that its name holds."""
+    return path.stem.rpartition("-")[2]
 
 
 def _open_table(path: Path, root: Path) -> VolumeTable:
