@@ -27,7 +27,7 @@ from ..sharding import joined, share
 from ..weights.files import checked_sha256, read_checkpoint, write_checkpoint
 from ..weights.transfer import keep_previous
 from ..weights.tuning import merged_state_dict
-from .progress import Progress
+from .progress import ON_TRAINING, Progress
 
 __all__ = ["FineTuningCheckpoint", "PretrainingCheckpoint", "check_resume", "hold_folders"]
 
@@ -158,7 +158,11 @@ class _Resumable:
     ) -> None:
         self.module, self.optimizer, self.progress = module, optimizer, progress
         self.file, self.part, self.settings, self.recipe = file, part, dict(settings), dict(recipe or {})
-        self.names = [Path(volume.path).name for part in volumes.values() for volume in part]
+        names = {part: [Path(volume.path).name for volume in held] for part, held in volumes.items()}
+        self.names = [name for held in names.values() for name in held]
+        self.validated_on_training = bool({*names.get("training", [])} & {*names.get("validation", [])})
+        if self.validated_on_training:
+            progress.remarks[ON_TRAINING] = 1.0
         self.data = hashlib.sha256("\n".join(self.names).encode()).hexdigest()
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         self.resume, self.rounds = bool(resume), resume == ROUNDS
@@ -168,6 +172,10 @@ class _Resumable:
     def attach(self, engine: Engine) -> None:
         """Register with a trainer, after :class:`Progress`."""
         on_interruption(self._saved)
+        if self.validated_on_training and self.main:
+            tqdm.write(
+                "note: validation on training cases; its scores tell how well these are learnt, not how new ones are"
+            )
         if self.rounds:
             self._start(engine)
         engine.add_event_handler(Events.STARTED, self._begin)
@@ -221,12 +229,17 @@ class _Resumable:
         if not dist.is_initialized():
             return
         length = {"epochs": engine.state.max_epochs, "steps in an epoch": engine.state.epoch_length}
-        mine = {"settings": self.settings | self.recipe | length, "data": self.data, "host": socket.gethostname()}
+        mine = {
+            "settings": self.settings | length,
+            "recipe": self.recipe,
+            "data": self.data,
+            "host": socket.gethostname(),
+        }
         everyone = _of_all(mine | {"epoch": state["epoch"] if state is not None else 0})
         first = everyone[0]
         for rank, other in enumerate(everyone):
             who = f"process {rank} on {other['host']}"
-            if changed := changes(first["settings"], other["settings"]):
+            if changed := _changed(first, other["settings"], other["recipe"]):
                 short = textwrap.shorten(changed, 300)
                 raise SettingsError(f"{who} has other settings than process 0 ({short}); start all with one command")
             if other["data"] != first["data"]:
@@ -538,6 +551,7 @@ class FineTuningCheckpoint(_Resumable):
             "epochs": engine.state.max_epochs,
             self.metric: self.progress.history[-1].get(self.metric),
             f"{self.metric}_average": self.average,
+            ON_TRAINING: self.validated_on_training,
             "sha256": sha256(file),
             "settings": self.settings,
             "versions": {name: importlib.metadata.version(name) for name in ("monai", "torch")},

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..drawing import draw_overlay
 from ..files import replace_file
 from ..tasks import SegmentationTask
+from .progress import ON_TRAINING
 
 __all__ = [
     "Curves",
@@ -97,7 +98,8 @@ class Curves:
                 points = [(record["epoch"], record[key]) for record in self.history if key in record]
                 label = key.removeprefix("train_").removeprefix("val_")
                 axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else "", label=label)
-            axis.set(title=title, xlabel="epoch")
+            remark = " on training cases" if title == "validation" and ON_TRAINING in names else ""
+            axis.set(title=title + remark, xlabel="epoch")
             axis.grid(alpha=0.3)
             if len(keys) > 1:
                 axis.legend(fontsize=8)

@@ -22,6 +22,7 @@ __all__ = ["ListedOutput", "Progress", "shared"]
 
 _Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
+ON_TRAINING = "validation_on_training_cases"  # a remark: whoever reads such scores is to know it
 
 
 def shared(handler: _Handler) -> _Handler:
@@ -65,6 +66,7 @@ class Progress:
     Attributes:
         history: one record per finished epoch: epoch, train_loss and its terms, gradient_norm, lr, seconds,
             samples_per_second and the evaluator's metrics; times are of training alone, without validation.
+        remarks: added to every record, as of validation on training cases.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Progress:
         self.name, self.optimizer, self.history_file = name, optimizer, Path(history_file)
         self.evaluator, self.loss, self.samples_per_step = evaluator, loss, samples_per_step
         self.history: list[dict[str, float]] = []
+        self.remarks: dict[str, float] = {}
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -145,7 +148,7 @@ class Progress:
         names = {"train_loss": "train_loss_epoch"}  # TensorBoard and MLflow have that of each step under the first
         engine.state.metrics.update({names.get(name, name): value for name, value in record.items() if name != "epoch"})
         record |= {**{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}}
-        self.history.append(record)
+        self.history.append(record | self.remarks)
         if self.main:
             write_json(self.history, self.history_file)
             shown = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "epoch")

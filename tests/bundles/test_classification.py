@@ -16,7 +16,8 @@ from monai.bundle import ConfigParser
 from monai.bundle import run as run_bundle
 
 from common.bundles import read_config
-from common.errors import sentence
+from common.data import CaseSampler, EpochSampler
+from common.errors import SettingsError, sentence
 from common.handlers import FineTuningCheckpoint
 from common.weights import read_checkpoint, write_checkpoint
 
@@ -334,6 +335,24 @@ def test_a_changed_table_is_another_run(
     train("mae_primus_m", cohort, tmp_path, table=str(tmp_path / "table.csv"), fold=0, resume=False)
     assert "is of another run" in capsys.readouterr().out
     assert (tmp_path / "models" / "classification_state_previous.pt").exists()
+
+
+@pytest.mark.parametrize(("batch_size", "steps"), [(96, 48), (2, 1), (1, 1), (5, 5), (6, 3)])
+def test_a_batch_size_alone_is_enough(batch_size: int, steps: int) -> None:
+    """Two cases are computed at a time, as published, or one; the batch is split evenly, whatever its size."""
+    for bundle in ("mae_primus_m", "mae_resenc_l"):
+        parser = ConfigParser(read_config(f"bundles/{bundle}/configs/train_classification.yaml"))
+        parser["batch_size"] = batch_size
+        assert parser.get_parsed_content("accumulation_steps") == steps
+
+
+def test_a_batch_that_does_not_split_names_both_settings() -> None:
+    for sampler in (
+        lambda: CaseSampler(range(5), batch_size=2, accumulation_steps=48),
+        lambda: EpochSampler(steps=1, batch_size=2, accumulation_steps=48),
+    ):
+        with pytest.raises(SettingsError, match=r"batch_size 2 does not split .*48.*set --accumulation_steps with it"):
+            sampler()
 
 
 def test_the_command_line(cohort: Path, tmp_path: Path) -> None:

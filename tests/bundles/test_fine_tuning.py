@@ -261,6 +261,37 @@ def test_whatever_changes_the_mathematics_is_another_run(
     }
 
 
+@pytest.mark.parametrize("how", ["all", "one group", "one case", "unseen"])
+def test_validation_on_training_cases_is_called_so(
+    how: str, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever reads the scores learns that they are of cases that were trained on."""
+    settings: dict[str, Any] = {"from_scratch": True, "epochs": 2, "warmup_epochs": 0, "picture_interval": 1}
+    if how == "all":
+        settings["fold"] = "all"
+    elif how == "one group":
+        rows = [f"case_{index},a" for index in range(5)]
+        (tmp_path / "groups.csv").write_text("\n".join(["case,patient", *rows]))
+        settings |= {"groups": str(tmp_path / "groups.csv"), "group": "patient"}
+    elif how == "one case":
+        for index in range(1, 5):
+            for part in ("images", "labels"):
+                (labelled / part / f"case_{index}.nii.gz").unlink()
+    titles: list[str] = []
+    monkeypatch.setattr("matplotlib.axes.Axes.set", lambda self, **given: titles.append(str(given.get("title"))))
+    train(RESENC, labelled, tmp_path / "run", **settings)
+    on_training = how != "unseen"
+    history = json.loads((tmp_path / "run" / "out" / "history.json").read_text())
+    assert ["validation_on_training_cases" in record for record in history] == [on_training] * 2
+    for name in ("model", "model_final"):
+        about = json.loads((tmp_path / "run" / "models" / f"{name}.json").read_text())
+        assert about["validation_on_training_cases"] is on_training
+    assert ("note: validation on training cases" in capsys.readouterr().out) is on_training
+    assert {title for title in titles if title.startswith("validation")} == {
+        "validation on training cases" if on_training else "validation"
+    }
+
+
 def test_what_inference_must_know_is_beside_the_model(labelled: Path, tmp_path: Path) -> None:
     encoder(PRIMUS, tmp_path)
     train(PRIMUS, labelled, tmp_path / "run", spacing_mm="median", normalization="ct", fold=1, epochs=2)

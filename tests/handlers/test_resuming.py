@@ -28,7 +28,7 @@ class Method(nn.Module):
 
 def handler(folder: Path, *, value: float = 1.0, resume: bool = True, epoch: int = 0) -> tuple[Any, Any]:
     method = Method(value)
-    progress = SimpleNamespace(history=[], history_file=folder / "out" / "history.json")
+    progress = SimpleNamespace(history=[], remarks={}, history_file=folder / "out" / "history.json")
     made = PretrainingCheckpoint(
         method,
         torch.optim.SGD(method.parameters(), lr=0.1, momentum=0.9),

@@ -147,8 +147,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         if batch_size < 1 or batch_size % parts:
             raise SettingsError(
                 f"batch_size {batch_size} does not split over {self.world} process(es) x {accumulation_steps} "
-                "accumulation "
-                f"step(s); make it a multiple of {parts}"
+                f"accumulation step(s); make it a multiple of {parts}, or set --accumulation_steps with it"
             )
         self.steps, self.batch_size, self.accumulation_steps, self.fixed = steps, batch_size, accumulation_steps, fixed
         self.micro = batch_size // parts

@@ -121,7 +121,8 @@ class CaseSampler(Sampler[list[tuple[int, int]]]):
         if batch_size < 1 or accumulation_steps < 1 or batch_size % parts:
             raise SettingsError(
                 f"batch_size {batch_size} does not split over {accumulation_steps} accumulation step(s) of "
-                f"{parts // max(accumulation_steps, 1)} process(es); make it a multiple of {parts}"
+                f"{parts // max(accumulation_steps, 1)} process(es); make it a multiple of {parts}, or "
+                "set --accumulation_steps with it"
             )
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         if seed is None:  # every process sees all

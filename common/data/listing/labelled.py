@@ -183,14 +183,18 @@ def split_cases(
     elif fold is None and strata is not None and len(set(members)) > 1:
         parts = min(len(set(members)), max(2, round(len(cases) / count)))
         chosen = set(_folds(len(cases), parts, seed=seed, groups=members, strata=strata)[0])
-    elif fold is None:  # one single group: validate on what is trained on
+    elif fold is None:
         chosen = set(range(len(cases)))
+    elif folds < 2:
+        raise SettingsError(f"folds is {folds}; cross-validation needs at least 2, or leave out --fold")
     else:
         if fold >= folds:
             raise SettingsError(f"fold {fold} does not exist among {folds} folds; they count from 0")
         if len(set(members)) < folds:
             raise SettingsError(f"{len(set(members))} case(s) or groups do not make {folds} folds; lower --folds")
         chosen = set(_folds(len(cases), folds, seed=seed, groups=members if group else None, strata=strata)[fold])
+    if len(chosen) == len(cases):  # one single group: validate on what is trained on
+        return {"training": cases, "validation": cases}
     return {
         "training": [case for index, case in enumerate(cases) if index not in chosen],
         "validation": [case for index, case in enumerate(cases) if index in chosen],
@@ -216,7 +220,7 @@ def _hold_out(members: Sequence[str], count: int, seed: int) -> set[int]:
         if len(chosen) >= count:
             break
         chosen |= {index for index, member in enumerate(members) if member == names[place]}
-    return chosen or set(range(len(members)))  # one single group: validate on what is trained on
+    return chosen or set(range(len(members)))
 
 
 def _stratified_hold_out(strata: Sequence[str], count: int, seed: int) -> set[int]:
