@@ -10,7 +10,9 @@ import numpy as np
 from ..errors import DataError
 from .formats.header import SPACING_LIMITS_MM, SPLIT, times
 
-__all__ = ["check_affine", "check_values"]
+__all__ = ["check_affine", "check_values", "nearly_zero", "told_nearly_zero"]
+
+_FEW_NEARLY_ZERO = 0.01  # share of a volume; fewer move no crop and no mean
 
 
 def check_affine(name: str, shape: Sequence[int], affine: np.ndarray, *, channels: int = 1) -> None:
@@ -55,3 +57,27 @@ def check_values(name: str, values: np.ndarray) -> None:
         raise DataError(f"{name} has {bad:,} voxels that are NaN or infinite; repair or leave out the file")
     if values.min() == values.max():
         raise DataError(f"{name} is constant ({values.flat[0]:g} everywhere); leave out the file")
+
+
+def nearly_zero(values: np.ndarray) -> float:
+    """Return the share of voxels that are not 0 but within a millionth of the range of all voxels.
+
+    So is a background that was resampled by splines. It is not cropped, and counts in mean and deviation.
+
+    Example:
+        >>> nearly_zero(np.array([0.0, 1e-31, -1e-9, 900.0]))
+        0.5
+    """
+    limit = 1e-6 * (float(values.max()) - float(values.min()))
+    near = np.count_nonzero((values < limit) & (values > -limit))
+    return float(near - (values.size - np.count_nonzero(values))) / values.size
+
+
+def told_nearly_zero(share: float) -> str | None:
+    """Return what to tell of an image with a share of such voxels, None if they are few."""
+    if share < _FEW_NEARLY_ZERO:
+        return None
+    return (
+        f"{share:.0%} of its voxels are nearly but not exactly 0 (within a millionth of its range): they are "
+        "not cropped and count in its mean. If they are background, set them to 0 and save it again"
+    )

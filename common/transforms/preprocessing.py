@@ -14,9 +14,10 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, LoadImaged, MapTransform, NormalizeIntensity
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import SettingsError
-from .checks import check_affine, check_values
+from .checks import check_affine, check_values, nearly_zero, told_nearly_zero
 from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
 from .loading import VolumeReader
 
@@ -46,24 +47,35 @@ def load_volumes(keys: KeysCollection) -> LoadImaged:
 class CheckVolumed(MapTransform):
     """Refuse images that would train or predict nonsense: not 3-D, wrong spacing, NaN, constant, other channels.
 
+    An image whose background is nearly but not exactly 0 is told.
+
+    Args:
+        keys: images.
+        channels: that each must have.
+        tell: false leaves what is told to who reads ``meta["nearly_zero"]``, the share of such voxels.
+
     Raises:
         DataError: naming the file.
     """
 
-    def __init__(self, keys: KeysCollection, *, channels: int = 1) -> None:
+    def __init__(self, keys: KeysCollection, *, channels: int = 1, tell: bool = True) -> None:
         super().__init__(keys)
-        self.channels = channels
+        self.channels, self.tell = channels, tell
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return ``data`` unchanged."""
+        """Return ``data`` unchanged but for what is noted."""
         for key in self.key_iterator(data):
             image = data[key]
             name = str(image.meta.get("filename_or_obj", key))
             several = image.shape[0] > 1 or self.channels > 1
             shape = (*image.shape[1:], image.shape[0]) if several else image.shape[1:]
             check_affine(name, shape, image.affine.cpu().numpy(), channels=self.channels)
-            for channel in image.as_tensor().numpy():
+            values = image.as_tensor().numpy()
+            for channel in values:
                 check_values(name, channel)
+            image.meta["nearly_zero"] = max(map(nearly_zero, values))
+            if self.tell and (told := told_nearly_zero(image.meta["nearly_zero"])):
+                tqdm.write(f"note: {name}: {told}")
         return dict(data)
 
 
@@ -136,6 +148,7 @@ def volume_preprocessing(
     normalization: str | Sequence[str | Mapping[str, Sequence[float]]] = "zscore",
     channels: int = 1,
     size: Sequence[int] | None = None,
+    tell: bool = True,
 ) -> Compose:
     """Build the chain: read, check, axes, crop to non-zero, normalise, resample.
 
@@ -149,6 +162,7 @@ def volume_preprocessing(
         normalization: scheme of :class:`NormalizeChannelsd`, one for all channels or one for each.
         channels: of the image.
         size: resize the image to these voxels at the end, for classification; not invertible.
+        tell: as in :class:`CheckVolumed`.
     """
     keys = [keys] if isinstance(keys, str) else list(keys)
     schemes = [normalization] if isinstance(normalization, (str, Mapping)) else list(normalization)
@@ -156,7 +170,7 @@ def volume_preprocessing(
         [
             load_volumes(keys),  # MONAI Deploy leaves this one out and reads by itself
             EnsureChannelFirstd(keys),
-            CheckVolumed("image", channels=channels),
+            CheckVolumed("image", channels=channels, tell=tell),
             SliceAxisFirstd(keys, reorient=reorient),
             CropForegroundd(keys, source_key="image", select_fn=nonzero, allow_smaller=True),
             NormalizeChannelsd("image", schemes=schemes),

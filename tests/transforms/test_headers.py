@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import json
 import random
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ from common.data.checking.checks import check_case, check_header
 from common.errors import DataError
 from common.transforms import FileKind, file_kind, files_behind, read_header, read_volume, volume_preprocessing
 from common.transforms.writing import header_like
+from tools.preparing.scanning import scan
 
 VOXELS = (np.arange(4 * 5 * 6) % 200).reshape(4, 5, 6)
 TURNED = np.array([[0, -1.5, 0, 10], [1, 0, 0, -20], [0, 0, 2, 30], [0, 0, 0, 1.0]])
@@ -44,6 +46,7 @@ def write_nifti(
     **fields: Any,
 ) -> Path:
     """Write a header as it is, with nothing made better."""
+    path.parent.mkdir(exist_ok=True)
     header = kind()
     header.set_data_dtype(voxels.dtype)
     header.set_data_shape(voxels.shape)
@@ -411,3 +414,26 @@ def test_no_flipped_bit_and_no_cut_of_a_packed_file_passes(tmp_path: Path) -> No
     assert not silent
     assert told > 440
     assert harmless + told == 480
+
+
+def test_scan_names_each_file_that_other_programs_read_differently(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    voxels = (np.arange(20 * 18 * 16) % 200).reshape(20, 18, 16).astype(np.uint8)
+    for name, fields in {
+        "plain": {"sform": TURNED},
+        "two": {"qform": SHIFTED, "sform": TURNED, "codes": (1, 2)},
+        "three": {"qform": SHIFTED @ np.diag([1, 1, -1, 1]), "sform": TURNED, "codes": (1, 2)},
+        "none": {},
+        "micron": {"sform": TURNED * [[1000], [1000], [1000], [1]], "xyzt_units": 3},
+    }.items():
+        write_nifti(tmp_path / "data" / f"{name}.nii", voxels, **fields)
+    scan(str(tmp_path / "data"), str(tmp_path / "out"))
+    told = capsys.readouterr().out
+    assert "4 volume(s) are read differently by other programs; nothing is left out:" in told
+    assert re.search(
+        r"2 x .*data/three.nii: its qform .* mm apart; the sform is used, as in nibabel, and SimpleITK", told
+    )
+    noted = json.loads((tmp_path / "out" / "scan.json").read_text())["notes"]
+    assert [Path(entry["image"]).stem for entry in noted] == ["micron", "none", "three", "two"]
+    assert all(entry["notes"] for entry in noted)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ...errors import DataError
 from ...transforms import Header
+from ...transforms.checks import nearly_zero, told_nearly_zero
 from ..cases import Case, images_of
 from .checks import check_header, read_image
 
@@ -114,12 +115,14 @@ class Measures:
         focus: entropy focus criterion (Atkinson et al., IEEE TMI 1997), 0 for one bright voxel and 1 for equal ones;
             motion spreads energy over the image and raises it.
         extent_mm: ``(X, Y, Z)``.
+        nearly_zero: share of voxels that are not 0 but within a millionth of the range of all.
     """
 
     foreground: float
     border: float
     focus: float
     extent_mm: tuple[float, ...]
+    nearly_zero: float = 0.0
 
 
 def measure(case: Case) -> tuple[Measures, np.ndarray, np.ndarray]:
@@ -135,6 +138,7 @@ def measure(case: Case) -> tuple[Measures, np.ndarray, np.ndarray]:
     values, affine = read_image(file)
     if bad := int(values.size - np.isfinite(values).sum()):
         raise DataError(f"{file} has {bad:,} voxels that are NaN or infinite; repair or leave out the file")
+    almost = nearly_zero(values)
     steps = [max(1, side // _SIDE) for side in values.shape]
     towards = nib.io_orientation(affine)  # of each axis of the file: which of space, and its sign
     order = np.argsort(towards[:, 0])
@@ -145,18 +149,19 @@ def measure(case: Case) -> tuple[Measures, np.ndarray, np.ndarray]:
     spacing = (spacing * steps)[order]
     voxels -= min(float(voxels.min()), 0.0)
     if voxels.min() == voxels.max():
-        return Measures(0.0, 0.0, 1.0, extent), voxels, spacing
+        return Measures(0.0, 0.0, 1.0, extent, almost), voxels, spacing
     marked = voxels > threshold_otsu(voxels)
     faces = [np.take(marked, side, axis).ravel() for axis in range(3) for side in (0, -1)]
     energy = float(np.sqrt(np.square(voxels, dtype=np.float64).sum()))
     share = voxels[voxels > 0].astype(np.float64) / energy
     most = np.sqrt(voxels.size) * np.log(np.sqrt(voxels.size))
     focus = float(-(share * np.log(share)).sum() / most)
-    return Measures(float(marked.mean()), float(np.concatenate(faces).mean()), focus, extent), voxels, spacing
+    border = float(np.concatenate(faces).mean())
+    return Measures(float(marked.mean()), border, focus, extent, almost), voxels, spacing
 
 
 def hints(measures: Sequence[Measures | None], groups: Sequence[str]) -> dict[int, str]:
-    """Return, by row, what is odd about volumes: empty, cut by the field of view, or perhaps moved.
+    """Return, by row, what is odd about volumes: empty, cut, moved, or nearly 0 around.
 
     Motion is judged against the others of the same group, such as a modality, if at least 20 are measured: a focus
     criterion more than 3.5 robust standard deviations above their median.
@@ -186,4 +191,7 @@ def hints(measures: Sequence[Measures | None], groups: Sequence[str]) -> dict[in
         for row, value in zip(rows, focus, strict=True):
             if value > np.median(focus) + 3.5 * max(spread, 1e-3):
                 found.setdefault(row, f"perhaps motion: focus criterion {value:.3f}, usual is {np.median(focus):.3f}")
+    for row, each in enumerate(measures):
+        if each is not None and (told := told_nearly_zero(each.nearly_zero)):
+            found[row] = f"{found[row]}; {told}" if row in found else told
     return found
