@@ -21,6 +21,7 @@ LAYERS = [
     "errors",
     "bundles",
     "lazy",
+    "settings",
     "files",
     "ownership",
     "recipes",
@@ -137,7 +138,18 @@ HEAVY = ("torch", "monai", "ignite", "sklearn", "matplotlib", "pandas", "blosc2"
 
 def test_looking_at_data_needs_neither_torch_nor_monai() -> None:
     """What lists, checks, splits and counts, and what reports errors, is imported in a Python that has neither."""
-    light = ["errors", "files", "tasks", "lazy", "data", "data.cases", "data.problems", "optimizers.schedules"]
+    light = [
+        "errors",
+        "bundles",
+        "settings",
+        "files",
+        "tasks",
+        "lazy",
+        "data",
+        "data.cases",
+        "data.problems",
+        "optimizers.schedules",
+    ]
     light += [
         "data.listing." + name for name in ("folders", "datalists", "labelled", "classified", "splits", "sources")
     ]

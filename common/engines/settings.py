@@ -3,33 +3,21 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser
-from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 from monai.utils import ensure_tuple
 
 from ..bundles import callers, completed, runs_for_a_user
 from ..errors import SettingsError, end_in_a_sentence
+from ..settings import OWN_SETTINGS, meant_values, unknown_settings
 from ..tasks import SegmentationTask
 
-__all__ = ["check_settings", "elsewhere", "meant_values", "model_settings", "unknown_settings"]
-
-# arguments of monai.bundle.run itself, and the settings that --tracking reads
-_OWN = {
-    *("run_id", "init_id", "final_id", "meta_file", "config_file", "logging_file", "args_file", "tracking"),
-    *("workflow_type", "workflow", "workflow_name", "properties_path"),
-    *DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"],
-}
-
-# what YAML reads as these values, the command line gives as text
-_TEXTS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False, "null": None}
+__all__ = ["check_settings", "elsewhere", "model_settings"]
 
 
 def model_settings(
@@ -45,26 +33,6 @@ def model_settings(
         **network,
         **others,
     }
-
-
-def unknown_settings(given: Iterable[str], known: Iterable[str]) -> str | None:
-    """Return a sentence about settings whose top-level name is not among ``known``, None if all are.
-
-    Example:
-        >>> unknown_settings(["lrr", "train#trainer#amp"], ["lr", "train", "seed"])
-        'unknown setting --lrr (did you mean --lr?); this config has: lr, seed, train'
-    """
-    known = sorted(known)
-    wrong = []
-    for name in given:
-        top = re.split("#|::", name.lstrip("+"))[0]
-        if top not in known and top not in _OWN:
-            near = difflib.get_close_matches(top, known, n=2, cutoff=0.5)
-            hint = f" (did you mean {' or '.join(f'--{n}' for n in near)}?)" if near else ""
-            wrong.append(f"--{top}{hint}")
-    if not wrong:
-        return None
-    return f"unknown setting {', '.join(wrong)}; this config has: {', '.join(known)}"
 
 
 def _code(folder: Path) -> str:
@@ -120,18 +88,6 @@ def _is_bundle(folder: Path) -> bool:
     return (folder / "configs" / "metadata.json").is_file()
 
 
-def meant_values(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings of a command line with the texts that YAML reads as true, false or null replaced by these.
-
-    Example:
-        >>> meant_values({"strict": "false", "datalist": "null", "labels": "no.json", "lr": 0.1})
-        {'strict': False, 'datalist': None, 'labels': 'no.json', 'lr': 0.1}
-    """
-    return {
-        name: _TEXTS[value] if isinstance(value, str) and value in _TEXTS else value for name, value in given.items()
-    }
-
-
 def check_settings(bundle_root: str = ".") -> None:
     """Compare the overrides of the running ``monai.bundle run`` with the top-level names of its config files.
 
@@ -180,7 +136,9 @@ def check_settings(bundle_root: str = ".") -> None:
         )
     parser = frame.f_locals["workflow"].parser
     texts = {name: value for name, value in meant_values(given).items() if value is not given[name]}
-    texts |= {name: None for name, value in given.items() if value is None and name not in _OWN}  # MONAI drops those
+    texts |= {
+        name: None for name, value in given.items() if value is None and name not in OWN_SETTINGS
+    }  # MONAI drops those
     if texts:
         parser.update(texts)
         parser.parse(reset=True)

@@ -14,9 +14,9 @@ import yaml
 from huggingface_hub import ModelCard
 from monai.bundle import ConfigParser
 
-from common.engines.settings import unknown_settings
 from common.files import sha256, write_json
 from common.networks import ResEncUNet
+from common.settings import unknown_settings
 from common.weights import write_checkpoint
 from tools.exporting.distribution import Derived, write_bundle
 

@@ -1,16 +1,20 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from monai.bundle import run as run_bundle
+from monai.bundle.utils import DEFAULT_EXP_MGMT_SETTINGS
 
-from common.engines.settings import elsewhere, unknown_settings
+from common.engines.settings import elsewhere
 from common.errors import SettingsError
 from common.handlers import GradientClip, SetLearningRate
 from common.optimizers import Poly
+from common.settings import OWN_SETTINGS, unknown_settings
 
 
 @pytest.mark.parametrize(("epoch", "rate"), [(0, 1e-2), (500, 1e-2 * 0.5**0.9), (999, 1.995e-5)])
@@ -51,6 +55,11 @@ def test_unknown_settings_name_the_nearest() -> None:
     sentence = unknown_settings(["batchsize", "zzz"], known)
     assert sentence is not None
     assert "--batchsize (did you mean --batch_size?), --zzz;" in sentence
+
+
+def test_settings_of_monai_itself_are_known() -> None:
+    assert inspect.signature(run_bundle).parameters.keys() - {"override"} <= OWN_SETTINGS
+    assert DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"].keys() <= OWN_SETTINGS
 
 
 def test_a_bundle_run_from_elsewhere_must_be_told_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
     from monai.bundle import ConfigParser
 
     from common.bundles import read_config
-    from common.engines.settings import unknown_settings
+    from common.settings import unknown_settings
     from common.weights import Cell
 
     config = read_config(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml")

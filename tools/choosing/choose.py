@@ -219,8 +219,8 @@ def _known(bundle: str, *configs: str) -> set[str]:
 
 def _check_settings(settings: Mapping[str, Any], bundles: Sequence[str], train: str) -> None:
     """Refuse a setting that no config of any of these bundles knows, or that is decided here."""
-    from common.engines.settings import unknown_settings
     from common.errors import SettingsError
+    from common.settings import unknown_settings
 
     from ..studies.definition import OWN
 

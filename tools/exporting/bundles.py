@@ -45,9 +45,9 @@ def export_bundle(
             but that patch_size leaves pretrain of VoCo and SimCLR as it is, where it is the region that crops are cut
             from, and that what fine-tuning works out from data (--spacing_mm median, --normalization ct) is of train.
     """
-    from common.engines.settings import meant_values
     from common.errors import end_in_a_sentence
     from common.files import write_json
+    from common.settings import meant_values
 
     from .distribution import BUNDLES, bundle_names, check_settings, check_target, write_bundle, write_zip
     from .hub import check_repository, push_bundle

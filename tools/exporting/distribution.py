@@ -225,7 +225,7 @@ def check_settings(bundle: str, settings: Mapping[str, Any]) -> None:
         SettingsError: if the spacing is none to train at.
     """
     from common.data import check_spacing
-    from common.engines.settings import unknown_settings
+    from common.settings import unknown_settings
 
     known = known_settings(bundle)
     if told := unknown_settings(settings, known):

@@ -43,8 +43,8 @@ def new_task(
         settings: other defaults of its configs (--epochs, ...). Spacing and normalization are those of segmentation
             (train, inference), patch_size also that of features; all others reach every config that has them.
     """
-    from common.engines.settings import meant_values
     from common.errors import end_in_a_sentence
+    from common.settings import meant_values
 
     from .distribution import ENCODER, Derived, bundle_names, check_name, check_settings, write_bundle
 

@@ -46,8 +46,8 @@ def federated(
         gpus: of this machine for the simulated sites, with commas between: "0,1".
         settings: of the config, the same for all sites (--batch_size, --iterations_per_epoch, ...).
     """
-    from common.engines.settings import meant_values, unknown_settings
     from common.errors import end_in_a_sentence
+    from common.settings import meant_values, unknown_settings
 
     end_in_a_sentence()
     try:

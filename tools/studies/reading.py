@@ -15,10 +15,10 @@ from filelock import FileLock
 
 from common.data import classified_lists, labelled_lists, segmentation_task, split_cases
 from common.data.cases import case_name
-from common.engines.settings import unknown_settings
 from common.errors import DataError, SettingsError
 from common.files import write_json
 from common.optimizers.schedules import SCHEDULES
+from common.settings import unknown_settings
 
 from ..commanding.environment import ROOT
 from .cards import read_card
