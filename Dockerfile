@@ -2,13 +2,19 @@
 # An image with one exported bundle, for GPUs; how to build and run it: docs/container.md
 #   python tools/export_bundle.py mae_resenc_l --output dist
 #   docker build --build-arg BUNDLE=mae_resenc_l -t mae_resenc_l .
-FROM python:3.11.14-slim-bookworm
+
+# sha256:... of the base, so that it is that image and no later one; docs/container.md says how to look it up
+ARG BASE_DIGEST=""
+FROM python:3.11.14-slim-bookworm${BASE_DIGEST:+@}${BASE_DIGEST}
 
 # the wheels of torch on PyPI bring CUDA; https://download.pytorch.org/whl/cpu as an extra index keeps it out
 ARG EXTRA_INDEX=""
-COPY requirements.txt /tmp/requirements.txt
-RUN PIP_EXTRA_INDEX_URL="${EXTRA_INDEX}" pip install --no-cache-dir -r /tmp/requirements.txt \
-    && rm /tmp/requirements.txt
+COPY locks/requirements.txt locks/cuda.txt /tmp/build/locks/
+COPY tools/commanding/environment.py /tmp/build/tools/commanding/
+RUN PIP_EXTRA_INDEX_URL="${EXTRA_INDEX}" PIP_NO_CACHE_DIR=1 \
+    python /tmp/build/tools/commanding/environment.py install requirements.txt \
+    && pip check \
+    && rm -r /tmp/build
 
 # folder below dist/, with configs, scripts and, if it was exported so, weights
 ARG BUNDLE

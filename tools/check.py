@@ -1,6 +1,6 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Run every check of the project: format, lint, types, configs, tests. One line per step; the exit status says if any
-failed.
+"""Run every check of the project: configs, locks, format, lint, types, tests. One line per step; the exit status says
+if any failed.
 
   python tools/check.py           # what CI runs
   python tools/check.py --fast    # without the tests that run whole bundles
@@ -90,6 +90,15 @@ def _configs() -> bool:
     return good and bool(paths)
 
 
+def _locks() -> bool:
+    """Check that the locks are of the pins, without a network, and print each problem."""
+    from tools.commanding.locks import lock_problems
+
+    for problem in (found := lock_problems()):
+        print(problem)
+    return not found
+
+
 def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
     """Run the checks.
 
@@ -116,10 +125,11 @@ def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
     if all:
         steps["label"] = [*python, "pytest", "-q", "-m", "label", "tests/ecosystem"]
     results: list[tuple[str, bool, float]] = []
-    for name, command in {"configs": [], **steps}.items():
+    quick = {"configs": _configs, "locks": _locks}
+    for name in (*quick, *steps):
         print(f"== {name}", flush=True)
         began = time.monotonic()
-        passed = subprocess.run(command).returncode == 0 if command else _configs()
+        passed = quick[name]() if name in quick else subprocess.run(steps[name]).returncode == 0
         results.append((name, passed, time.monotonic() - began))
     print()
     for name, passed, seconds in results:

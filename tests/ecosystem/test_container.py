@@ -52,13 +52,20 @@ def sent_to_docker(path: str) -> bool:
 
 def test_it_installs_the_pins_and_nothing_else(instructions: list[tuple[str, str]]) -> None:
     (base,) = of(instructions, "FROM")
-    version = re.fullmatch(r"python:(\d+)\.(\d+)\.\d+-slim-\w+", base)
+    version = re.fullmatch(r"python:(\d+)\.(\d+)\.\d+-slim-\w+\$\{BASE_DIGEST:\+@\}\$\{BASE_DIGEST\}", base)
     assert version, "the base is not pinned"
+    assert [name for name, _ in instructions].index("ARG") < [name for name, _ in instructions].index("FROM")
+    assert of(instructions, "ARG")[0] == 'BASE_DIGEST=""', "no digest that nobody has looked up"
+    looked_up = re.findall(r"^docker buildx imagetools inspect (\S+)$", (ROOT / "docs/container.md").read_text(), re.M)
+    assert looked_up == [base.split("$")[0]]
     assert f">={version[1]}.{version[2]}" in (ROOT / "pyproject.toml").read_text("utf-8")
-    installs = [line for line in of(instructions, "RUN") if "pip install" in line]
-    assert len(installs) == 1
-    (packages,) = re.findall(r"pip install ([^&]*)", installs[0])
-    assert packages.split() == ["--no-cache-dir", "-r", "/tmp/requirements.txt"]
+    (install,) = (line for line in of(instructions, "RUN") if "pip" in line or "install" in line)
+    assert re.fullmatch(
+        r'PIP_EXTRA_INDEX_URL="\$\{EXTRA_INDEX\}" PIP_NO_CACHE_DIR=1 '
+        r"python /tmp/build/tools/commanding/environment\.py install requirements\.txt "
+        r"&& pip check && rm -r /tmp/build",
+        install,
+    )
     pins = [line for line in (ROOT / "requirements.txt").read_text("utf-8").splitlines() if line[:1] not in ("#", "")]
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
 
@@ -66,17 +73,20 @@ def test_it_installs_the_pins_and_nothing_else(instructions: list[tuple[str, str
 def test_what_it_copies_is_there_and_nothing_more_is_sent(
     instructions: list[tuple[str, str]], exported: Callable[[str], Path]
 ) -> None:
-    sources = [line.split()[0] for line in of(instructions, "COPY")]
-    assert sources == ["requirements.txt", "dist/${BUNDLE}/"]
-    assert (ROOT / "requirements.txt").is_file()
-    assert sent_to_docker("requirements.txt")
+    copied = [line.split() for line in of(instructions, "COPY")]
+    assert copied.pop() == ["dist/${BUNDLE}/", "/opt/bundle/"]
+    for *sources, folder in copied:
+        assert {folder} == {f"/tmp/build/{Path(file).parent}/" for file in sources}, "as in the repository"
+    files = sorted(file for *sources, _ in copied for file in sources)
+    assert files == ["locks/cuda.txt", "locks/requirements.txt", "tools/commanding/environment.py"]
+    assert all(sent_to_docker(file) and (ROOT / file).is_file() for file in files)
     bundle = exported(BUNDLE)
     for file in bundle.rglob("*.*"):
         place = f"dist/{BUNDLE}/{file.relative_to(bundle).as_posix()}"
         assert sent_to_docker(place) == ("__pycache__" not in place), place
     if (ROOT / ".git").exists():
         tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert [file for file in tracked.splitlines() if sent_to_docker(file)] == ["requirements.txt"]
+        assert sorted(file for file in tracked.splitlines() if sent_to_docker(file)) == files
     for file in (f"dist/{BUNDLE}_v0.1.0.zip", f"bundles/{BUNDLE}/models/model.pt", ".venv/bin/python", ".git/config"):
         assert not sent_to_docker(file), file
 

@@ -523,3 +523,10 @@ def test_at_the_published_size(bundle: str, tmp_path: Path) -> None:
         onnx_export(**command_arguments(folder), ckpt_file=ckpt, filepath=str(file), converter_kwargs=dict(DYNAMIC))
         tolerance = 1e-5 if bundle.endswith("primus_m") else 1e-3
         assert_onnx_agrees(file, network, ((1, 1, 160, 160, 160), (1, 1, 96, 64, 96)), tolerance=tolerance)
+
+
+def test_what_verify_metadata_needs_besides_is_named() -> None:
+    """MONAI imports it only there, and its message without it is about something else."""
+    page, pins = (ROOT / "docs" / "model_zoo.md").read_text("utf-8"), (ROOT / "requirements-dev.txt").read_text("utf-8")
+    (named,) = re.findall(r"pip install (jsonschema==\S+)`", page)
+    assert f"{named}\n" in pins

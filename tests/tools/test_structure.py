@@ -20,6 +20,7 @@ COMMANDS = {
         "label_curve",
         "label_environment",
         "links",
+        "lock",
         "new_task",
         "prepare_data",
         "probe",
@@ -98,9 +99,10 @@ def test_common_does_not_know_the_tools() -> None:
 
 
 def test_the_environment_is_made_with_the_standard_library_alone() -> None:
-    alone = [TOOLS / "commanding" / "environment.py", TOOLS / "commanding" / "label_environment.py"]
+    alone = [TOOLS / "commanding" / f"{name}.py" for name in ("environment", "label_environment", "locks")]
     alone += [TOOLS / "links.py", TOOLS / "linking" / "links.py"]  # which mends a fresh clone
     for path in alone:
         for name in imported(path):
-            local = name[:3] in (("tools", "commanding", "environment"), ("tools", "linking", "links"))
+            ours = (("commanding", "environment"), ("commanding", "locks"), ("linking", "links"))
+            local = name[0] == "tools" and name[1:3] in ours
             assert local or name[0] in sys.stdlib_module_names, name

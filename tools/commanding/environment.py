@@ -3,17 +3,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import venv
 from pathlib import Path
 
-__all__ = ["ROOT", "ensure", "unmet"]
+__all__ = ["ROOT", "ensure", "install", "lacks_cuda", "unmet"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
+CUDA = "cuda.txt"
 
 
 def unmet(*files: str) -> list[str]:
@@ -52,14 +56,84 @@ def ensure(*files: str) -> None:
             print(f"making the environment {folder}", flush=True)
             venv.create(folder, with_pip=True)
         print(f"installing {', '.join(files)} (once; a few minutes)", flush=True)
-        requirements = [option for file in files for option in ("-r", str(ROOT / file))]
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-        if subprocess.run(command).returncode:
-            raise SystemExit(f"Stopped: pip could not install {', '.join(files)}; see its message above")
+        install(python, *files)
     if Path(sys.prefix).resolve() == folder.resolve():
         return
     status = subprocess.run([str(python), *sys.argv]).returncode
     raise SystemExit(status)
+
+
+def lacks_cuda() -> bool:
+    """Return whether the torch that is installed here was built for CUDA, and has not got all libraries of it.
+
+    Only those that the lock has are looked at; the builds for other versions of CUDA bring others.
+    """
+    try:
+        needed = [line for line in importlib.metadata.requires("torch") or [] if "extra ==" not in line]
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "locks" / CUDA).read_text("utf-8"), re.M))
+    for name in (re.split(r"[^\w.-]", line)[0] for line in needed):
+        if sys.platform == "linux" and name in locked:
+            try:
+                importlib.metadata.version(name)
+            except importlib.metadata.PackageNotFoundError:
+                return True
+    return False
+
+
+def install(python: Path, *files: str, options: tuple[str, ...] = ()) -> None:
+    """Install what the locks of requirements files hold, each file compared with its SHA-256.
+
+    The torch is the one that pip takes here; if it is built for CUDA, its libraries are installed too.
+
+    Args:
+        python: of the environment.
+        files: requirements files.
+        options: of pip besides.
+
+    Raises:
+        SystemExit: if pip fails, or a file is not the locked one.
+    """
+    by_hand = f"to install without comparing: {python} -m pip install -r {' -r '.join(files)}"
+    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *options]
+    _install_torch(pip, ROOT / "locks" / files[0], by_hand)
+    for names in (files, (CUDA,)):
+        if names == (CUDA,) and subprocess.run([str(python), __file__, CUDA]).returncode == 0:
+            break
+        locks = [option for name in names for option in ("-r", str(ROOT / "locks" / name))]
+        if subprocess.run([*pip, "--require-hashes", *locks]).returncode:
+            raise SystemExit(f"Stopped: pip could not install {', '.join(names)} as locked, see above; {by_hand}")
+
+
+def _install_torch(pip: list[str], lock: Path, by_hand: str) -> None:
+    """Install the torch that pip prefers here, whose version may name a build, if it is not there.
+
+    Among several builds with known digests pip would else take the one whose digest an index states, which is CUDA's.
+
+    Raises:
+        SystemExit: if it cannot be had, or is not the locked one.
+    """
+    entry = re.search(r"^torch==(\S+)((?:.*\\\n)+.*)", lock.read_text("utf-8"), re.M)
+    look = "import importlib.metadata as m; print(m.version('torch'))"
+    there = subprocess.run([pip[0], "-c", look], capture_output=True, text=True).stdout.split("+")[0].strip()
+    if entry is None or there == entry[1]:
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        fetch = ["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+        if subprocess.run([*pip[:3], *fetch, "--dest", scratch, f"torch=={entry[1]}"]).returncode:
+            raise SystemExit("Stopped: pip could not fetch torch; see its message above")
+        (wheel,) = Path(scratch).glob("*.whl")
+        with wheel.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if f"--hash=sha256:{digest}" not in entry[2]:
+            if "+" not in wheel.name:
+                raise SystemExit(f"Stopped: {wheel.name} is not the locked file, its sha256 is {digest}; {by_hand}")
+            print(
+                f"note: {lock.name} does not know the build {wheel.name}, sha256 {digest}: taken as it is", flush=True
+            )
+        if subprocess.run([*pip, str(wheel)]).returncode:
+            raise SystemExit("Stopped: pip could not install torch; see its message above")
 
 
 def _check(python: Path, files: tuple[str, ...]) -> bool:
@@ -68,4 +142,7 @@ def _check(python: Path, files: tuple[str, ...]) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(1 if unmet(*sys.argv[1:]) else 0)
+    if sys.argv[1] == "install":  # into the environment that runs this
+        install(Path(sys.executable), *sys.argv[2:])
+    else:
+        sys.exit(lacks_cuda() if sys.argv[1:] == [CUDA] else bool(unmet(*sys.argv[1:])))

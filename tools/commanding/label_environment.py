@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 import venv
 from pathlib import Path
 
-from .environment import ROOT, _check, _python
+from .environment import ROOT, _check, _python, install
+from .locks import LABEL, read_lock
 
 __all__ = ["label_python"]
 
-LABEL = "requirements-label.txt"
 _STANDIN = ROOT / "tests" / "ecosystem" / "torchvision_standin"
-_FIRST = ("torch", "numpy", "setuptools", "wheel")  # what building the others needs
+_LAST = ("sam2", "torchvision")  # is built with the torch that is installed; is stood in for
 
 
 def label_python() -> Path:
@@ -29,10 +30,14 @@ def label_python() -> Path:
         return python
     print(f"making the environment {folder} (once; a few minutes)", flush=True)
     venv.create(folder, with_pip=True, clear=True)
-    lines = (ROOT / LABEL).read_text("utf-8").splitlines()
-    first = [line for line in lines if line.partition("==")[0] in _FIRST]
-    for what in (first, ["--no-build-isolation", str(_STANDIN)], ["--no-build-isolation", "-r", str(ROOT / LABEL)]):
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *what]
-        if subprocess.run(command, env=os.environ | {"SAM2_BUILD_CUDA": "0"}).returncode:
-            raise SystemExit(f"Stopped: pip could not install {' '.join(what)}; see its message above")
+    os.environ["SAM2_BUILD_CUDA"] = "0"
+    with tempfile.TemporaryDirectory() as scratch:
+        first = Path(scratch) / LABEL
+        entries = (package.text() for package in read_lock(ROOT / "locks" / LABEL) if package.name not in _LAST)
+        first.write_text("".join(entries), "utf-8")
+        install(python, str(first))
+    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", str(_STANDIN)]
+    if subprocess.run(command).returncode:
+        raise SystemExit(f"Stopped: pip could not install {_STANDIN}; see its message above")
+    install(python, LABEL, options=("--no-build-isolation",))
     return python

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.cells import published_file
 from ..commanding.environment import ROOT
+from .sbom import required_packages, write_sbom
 
 if TYPE_CHECKING:
     from common.weights import Receipt
@@ -340,9 +341,7 @@ def _held(bundle: str, *, encoder: bool, trained: bool, random: bool) -> str:
 
 def _about(name: str, metadata: Mapping[str, Any], *, weights: str, licence: str, hosted: bool) -> str:
     """Return what a page says of a bundle's weights, their licence, and how to get and install it."""
-    packages = {"monai": metadata["monai_version"], "torch": metadata["pytorch_version"]}
-    packages |= {"numpy": metadata["numpy_version"]} | metadata["required_packages_version"]
-    pins = " ".join(f"{package}=={version}" for package, version in packages.items())
+    pins = " ".join(f"{package}=={version}" for package, version in required_packages(metadata).items())
     commands = [
         f"pip install huggingface_hub {pins}",
         f"python -m monai.bundle download --name {name} --source huggingface_hub --repo OWNER/NAME --bundle_dir .",
@@ -596,6 +595,7 @@ def write_bundle(
                 )
             text += "The code is under the LICENSE file.\n"
             (folder / "docs" / "data_license.txt").write_text(text, "utf-8")
+        write_sbom(folder, target.name, metadata, licence=of_weights)
         if weights_url:
             entries = _large_files(folder, weights_url)
             (folder / "large_files.yml").write_text(yaml.safe_dump({"large_files": entries}, sort_keys=False), "utf-8")
