@@ -207,7 +207,10 @@ def import_checkpoint(
     file = read_reference(path, plan_file=plan_file)
     digest = checked_sha256(path)
     if expected_sha256 and digest != expected_sha256:
-        raise WeightsError(f"{path} has sha256 {digest}, not {expected_sha256}; fetch it again")
+        raise WeightsError(
+            f"{path} has sha256 {digest}, not {expected_sha256}, which large_files.yml of {cell.bundle} says; fetch it "
+            "again, or, if its authors have published another one, remove hash_val and hash_type there"
+        )
     notes = list(file.notes)
     found = file.recognise()
     if cell.bundle not in found.bundles:

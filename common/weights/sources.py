@@ -2,6 +2,8 @@
 """Where checkpoints come from: the Hugging Face hub, an address, or a file that is already here.
 
 Downloads show a progress bar, go on where a cut connection left them, and are kept, so that a second import needs none.
+The SHA-256 of what came first from an address is kept beside it, and anything else is refused from then on. Addresses
+without encryption are refused unless they are asked for.
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from ..errors import WeightsError
+from ..files import sha256, write_record
 from .exchange import PLAN_FILE
+from .files import checked_sha256
 
 __all__ = ["Fetched", "download", "fetch"]
 
@@ -46,7 +51,7 @@ class Fetched:
     repository: str = ""
 
 
-def fetch(source: str, *, folder: str | Path, local: str | Path | None = None) -> Fetched:
+def fetch(source: str, *, folder: str | Path, local: str | Path | None = None, allow_http: bool = False) -> Fetched:
     """Make a checkpoint available.
 
     Args:
@@ -54,9 +59,11 @@ def fetch(source: str, *, folder: str | Path, local: str | Path | None = None) -
             ``owner/name``, ``owner/name@revision`` or the address of a file in it.
         folder: where downloads from an address go; the hub has its own cache.
         local: where a user without network access would put the file; used instead of the hub if it is there.
+        allow_http: take it without encryption too, where anyone on the way can change it.
 
     Raises:
-        WeightsError: if it cannot be had; the message says which file to bring and where to put it.
+        WeightsError: if it cannot be had, or is not what came first; the message says which file to bring and where to
+            put it.
     """
     path = Path(source).expanduser()
     if path.is_dir():
@@ -68,15 +75,27 @@ def fetch(source: str, *, folder: str | Path, local: str | Path | None = None) -
         if local is not None and Path(local).is_file():
             tqdm.write(f"taking {local}, which is already here, instead of {source}")
             return Fetched(Path(local), f"{local} (for {source})", repository=on_hub[0])
+        _check_encrypted(os.environ.get("HF_ENDPOINT", ""), allowed=allow_http)
         return _from_hub(*on_hub, bring_to=Path(local) if local is not None else None)
     if re.match(r"https?://", source):
         kept = Path(folder) / hashlib.sha256(source.encode()).hexdigest()[:12]
         name = re.split(r"[?#]", source)[0].rsplit("/", 1)[-1] or CHECKPOINT_FILE
-        path = download(source, kept / name)
+        path = download(source, kept / name, allow_http=allow_http)
+        if not (beside := path.with_suffix(".json")).exists():
+            write_record({"source": source, "sha256": sha256(path)}, beside)
+        checked_sha256(path)
         return Fetched(path, source)
     raise WeightsError(
         f"there is no file {source}, and it is neither an address nor a repository (owner/name); check --source"
     )
+
+
+def _check_encrypted(address: str, *, allowed: bool) -> None:
+    if address.startswith("http:") and not allowed:
+        raise WeightsError(
+            f"{address} is not encrypted, so that anyone on the way can change what arrives; use https://, or take it "
+            "all the same with --allow_http true"
+        )
 
 
 def _hub_parts(source: str) -> tuple[str, str, str] | None:
@@ -138,6 +157,9 @@ def _from_hub(repository: str, revision: str, name: str, *, bring_to: Path | Non
             f"{repository} cannot be reached from here ({type(error).__name__}: {error}); run this again to go on "
             f"where it stopped, or fetch {address} on a machine with access, and {put}"
         ) from error
+    blob = path.resolve().name  # where a repository keeps large files, the hub names them by their SHA-256
+    if re.fullmatch("[0-9a-f]{64}", blob) and sha256(path) != blob:
+        raise WeightsError(f"{path} is not what {repository} has (sha256 {blob[:12]}...); remove it and run this again")
     commit = path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
     plan = None
     try:
@@ -149,16 +171,17 @@ def _from_hub(repository: str, revision: str, name: str, *, bring_to: Path | Non
     return Fetched(path, f"https://huggingface.co/{repository}", commit, plan, repository)
 
 
-def download(address: str, path: Path) -> Path:
+def download(address: str, path: Path, *, allow_http: bool = False) -> Path:
     """Fetch an address to a file, going on with what an earlier attempt left.
 
     Raises:
-        WeightsError: if it cannot be reached or was cut too often.
+        WeightsError: if it is not encrypted and that is not allowed, cannot be reached or was cut too often.
     """
     from filelock import FileLock
 
     if path.is_file():
         return path
+    _check_encrypted(address, allowed=allow_http)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
     with FileLock(f"{path}.lock"):  # of two processes, the second waits and finds the file
@@ -166,8 +189,10 @@ def download(address: str, path: Path) -> Path:
             if path.is_file():
                 return path
             try:
-                if _read_on(address, part):
+                if _read_on(address, part, allow_http=allow_http):
                     os.replace(part, path)
+            except WeightsError:  # led on to where there is no encryption
+                raise
             except urllib.error.HTTPError as error:
                 if error.code != 416:  # nothing after what is here, so the file there is another one now
                     raise WeightsError(f"{address} answers {error.code} {error.reason}; check the address") from error
@@ -184,14 +209,28 @@ def download(address: str, path: Path) -> Path:
     return path
 
 
-def _read_on(address: str, part: Path) -> bool:
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows an address to another one, unless that is without encryption."""
+
+    def __init__(self, *, allow_http: bool) -> None:
+        self.allow_http = allow_http
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        _check_encrypted(newurl, allowed=self.allow_http)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _read_on(address: str, part: Path, *, allow_http: bool) -> bool:
     """Append what ``part`` lacks; return whether it is whole."""
     have = part.stat().st_size if part.is_file() else 0
     tag_file = part.with_name(f"{part.name}.tag")
     headers = {"User-Agent": "openmind-bundles"}
     if have and tag_file.is_file():
         headers |= {"Range": f"bytes={have}-", "If-Range": tag_file.read_text()}
-    with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as answer:
+    opener = urllib.request.build_opener(_Redirects(allow_http=allow_http))
+    with opener.open(urllib.request.Request(address, headers=headers), timeout=30) as answer:
         if answer.status != 206:
             have = 0
         length = answer.headers.get("Content-Length")

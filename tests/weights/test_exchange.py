@@ -33,6 +33,7 @@ from common.weights import (
 )
 from common.weights.cells import token_order_of
 from common.weights.exchange import reported_digest_warning
+from tools.checkpoints import importing
 from tools.checkpoints.cells import bundle_cell
 from tools.checkpoints.exporting import export_checkpoint as export_tool
 from tools.checkpoints.importing import import_checkpoint as import_tool
@@ -662,3 +663,24 @@ def test_a_file_with_a_certain_digest_must_have_it(unet: tuple[Cell, Path], tmp_
     cell, file = unet
     with pytest.raises(WeightsError, match=r"has sha256 \w+, not 0000"):
         take(file, cell, tmp_path / "in", expected_sha256="0" * 64)
+
+
+def test_the_published_file_is_compared_once_one_was_seen(
+    unet: tuple[Cell, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the tool sets it
+    _, file = unet
+    address, recorded = "https://huggingface.co/AnonRes/ResEncL-OpenMind-MAE/resolve/main/checkpoint_final.pth", []
+    monkeypatch.setattr(importing, "record_digest", lambda *told: recorded.append(told) or "kept in the catalogue")
+    options = {"output": str(tmp_path / "encoder.pt")} | small_settings("mae_resenc_l")
+    monkeypatch.setattr(importing, "published_file", lambda _: (address, file, None))
+    import_tool("mae_resenc_l", source=str(file), **options)
+    assert recorded == [], "a file of one's own says nothing of the published one"
+    import_tool("mae_resenc_l", **options)
+    assert recorded == [("mae_resenc_l", sha256(file))]
+    assert "kept in the catalogue" in capsys.readouterr().out
+    monkeypatch.setattr(importing, "published_file", lambda _: (address, file, "0" * 64))
+    with pytest.raises(
+        WeightsError, match=r"not 0000\w+, which large_files\.yml of mae_resenc_l says; .*remove hash_val"
+    ):
+        import_tool("mae_resenc_l", **options)

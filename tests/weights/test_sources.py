@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import yaml
 
 from common.errors import WeightsError
-from common.weights.sources import download, fetch
+from common.files import read_record, sha256
+from common.weights.sources import _Redirects, download, fetch
+from tools.checkpoints import cells
 
 from ..conftest import ROOT
 
@@ -31,6 +36,7 @@ class Hub:
     files: dict[str, bytes] = field(default_factory=dict)
     cuts: int = 0
     tag: str = "one"
+    digests: bool = False  # large files have their SHA-256 as tag, as the hub's do
     sent: dict[str, int] = field(default_factory=dict)
 
 
@@ -58,6 +64,8 @@ def hub() -> Iterator[Hub]:
                 self.end_headers()
                 return
             start, tag = 0, f'"{state.tag} {name}"'
+            if state.digests and name.endswith(".pth"):
+                tag = f'"{hashlib.sha256(content).hexdigest()}"'
             wanted = self.headers.get("Range")
             if wanted and self.headers.get("If-Range", tag) == tag:
                 start = int(wanted.removeprefix("bytes=").split("-")[0])
@@ -93,7 +101,7 @@ import json, sys
 from common.errors import WeightsError
 from common.weights.sources import fetch
 try:
-    found = fetch(sys.argv[1], folder=sys.argv[2], local=sys.argv[3])
+    found = fetch(sys.argv[1], folder=sys.argv[2], local=sys.argv[3], allow_http=len(sys.argv) > 4)
     print(json.dumps({"path": str(found.path), "revision": found.revision, "source": found.source,
                       "plan": str(found.plan_file), "repository": found.repository}))
 except WeightsError as error:
@@ -105,7 +113,7 @@ def fetched(source: str, address: str, folder: Path, **more: str) -> tuple[dict[
     """Fetch in a process of its own, since the hub's client reads its address once."""
     environment = {"HF_ENDPOINT": address, "HF_HOME": str(folder / "cache"), "HF_HUB_DISABLE_XET": "1"} | more
     result = subprocess.run(
-        [sys.executable, "-c", FETCH, source, str(folder), str(folder / "openmind" / "checkpoint_final.pth")],
+        [sys.executable, "-c", FETCH, source, str(folder), str(folder / "openmind" / "checkpoint_final.pth"), "http"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -155,10 +163,10 @@ def test_a_repository_that_is_not_there_is_named(hub: Hub, tmp_path: Path) -> No
 def test_an_address_goes_on_where_it_was_cut(hub: Hub, tmp_path: Path) -> None:
     content = os.urandom(1 << 20)
     hub.files, hub.cuts = {"weights.pth": content}, 3
-    found = fetch(f"{hub.address}/some/weights.pth", folder=tmp_path)
+    found = fetch(f"{hub.address}/some/weights.pth", folder=tmp_path, allow_http=True)
     assert found.path.read_bytes() == content
     assert hub.sent["weights.pth"] == len(content)
-    assert fetch(f"{hub.address}/some/weights.pth", folder=tmp_path).path == found.path
+    assert fetch(f"{hub.address}/some/weights.pth", folder=tmp_path, allow_http=True).path == found.path
     assert hub.sent["weights.pth"] == len(content), "it is kept"
     assert not list(tmp_path.rglob("*.part"))
 
@@ -166,17 +174,21 @@ def test_an_address_goes_on_where_it_was_cut(hub: Hub, tmp_path: Path) -> None:
 def test_an_address_that_changed_in_between_is_fetched_anew(hub: Hub, tmp_path: Path) -> None:
     hub.files, hub.cuts = {"weights.pth": b"a" * 1000}, 100
     with pytest.raises(WeightsError, match="was cut 5 times"):
-        download(f"{hub.address}/weights.pth", tmp_path / "weights.pth")
+        download(f"{hub.address}/weights.pth", tmp_path / "weights.pth", allow_http=True)
     assert not (tmp_path / "weights.pth").exists()
     hub.files, hub.tag, hub.cuts = {"weights.pth": b"b" * 1000}, "two", 0
-    assert download(f"{hub.address}/weights.pth", tmp_path / "weights.pth").read_bytes() == b"b" * 1000
+    assert download(f"{hub.address}/weights.pth", tmp_path / "weights.pth", allow_http=True).read_bytes() == b"b" * 1000
 
 
 def test_two_downloads_at_once(hub: Hub, tmp_path: Path) -> None:
     content = os.urandom(1 << 20)
     hub.files = {"weights.pth": content}
     threads = [
-        threading.Thread(target=download, args=(f"{hub.address}/weights.pth", tmp_path / "weights.pth"))
+        threading.Thread(
+            target=download,
+            args=(f"{hub.address}/weights.pth", tmp_path / "weights.pth"),
+            kwargs={"allow_http": True},
+        )
         for _ in range(3)
     ]
     for thread in threads:
@@ -189,10 +201,67 @@ def test_two_downloads_at_once(hub: Hub, tmp_path: Path) -> None:
 
 def test_sources_that_are_none(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="answers 404"):
-        fetch(f"{hub.address}/none.pth", folder=tmp_path)
+        fetch(f"{hub.address}/none.pth", folder=tmp_path, allow_http=True)
     with pytest.raises(WeightsError, match="cannot be reached"):
-        fetch("http://127.0.0.1:9/weights.pth", folder=tmp_path)
+        fetch("http://127.0.0.1:9/weights.pth", folder=tmp_path, allow_http=True)
     with pytest.raises(WeightsError, match="there is no file"):
         fetch("/nowhere/checkpoint.pth", folder=tmp_path)
     (tmp_path / "checkpoint_final.pth").write_bytes(b"x")
     assert fetch(str(tmp_path), folder=tmp_path).path == tmp_path / "checkpoint_final.pth"
+
+
+def test_without_encryption_only_if_asked_for(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.files = {"weights.pth": b"a"}
+    with pytest.raises(WeightsError, match=r"is not encrypted.*--allow_http true"):
+        fetch(f"{hub.address}/weights.pth", folder=tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", hub.address)
+    with pytest.raises(WeightsError, match="is not encrypted"):
+        fetch("AnonRes/ResEncL-OpenMind-MAE", folder=tmp_path)
+    assert hub.sent == {}
+    redirects = _Redirects(allow_http=False)
+    request = urllib.request.Request("https://host/weights.pth")
+    with pytest.raises(WeightsError, match=r"http://host/weights\.pth is not encrypted"):
+        redirects.redirect_request(request, None, 302, "", {}, "http://host/weights.pth")
+    led = redirects.redirect_request(request, None, 302, "", {}, "https://other/weights.pth")
+    assert led is not None
+    assert led.full_url == "https://other/weights.pth"
+
+
+def test_what_came_first_from_an_address_is_what_is_trusted(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {"weights.pth": b"a" * 1000}
+    address = f"{hub.address}/weights.pth"
+    path = fetch(address, folder=tmp_path, allow_http=True).path
+    assert read_record(path.with_suffix(".json")) == {"source": address, "sha256": sha256(path)}
+    path.unlink()
+    hub.files, hub.tag = {"weights.pth": b"b" * 1000}, "two"
+    with pytest.raises(WeightsError, match=r"weights\.pth is not the file that weights\.json beside it is about"):
+        fetch(address, folder=tmp_path, allow_http=True)
+    path.with_suffix(".json").unlink()
+    assert fetch(address, folder=tmp_path, allow_http=True).path.read_bytes() == b"b" * 1000
+
+
+def test_a_damaged_file_of_the_hubs_cache_is_told(hub: Hub, tmp_path: Path) -> None:
+    content = os.urandom(1000)
+    hub.files = {"checkpoint_final.pth": content, "adaptation_plan.json": b"{}"}
+    hub.digests = True
+    found, _ = fetched("AnonRes/ResEncL-OpenMind-MAE", hub.address, tmp_path)
+    Path(found["path"]).resolve().write_bytes(b"x" + content[1:])
+    found, _ = fetched("AnonRes/ResEncL-OpenMind-MAE", hub.address, tmp_path)
+    assert "is not what AnonRes/ResEncL-OpenMind-MAE has" in found["error"]
+
+
+def test_the_first_digest_of_a_published_file_goes_into_the_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cells, "ROOT", tmp_path)
+    catalogue = tmp_path / "bundles" / "mae_resenc_l" / "large_files.yml"
+    catalogue.parent.mkdir(parents=True)
+    before = (ROOT / "bundles" / "mae_resenc_l" / "large_files.yml").read_text()
+    catalogue.write_text(before)
+    address, place, digest = cells.published_file("mae_resenc_l") or ("", None, None)
+    assert digest is None
+    assert "another file is refused from now on" in cells.record_digest("mae_resenc_l", "ab" * 32)
+    assert cells.published_file("mae_resenc_l") == (address, place, "ab" * 32)
+    after = catalogue.read_text().splitlines()
+    assert [line for line in after if "hash_" not in line] == before.splitlines(), "comments stay"
+    assert yaml.safe_load("\n".join(after))["large_files"][0]["hash_type"] == "sha256", "which MONAI compares too"

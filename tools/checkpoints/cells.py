@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from common.weights import Cell
 
-__all__ = ["bundle_cell", "published_file"]
+__all__ = ["bundle_cell", "published_file", "record_digest"]
 
 
 def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = False) -> tuple[Cell, nn.Module | None]:
@@ -68,3 +68,24 @@ def published_file(bundle: str) -> tuple[str, Path, str | None] | None:
     if not files:
         return None
     return files[0]["url"], folder / files[0]["path"], files[0].get("hash_val")
+
+
+def record_digest(bundle: str, digest: str) -> str:
+    """Write the SHA-256 of a published checkpoint that was seen first into the bundle's catalogue, large_files.yml.
+
+    From then on the tool, and MONAI's ``download_large_files``, refuse another file.
+
+    Returns:
+        what to tell the user.
+    """
+    from common.files import replace_file
+
+    path = ROOT / "bundles" / bundle / "large_files.yml"
+    lines = path.read_text("utf-8").splitlines()
+    after = 1 + next(number for number, line in enumerate(lines) if line.lstrip("- ").startswith("url:"))
+    lines[after:after] = [f"  hash_val: {digest}  # of the file that came first", "  hash_type: sha256"]
+    try:
+        replace_file(path, lambda temporary: Path(temporary).write_text("\n".join(lines) + "\n", "utf-8"))
+    except OSError as error:
+        return f"note: the sha256 {digest} could not be kept in {path} ({error.strerror}), so it is not compared"
+    return f"kept in {path}: sha256 {digest}; another file is refused from now on"

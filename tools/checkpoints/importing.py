@@ -8,7 +8,7 @@ from typing import Any
 
 from ..commanding.commands import truth
 from ..commanding.environment import ROOT
-from .cells import bundle_cell, published_file
+from .cells import bundle_cell, published_file, record_digest
 
 __all__ = ["import_checkpoint"]
 
@@ -21,6 +21,7 @@ def import_checkpoint(
     token_order: str = "auto",
     allow_partial: bool = False,
     resume: bool = False,
+    allow_http: bool = False,
     **settings: Any,
 ) -> None:
     """Import a checkpoint.
@@ -34,6 +35,7 @@ def import_checkpoint(
             which converts nothing, for comparison.
         allow_partial: accept a file that does not cover the encoder.
         resume: also write pretraining_state.pt, from which the pretrain config goes on.
+        allow_http: fetch from an address without encryption too.
         settings: of the pretrain config, for a network of another size (--embed_dim, --features_per_stage, ...).
     """
     from common.errors import end_in_a_sentence
@@ -48,7 +50,10 @@ def import_checkpoint(
     if source is None and published is None:
         raise SystemExit(f"Stopped: {bundle} has no published weights; give a checkpoint with --source")
     place = published[1] if published and source in (None, published[0]) else None
-    found = fetch(source or published[0], folder=models / "openmind", local=place)  # type: ignore[index]
+    wanted = source or published[0]  # type: ignore[index]
+    found = fetch(wanted, folder=models / "openmind", local=place, allow_http=truth(allow_http))
+    # the published file, however it is named; another revision is another file
+    theirs = published and found.repository and f"/{found.repository}/" in published[0] and "@" not in wanted
     target = Path(output) if output else models / "pretrained_encoder.pt"
     receipt, imported = import_file(
         found.path,
@@ -62,11 +67,13 @@ def import_checkpoint(
         licence="CC-BY-4.0, Wald et al."
         if "OpenMind" in found.repository
         else "that of its source (published OpenMind weights: CC-BY-4.0)",
-        expected_sha256=published[2] if published and place is not None else None,
+        expected_sha256=published[2] if published and theirs else None,
         repository=found.repository,
     )
     print(f"{receipt.summary()}\n{CAVEAT}")
     print(f"written: {target} and {target.with_suffix('.json').name}")
+    if published and theirs and published[2] is None:
+        print(record_digest(bundle, receipt.sha256))
     if method is not None:
         state = target.with_name("pretraining_state.pt")
         for line in write_imported_state(method, imported, state, cell=cell, path=found.path):
