@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import nibabel as nib
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
 from .files import replace_file
-from .transforms import as_nifti
+from .transforms import read_volume, same_grid, whole_numbers
+from .transforms.grids import AxesTurn, voxel_sides
 
 matplotlib.use("Agg")
 
-__all__ = ["draw_overlay", "draw_prediction"]
+__all__ = ["canonical_voxels", "draw_overlay", "draw_prediction"]
 
 _PLANES = ("axial", "coronal", "sagittal")
 _COLOURS = (
@@ -32,7 +32,7 @@ def draw_overlay(
     maps: Mapping[str, np.ndarray],
     path: str | Path,
     *,
-    labels: Sequence[str],
+    labels: Sequence[str] | Mapping[int, str],
     spacing_mm: Sequence[float] = (1.0, 1.0, 1.0),
     title: str = "",
 ) -> None:
@@ -45,7 +45,7 @@ def draw_overlay(
         image: ``(D, H, W)``, axes (S, A, R), drawn from its 0.5th to its 99.5th percentile.
         maps: integer maps of the same shape, by the name of their row, such as ``prediction`` and ``reference``.
         path: PNG to write.
-        labels: names of the values 0, 1, 2, ...
+        labels: names of the values 0, 1, 2, ..., or of any by value.
         spacing_mm: of the voxels, so that slices keep their proportions.
         title: above the picture.
     """
@@ -83,8 +83,9 @@ def draw_overlay(
             panel.set_yticks([])
             panel.set_title(f"{_PLANES[axis]} {cuts[axis] + 1}/{image.shape[axis]}", fontsize=9)
         panels[0].set_ylabel(name, fontsize=10)
+    names = labels if isinstance(labels, Mapping) else dict(enumerate(labels))
     handles = [
-        Line2D([], [], color=_colour(value), label=labels[value] if value < len(labels) else f"value {value}")
+        Line2D([], [], color=_colour(value), label=names.get(value, f"value {value}"))
         for value in sorted(shown)[:_MOST_NAMES]
     ]
     if handles:
@@ -95,7 +96,12 @@ def draw_overlay(
 
 
 def draw_prediction(
-    image: str, prediction: str | Path, path: str | Path, *, labels: Sequence[str], title: str = ""
+    image: str,
+    prediction: str | Path,
+    path: str | Path,
+    *,
+    labels: Sequence[str] | Mapping[int, str],
+    title: str = "",
 ) -> None:
     """Draw a predicted file on its image file, both as they lie on the disk, in canonical axes.
 
@@ -103,20 +109,54 @@ def draw_prediction(
         image: volume; of several channels the first is shown.
         prediction: label map on its grid.
         path: PNG to write.
-        labels: names of the values 0, 1, 2, ...
+        labels: names of the values 0, 1, 2, ..., or of any by value.
         title: above the picture.
     """
-    volume, marks = (nib.as_closest_canonical(as_nifti(file)) for file in (image, prediction))
-    voxels = np.asarray(volume.dataobj, dtype=np.float32)
-    voxels = voxels[..., 0] if voxels.ndim == 4 else voxels
+    voxels, maps, sides = canonical_voxels(image, {"prediction": prediction})
     draw_overlay(
         voxels.T,
-        {"prediction": np.asarray(marks.dataobj).astype(np.int32).T},
+        {name: values.T for name, values in maps.items()},
         path,
         labels=labels,
-        spacing_mm=[float(mm) for mm in reversed(volume.header.get_zooms()[:3])],
+        spacing_mm=[float(mm) for mm in sides[::-1]],
         title=title,
     )
+
+
+def canonical_voxels(
+    image: str | Path, maps: Mapping[str, str | Path]
+) -> tuple[np.ndarray, dict[str, np.ndarray], np.ndarray]:
+    """Read an image and label maps on its grid, with axes that lead right, forward and up.
+
+    Args:
+        image: volume; of several channels the first is read.
+        maps: files by name.
+
+    Returns:
+        voxels ``(X, Y, Z)``, float32; whole numbers of each map; sides of a voxel in mm.
+
+    Raises:
+        DataError: if a map is on another grid, or is none.
+    """
+    voxels, affine = read_volume(image)
+    voxels = voxels[..., 0] if voxels.ndim == 4 else voxels
+    turn = AxesTurn.to_codes(affine, "RAS")
+    marks = {}
+    for name, file in maps.items():
+        values, own = read_volume(file)
+        values = values[..., 0] if values.ndim == 4 else values
+        onto = same_grid(
+            str(file),
+            values.shape,
+            own,
+            onto=str(image),
+            onto_shape=voxels.shape,
+            onto_affine=affine,
+            remedy="resample the map onto the image",
+        )
+        marks[name] = turn.array(onto.array(whole_numbers(values, str(file))))
+    sides = voxel_sides(turn.affine(affine, voxels.shape))
+    return turn.array(voxels).astype(np.float32), marks, sides
 
 
 def _busiest(marked: np.ndarray, axis: int) -> int:

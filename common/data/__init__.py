@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .cropping.volumes import CaseSampler, VolumeDataset
     from .listing.classified import class_weights, classified_lists, fingerprints, prediction_cases, target_digest
     from .listing.datalists import every_image, image_list, pretraining_lists
-    from .listing.labelled import labelled_lists, segmentation_task, split_cases
+    from .listing.descriptions import segmentation_task
+    from .listing.labelled import labelled_lists, split_cases
     from .prediction import PredictionDataset, check_headers, pending_cases
     from .preparing.fingerprint import check_spacing, preprocessing_settings
     from .preparing.settings import StoreSettings, volume_settings

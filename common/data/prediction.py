@@ -13,9 +13,10 @@ from monai.data import Dataset
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError, causes
+from ..transforms.grids import slant_degrees
 from ..transforms.restoring import CASE
 from .cases import PROBABILITIES, Case, case_name, images_of
-from .checking.checks import check_channels, explain
+from .checking.checks import check_channels, explain, tell_slants
 from .problems import attempt, settle
 
 __all__ = ["PROBLEM", "PredictionDataset", "check_headers", "pending_cases", "prediction_file"]
@@ -99,8 +100,14 @@ def check_headers(cases: Sequence[Case], *, channels: int = 1, strict: bool = Fa
     Raises:
         DataError: with ``strict`` and a bad case, or if none is usable.
     """
-    problems = [problem for problem in attempt(lambda case: check_channels(case, channels), cases) if problem]
+    slants: dict[str, float] = {}
+
+    def look(case: Case) -> None:
+        slants[images_of(case)[0]] = slant_degrees(check_channels(case, channels).affine)
+
+    problems = [problem for problem in attempt(look, cases) if problem]
     settle(problems, len(cases) - len(problems), strict=strict)
+    tell_slants(slants, total=len(cases))
     return list(cases)
 
 

@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from tqdm import tqdm
 
 from ..data.cases import case_name
 from ..data.checking.checks import read_image
-from ..data.listing.labelled import labelled_lists, segmentation_task
+from ..data.listing.descriptions import segmentation_task
+from ..data.listing.labelled import labelled_lists
 from ..data.listing.tables import read_table
 from ..data.problems import settle
 from ..errors import DataError, SettingsError
 from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
 from ..metrics.reports import UNKNOWN
-from ..transforms import without_ending
+from ..transforms import same_grid, whole_numbers, without_ending
 
 __all__ = ["Pair", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
 
@@ -77,39 +77,31 @@ def read_groups(path: str | Path, column: str) -> dict[str, str]:
 def _label_map(path: str) -> tuple[np.ndarray, np.ndarray]:
     """Return the whole numbers of a label map, and its affine."""
     values, affine = read_image(path)
-    if values.dtype.kind not in "iu":
-        if not np.isfinite(values).all():
-            raise DataError(f"{path} holds NaN or infinite values; write it again")
-        whole = np.rint(values)
-        if (whole != values).any():
-            odd = values[whole != values][0]
-            raise DataError(
-                f"{path} holds {odd:g}; a label map holds whole numbers: save the classes rather than probabilities, "
-                "and resample with nearest neighbours"
-            )
-        values = whole
-    if values.size and max(abs(int(values.min())), abs(int(values.max()))) > 2**31 - 1:
-        raise DataError(f"{path} holds {values.max():g}; renumber its labels below {2**31:,}")
-    return values.astype(np.int32, copy=False), affine
+    return whole_numbers(values, path), affine
 
 
 def _read(pair: Pair, ignore_label: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return prediction and reference without ignored voxels, and the size of a voxel in mm.
+    """Return prediction and reference without ignored voxels, and the steps from voxel to voxel in mm, ``(3, 3)``.
 
     Raises:
         DataError: if one is no label map or they do not share one grid.
     """
     predicted, affine = _label_map(pair.prediction)
     wanted, true_affine = _label_map(pair.reference)
-    if predicted.shape != wanted.shape or not np.allclose(affine, true_affine, atol=1e-2):
-        raise DataError(
-            f"{pair.prediction} {predicted.shape} and {pair.reference} {wanted.shape} do not share one grid (shape or "
-            "affine differ); predict the image of that label, or resample one onto the other with nearest neighbours"
-        )
+    turn = same_grid(
+        pair.prediction,
+        predicted.shape,
+        affine,
+        onto=pair.reference,
+        onto_shape=wanted.shape,
+        onto_affine=true_affine,
+        remedy="predict the image of that label, or resample one onto the other with nearest neighbours",
+    )
+    predicted = turn.array(predicted)
     if ignore_label is not None:
         counted = wanted != ignore_label
         predicted, wanted = predicted * counted, wanted * counted
-    return predicted, wanted, voxel_sizes(true_affine)
+    return predicted, wanted, true_affine[:3, :3]
 
 
 def _map(function: Callable[[T], R], items: Sequence[T], *, title: str, workers: int) -> list[R]:
@@ -214,7 +206,7 @@ def evaluate_pairs(
 
     def score(pair: Pair) -> dict[str, dict[str, float]] | DataError:
         try:
-            predicted, wanted, spacing = _read(pair, ignore_label)
+            predicted, wanted, steps = _read(pair, ignore_label)
             for path, found in ((pair.prediction, predicted), (pair.reference, wanted)):
                 other = [value for value in np.unique(found).tolist() if value not in values]
                 if other:
@@ -224,9 +216,7 @@ def evaluate_pairs(
                         f"{path} holds the values {named}, but the classes are {classes}; renumber it or list its "
                         "classes with --labels"
                     )
-            return score_maps(
-                predicted, wanted, structures=structures, spacing_mm=spacing.tolist(), tolerance_mm=tolerance_mm
-            )
+            return score_maps(predicted, wanted, structures=structures, spacing_mm=steps, tolerance_mm=tolerance_mm)
         except DataError as error:
             return error
 
@@ -282,7 +272,7 @@ def evaluate_predictions(
     predictions: str,
     dataset_dir: str,
     output_dir: str,
-    labels: Sequence[str],
+    labels: Sequence[str] | Mapping[str, int] | str,
     regions: Mapping[str, Sequence[int]] | None = None,
     ignore_label: int | None = None,
     datalist: str | None = None,
@@ -301,7 +291,7 @@ def evaluate_predictions(
         predictions: folder with ``<case>.nii.gz`` as the inference config writes it.
         dataset_dir: labelled data.
         output_dir: folder for ``scores.csv``, ``scores.json`` and ``scores.png``.
-        labels: class names, background first.
+        labels: class names, background first, the values by name, or a ``dataset.json``, as in training.
         regions: sets of label values to score instead of the classes.
         ignore_label: value of voxels that count nowhere.
         datalist: MONAI datalist JSON with labels; an entry may name its group under the key ``group``.
@@ -343,15 +333,15 @@ def evaluate_predictions(
         pairs,
         output_dir=output_dir,
         structures=dict(zip(task.names, task.values, strict=True)),
-        known=range(len(task.labels)),
-        ignore_label=ignore_label,
+        known=task.label_values,
+        ignore_label=task.ignore_label,
         tolerance_mm=tolerance_mm,
         group=group,
         resamples=resamples,
         seed=seed,
         num_workers=num_workers,
         strict=strict,
-        settings={"labels": list(task.labels), "split": split, "datalist": datalist, "groups": groups},
+        settings={"labels": task.plain_labels, "split": split, "datalist": datalist, "groups": groups},
         missing=missing,
     )["all"]
     means = {name: scores["dice"]["mean"] for name, scores in summary["classes"].items()}

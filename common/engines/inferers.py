@@ -30,6 +30,7 @@ from ..errors import DataError, SettingsError
 from ..memory import comfortable_bytes, room
 from ..networks.untrained import refuse_untrained
 from ..tasks import SegmentationTask
+from ..views import axis_numbers
 
 __all__ = ["GaussianSlidingWindow", "gaussian_weights", "tile_starts"]
 
@@ -79,7 +80,8 @@ class GaussianSlidingWindow(Inferer):
     Args:
         roi_size: sides of a tile in voxels, one or three. A smaller volume is padded with zeros on both sides.
         overlap: share of a tile that the next one covers at least, from 0 to below 1.
-        mirror_axes: spatial axes to mirror, e.g. (0, 1, 2) for the mean of the logits of eight copies.
+        mirror_axes: axes to mirror, e.g. (0, 1, 2) for the mean of the logits of eight copies; by number or in the
+            words of :mod:`common.views.axes`.
         sw_batch_size: tiles that go through the network at once.
         accumulate_on: where sums and result are kept: ``device``, ``cpu``, or ``auto``, the device as long as what is
             kept takes less than half of its free memory.
@@ -103,7 +105,7 @@ class GaussianSlidingWindow(Inferer):
         roi_size: int | Sequence[int],
         *,
         overlap: float = 0.5,
-        mirror_axes: Sequence[int] = (),
+        mirror_axes: Sequence[int | str] = (),
         sw_batch_size: int = 1,
         accumulate_on: str = "auto",
         memory_limit_gb: float | None = None,
@@ -116,14 +118,12 @@ class GaussianSlidingWindow(Inferer):
             raise SettingsError(f"patch_size is {roi_size!r}; it must be one or three positive numbers of voxels")
         if not 0 <= overlap < 1:
             raise SettingsError(f"overlap is {overlap!r}; it must be from 0 to below 1")
-        if not set(mirror_axes) <= {0, 1, 2}:
-            raise SettingsError(f"mirror_axes is {mirror_axes!r}; axes are 0, 1 and 2")
         if sw_batch_size < 1:
             raise SettingsError(f"tiles_per_step is {sw_batch_size!r}; it must be at least 1")
         if accumulate_on not in _PLACES:
             raise SettingsError(f"accumulate_on is {accumulate_on!r}; it must be one of {', '.join(_PLACES)}")
         self.roi_size, self.overlap, self.sw_batch_size = sides, overlap, sw_batch_size
-        axes = sorted(set(mirror_axes))
+        axes = axis_numbers(mirror_axes)
         self.flips = [[a + 2 for a in some] for some in chain(*(combinations(axes, n) for n in range(len(axes) + 1)))]
         self.accumulate_on, self.memory_limit_gb, self.scratch_dir = accumulate_on, memory_limit_gb, scratch_dir
         self.weights, self.task = gaussian_weights(sides), task

@@ -48,7 +48,7 @@ class EachCase:
         pending: Sequence[Case],
         *,
         output_dir: str,
-        labels: Sequence[str],
+        labels: Sequence[str] | Mapping[int, str],
         pictures: int | bool = 20,
         strict: bool = False,
         settings: Mapping[str, Any] | None = None,

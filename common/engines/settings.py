@@ -26,8 +26,9 @@ def model_settings(
     """Gather what a model was made for and how, in plain values: classes, preprocessing, network, and the rest."""
     regions = None if task.regions is None else {name: list(values) for name, values in task.regions.items()}
     return {
-        "labels": [str(name) for name in task.labels],
+        "labels": task.plain_labels,
         "regions": regions,
+        "regions_class_order": None if task.regions_class_order is None else list(task.regions_class_order),
         "ignore_label": task.ignore_label,
         **data,
         **network,

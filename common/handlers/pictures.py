@@ -124,7 +124,7 @@ class SegmentationPicture:
             "prediction": self.task.decode(pred[-1:].float())[0, 0].cpu().numpy(),
         }
         image = views["image"][-1, 0].float().cpu().numpy()
-        draw_overlay(image, maps, path, labels=self.task.labels, title=f"a validation patch, {path.stem}")
+        draw_overlay(image, maps, path, labels=self.task.by_value, title=f"a validation patch, {path.stem}")
 
 
 def draw_reconstruction(views: dict[str, Any], pred: dict[str, Tensor], path: Path) -> None:

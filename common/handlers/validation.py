@@ -49,7 +49,7 @@ class PooledDice(Metric):
         chosen = logits > 0 if regions else logits.argmax(1, keepdim=True)
         rows = []
         for index, values in enumerate(self.task.values):
-            predicted = (chosen[:, index : index + 1] if regions else chosen == values[0]) & counted
+            predicted = (chosen[:, index : index + 1] if regions else chosen == index + 1) & counted
             true = sum((label == value for value in values[1:]), label == values[0]) & counted
             rows.append(torch.stack([(predicted & true).sum(), predicted.sum(), true.sum()]))
         counts = torch.stack(rows)

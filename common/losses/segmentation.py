@@ -47,7 +47,7 @@ class DiceCrossEntropy(nn.Module):
             logits = pred.float()
             counted = None if self.task.ignore_label is None else (label != self.task.ignore_label).float()
             if self.task.regions is None:
-                truth = label[:, 0].long()
+                truth = self.task.indices(label[:, 0])
                 if counted is not None:
                     truth = truth * counted[:, 0].long()
                 entropy = F.cross_entropy(logits, truth, reduction="mean" if counted is None else "none")

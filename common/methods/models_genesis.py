@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from ..losses import weighted_mean
 from ..networks import Primus, ResEncUNet
-from ..views import SpatialCrop, view_stream
+from ..views import SpatialCrop, axis_numbers, view_stream
 
 __all__ = ["GenesisDraw", "GenesisViews", "RestorationLoss", "RestorationNetwork"]
 
@@ -78,6 +78,8 @@ class GenesisViews:
     Args:
         spatial: how crops are cut; the published recipe neither rotates, zooms nor flips there.
         flip_probability: for each of up to three rounds, the first that fails being the last; a round flips one axis.
+        mirror_axes: axes that may be flipped, by number or in the words of :mod:`common.views.axes`; a round that draws
+            another flips nothing.
         shuffle_probability: share of crops that are shuffled.
         shuffle_boxes: boxes in a shuffled crop; they may overlap, and then the later one is seen.
         intensity_probability: share of crops whose intensities follow a random curve, rising as often as falling.
@@ -101,6 +103,7 @@ class GenesisViews:
         spatial: SpatialCrop,
         *,
         flip_probability: float = 0.4,
+        mirror_axes: Sequence[int | str] = (0, 1, 2),
         shuffle_probability: float = 0.5,
         shuffle_boxes: int = 10000,
         intensity_probability: float = 0.9,
@@ -115,7 +118,7 @@ class GenesisViews:
                     f"and shuffled boxes of up to {side // 10}"
                 )
         self.spatial = spatial
-        self.flip_probability = flip_probability
+        self.flip_probability, self.mirror_axes = flip_probability, axis_numbers(mirror_axes)
         self.shuffle_probability = shuffle_probability
         self.shuffle_boxes = shuffle_boxes
         self.intensity_probability = intensity_probability
@@ -129,7 +132,7 @@ class GenesisViews:
 
         # an axis that is flipped twice is back where it was
         axes = torch.randint(3, (_rounds(generator, _FLIP_ROUNDS, self.flip_probability),), generator=generator)
-        flips = tuple(axis for axis in range(3) if int((axes == axis).sum()) % 2)
+        flips = tuple(axis for axis in self.mirror_axes if int((axes == axis).sum()) % 2)
 
         count = self.shuffle_boxes if shuffles < self.shuffle_probability else 0
         shuffled = _boxes(generator, count, side, np.ones_like(side), side // 10)

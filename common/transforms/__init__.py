@@ -10,8 +10,10 @@ if TYPE_CHECKING:
     from .formats.dicom import may_be_dicom, series_in
     from .formats.header import Header
     from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
+    from .grids import same_grid
     from .loading import VolumeReader
-    from .preprocessing import CheckVolumed, load_volumes, nonzero, volume_preprocessing
+    from .maps import whole_numbers
+    from .preprocessing import OUTSIDE, CheckVolumed, load_volumes, volume_preprocessing
     from .reading import (
         ENDINGS,
         FileKind,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENDINGS",
+    "OUTSIDE",
     "AtomicNibabelWriter",
     "CheckVolumed",
     "FileKind",
@@ -48,12 +51,13 @@ __all__ = [
     "files_behind",
     "load_volumes",
     "may_be_dicom",
-    "nonzero",
     "read_header",
     "read_volume",
+    "same_grid",
     "series_in",
     "volume_format",
     "volume_preprocessing",
+    "whole_numbers",
     "without_ending",
 ]
 

@@ -6,24 +6,30 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import InvertibleTransform, MapTransform, Orientation
+from monai.transforms import InvertibleTransform, MapTransform
 from monai.transforms.utils import scale_affine
 from monai.utils import TraceKeys
-from scipy.ndimage import map_coordinates
 from skimage.transform import resize
 from torch import Tensor
 
-__all__ = ["ResampleToSpacingd", "ResizeTod", "SliceAxisFirstd", "resample_linear", "resampled_shape", "slice_axis"]
+from .grids import AxesTurn, same_grid
+from .votes import nearest_voxels, resample_label
 
-# of the space of a NIfTI affine, which is what images have here. Without them MONAI asks what the reader has noted, and
-# MONAI Deploy notes LPS beside a NIfTI affine
-_AXIS_ENDS = (("L", "R"), ("P", "A"), ("I", "S"))
+__all__ = [
+    "OnImageGridd",
+    "ResampleToSpacingd",
+    "ResizeTod",
+    "SliceAxisFirstd",
+    "resample_linear",
+    "resampled_shape",
+    "slice_axis",
+]
+
 _ANISOTROPY = 3.0  # coarser than this against the finest axis, and slices are resampled one by one
 
 
@@ -61,13 +67,7 @@ def _resample_image(volume: np.ndarray, shape: Sequence[int], axis: int | None) 
     stack = np.stack(slices, axis=axis)
     if stack.shape[axis] == shape[axis]:
         return stack
-    return np.take(stack, _nearest(stack.shape[axis], shape[axis]), axis=axis)
-
-
-def _nearest(old: int, new: int) -> np.ndarray:
-    """Return for each new position the old index whose voxel it falls in."""
-    centres = (np.arange(new) + 0.5) * old / new - 0.5
-    return map_coordinates(np.arange(old), centres[None], order=0, mode="nearest")
+    return np.take(stack, nearest_voxels(stack.shape[axis], shape[axis]).numpy(), axis=axis)
 
 
 def resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
@@ -77,17 +77,46 @@ def resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None) -> T
         between[axis] = volume.shape[1 + axis]
     out = F.interpolate(volume[None].float(), size=between, mode="trilinear", align_corners=False)[0]
     if axis is not None and between[axis] != shape[axis]:
-        index = torch.from_numpy(_nearest(between[axis], shape[axis])).to(out.device)
-        out = out.index_select(1 + axis, index)
+        out = out.index_select(1 + axis, nearest_voxels(between[axis], shape[axis]).to(out.device))
     return out
 
 
-def _resample_label(volume: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
-    """Resample an integer map label by label: linear weight of at least one half wins, the last label on a tie."""
-    out = torch.zeros((volume.shape[0], *shape), dtype=volume.dtype, device=volume.device)
-    for label in torch.unique(volume):
-        out[resample_linear((volume == label).float(), shape, axis) >= 0.5] = label
-    return out
+class OnImageGridd(MapTransform):
+    """Turn the axes of maps onto those of their image, so that all that follows is the same for both.
+
+    A map on the same places in another order of axes, such as LAS beside RAS, becomes the image's; then it has the
+    image's affine to the last bit, and nothing that depends on an affine can decide differently for the two.
+
+    Args:
+        keys: maps to turn.
+        image: key of their image.
+
+    Raises:
+        DataError: if a map is on another grid.
+    """
+
+    def __init__(self, keys: KeysCollection, *, image: str = "image") -> None:
+        super().__init__(keys)
+        self.image = image
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Turn every key, a MetaTensor ``(C, X, Y, Z)``."""
+        out = dict(data)
+        image = out[self.image]
+        for key in self.key_iterator(out):
+            own = out[key]
+            turn = same_grid(
+                str(own.meta.get("filename_or_obj", key)),
+                own.shape[1:],
+                own.affine.cpu().numpy(),
+                onto=str(image.meta.get("filename_or_obj", self.image)),
+                onto_shape=image.shape[1:],
+                onto_affine=image.affine.cpu().numpy(),
+                remedy="resample the map onto the image",
+            )
+            out[key] = MetaTensor(turn.tensor(own.as_tensor())).copy_meta_from(own)
+            out[key].affine = image.affine.clone()
+        return out
 
 
 class SliceAxisFirstd(MapTransform, InvertibleTransform):
@@ -109,10 +138,12 @@ class SliceAxisFirstd(MapTransform, InvertibleTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             image = out[key]
-            own = nib.orientations.aff2axcodes(image.affine.cpu().numpy())
-            codes = "SAR" if self.reorient else "".join(reversed(own))
-            image = self._turn(image, codes)
-            self.push_transform(image, extra_info={"axcodes": "".join(own)})
+            turn = AxesTurn((2, 1, 0), (False, False, False))
+            if self.reorient:
+                turn = AxesTurn.to_codes(image.affine.cpu().numpy(), "SAR")
+            image = _turned(image, turn)
+            # the turn itself: where axes lie between two directions, letters of them may be read in two ways
+            self.push_transform(image, extra_info={"order": list(turn.order), "flips": list(turn.flips)})
             out[key] = image
         return out
 
@@ -120,23 +151,28 @@ class SliceAxisFirstd(MapTransform, InvertibleTransform):
         """Turn every key back to its file's axes."""
         out = dict(data)
         for key in self.key_iterator(out):
-            codes = self.pop_transform(out[key])[TraceKeys.EXTRA_INFO]["axcodes"]
-            out[key] = self._turn(out[key], codes)
+            done = self.pop_transform(out[key])[TraceKeys.EXTRA_INFO]
+            out[key] = _turned(out[key], AxesTurn(tuple(done["order"]), tuple(done["flips"])).inverse())
         return out
 
-    @staticmethod
-    def _turn(image: MetaTensor, codes: str) -> MetaTensor:
-        orientation = Orientation(axcodes=codes, labels=_AXIS_ENDS)
-        with orientation.trace_transform(False):
-            return orientation(image)
+
+def _turned(image: MetaTensor, turn: AxesTurn) -> MetaTensor:
+    """Return an image ``(C, X, Y, Z)`` with turned axes, with the affine of these."""
+    turned = MetaTensor(turn.tensor(image.as_tensor()).contiguous()).copy_meta_from(image)
+    turned.affine = torch.from_numpy(turn.affine(image.affine.cpu().numpy(), image.shape[1:]))
+    return turned
 
 
 class ResampleToSpacingd(MapTransform, InvertibleTransform):
     """Resample to a voxel spacing by the rules of nnU-Net and nnssl, and logits back.
 
-    The new shape is ``round(shape * spacing / target)``. Images go by cubic splines, label maps linearly label by
-    label; a volume whose coarsest axis is more than three times its finest is resampled slice by slice and by nearest
-    neighbour across. The inverse is linear and runs on the tensor's device.
+    The new shape is ``round(shape * spacing / target)``. Images go by cubic splines, label maps by the largest of the
+    labels' linear shares, so that no voxel is left without one; a volume whose coarsest axis is more than three times
+    its finest is resampled slice by slice and by nearest neighbour across. The inverse is linear and runs on the
+    tensor's device.
+
+    Axes are resampled as they are. Where they are not at right angles, voxels stay at their places in space and become
+    as long as asked for along their own axes, so that the network sees the volume slanted, as nnU-Net shows it.
 
     Args:
         keys: what to resample; every key but ``image`` is treated as an integer map.
@@ -166,7 +202,7 @@ class ResampleToSpacingd(MapTransform, InvertibleTransform):
             meta, affine = image, image.affine
             if new != old:
                 if key != "image":
-                    values = _resample_label(image.as_tensor(), new, axis)
+                    values = resample_label(image.as_tensor(), new, axis)
                 else:
                     channels = [_resample_image(channel, new, axis) for channel in image.as_tensor().float().numpy()]
                     values = torch.from_numpy(np.stack(channels).astype(np.float32))

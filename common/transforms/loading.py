@@ -3,15 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import ImageReader
+import torch
+from monai.data import ImageReader, MetaTensor
+from monai.transforms import MapTransform
 
+from ..errors import DataError
+from .grids import same_grid
+from .maps import whole_numbers
 from .reading import read_volume
 
-__all__ = ["VolumeReader"]
+__all__ = ["VolumeReader", "WholeNumbersd"]
 
 
 class VolumeReader(ImageReader):
@@ -34,8 +40,21 @@ class VolumeReader(ImageReader):
         values, affine = volumes[0]
         channel: float = float("nan") if values.ndim <= 3 else -1
         shape = np.asarray(values.shape[:3])
-        if len(volumes) > 1:
-            values, channel = np.stack([each for each, _ in volumes]), 0
+        if len(volumes) > 1:  # axes in the order of the first file's
+            turns = [
+                same_grid(
+                    name,
+                    each.shape,
+                    own,
+                    onto=img[0],
+                    onto_shape=values.shape,
+                    onto_affine=affine,
+                    remedy="resample one onto the other",
+                )
+                for name, (each, own) in zip(img, volumes, strict=True)
+            ]
+            values = np.stack([turn.array(each) for turn, (each, _) in zip(turns, volumes, strict=True)])
+            channel = 0
         return values, {
             "affine": affine.copy(),
             "original_affine": affine.copy(),
@@ -43,3 +62,25 @@ class VolumeReader(ImageReader):
             "original_channel_dim": channel,
             "space": "RAS",
         }
+
+
+class WholeNumbersd(MapTransform):
+    """Turn maps into whole numbers, none below 0.
+
+    Args:
+        keys: maps.
+
+    Raises:
+        DataError: if a map holds something else.
+    """
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Convert every key, a MetaTensor."""
+        out = dict(data)
+        for key in self.key_iterator(out):
+            name = str(out[key].meta.get("filename_or_obj", key))
+            values = whole_numbers(out[key].as_tensor().numpy(), name)
+            if values.min() < 0:
+                raise DataError(f"{name} holds the value {values.min()}; labels are whole numbers from 0, correct it")
+            out[key] = MetaTensor(torch.from_numpy(values)).copy_meta_from(out[key])
+        return out

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -18,16 +20,21 @@ from tqdm import tqdm
 
 from ..errors import SettingsError
 from .checks import check_affine, check_values, nearly_zero, told_nearly_zero
-from .geometry import ResampleToSpacingd, ResizeTod, SliceAxisFirstd
-from .loading import VolumeReader
+from .geometry import OnImageGridd, ResampleToSpacingd, ResizeTod, SliceAxisFirstd
+from .loading import VolumeReader, WholeNumbersd
 
 __all__ = [
+    "OUTSIDE",
     "CheckVolumed",
+    "CropToImaged",
     "NormalizeChannelsd",
+    "cropped_volumes",
     "load_volumes",
     "nonzero",
     "volume_preprocessing",
 ]
+
+OUTSIDE = "outside"  # metadata of a cropped map: how many voxels of each value other than 0 were cut off
 
 
 def nonzero(image: torch.Tensor) -> torch.Tensor:
@@ -35,13 +42,18 @@ def nonzero(image: torch.Tensor) -> torch.Tensor:
     return image != 0
 
 
-def load_volumes(keys: KeysCollection) -> LoadImaged:
-    """Build MONAI's loader for every format of :class:`VolumeReader`; ``EnsureChannelFirstd`` is to follow."""
+def load_volumes(keys: KeysCollection, *, maps: bool = False) -> LoadImaged:
+    """Build MONAI's loader for every format of :class:`VolumeReader`; ``EnsureChannelFirstd`` is to follow.
+
+    Args:
+        keys: files to read.
+        maps: keep values as they are stored, for label maps: float32 holds no large numbers to the last digit.
+    """
     # MONAI also makes its own readers, which complain of what they lack, in every process
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return LoadImaged(keys, reader=VolumeReader(), image_only=True)
+        return LoadImaged(keys, reader=VolumeReader(), image_only=True, dtype=None if maps else np.float32)
 
 
 class CheckVolumed(MapTransform):
@@ -77,6 +89,34 @@ class CheckVolumed(MapTransform):
             if self.tell and (told := told_nearly_zero(image.meta["nearly_zero"])):
                 tqdm.write(f"note: {name}: {told}")
         return dict(data)
+
+
+class CropToImaged(CropForegroundd):
+    """Crop an image to the box around what is not 0, and its maps with it; count what maps mark outside of the box.
+
+    Args:
+        keys: the image, and maps on its grid.
+        image: key of the image.
+    """
+
+    def __init__(self, keys: KeysCollection, *, image: str = "image") -> None:
+        super().__init__(keys, source_key=image, select_fn=nonzero, allow_smaller=True)
+
+    def __call__(self, data: Mapping[Hashable, Any], lazy: bool | None = None) -> dict[Hashable, Any]:
+        """Crop every key, ``(C, D, H, W)``."""
+        out: dict[Hashable, Any] = super().__call__(data, lazy)
+        for key in self.key_iterator(out):
+            if key != self.source_key:
+                lost = _marked(data[key])
+                lost.subtract(_marked(out[key]))
+                out[key].meta[OUTSIDE] = {value: count for value, count in lost.items() if count}
+        return out
+
+
+def _marked(labels: Tensor) -> Counter[int]:
+    """Count the voxels of each value other than 0."""
+    values, counts = torch.unique(labels[labels != 0], return_counts=True)
+    return Counter(dict(zip(map(int, values.tolist()), counts.tolist(), strict=True)))
 
 
 class NormalizeChannelsd(MapTransform):
@@ -150,9 +190,9 @@ def volume_preprocessing(
     size: Sequence[int] | None = None,
     tell: bool = True,
 ) -> Compose:
-    """Build the chain: read, check, axes, crop to non-zero, normalise, resample.
+    """Build the chain: read, check, one grid, axes, crop to non-zero, normalise, resample.
 
-    Every step but the first three and the normalisation is invertible, so MONAI's ``Invertd`` brings predictions back
+    Every step after the axes but the normalisation is invertible, so MONAI's ``Invertd`` brings predictions back
     to the file's own grid. The order is the reference's: normalise over all voxels of the cropped image, then resample.
 
     Args:
@@ -164,17 +204,36 @@ def volume_preprocessing(
         size: resize the image to these voxels at the end, for classification; not invertible.
         tell: as in :class:`CheckVolumed`.
     """
-    keys = [keys] if isinstance(keys, str) else list(keys)
     schemes = [normalization] if isinstance(normalization, (str, Mapping)) else list(normalization)
     return Compose(
         [
-            load_volumes(keys),  # MONAI Deploy leaves this one out and reads by itself
-            EnsureChannelFirstd(keys),
-            CheckVolumed("image", channels=channels, tell=tell),
-            SliceAxisFirstd(keys, reorient=reorient),
-            CropForegroundd(keys, source_key="image", select_fn=nonzero, allow_smaller=True),
+            *cropped_volumes(keys, reorient=reorient, channels=channels, tell=tell),
             NormalizeChannelsd("image", schemes=schemes),
             ResampleToSpacingd(keys, spacing_mm=spacing_mm),
             *([] if size is None else [ResizeTod("image", size=size)]),
         ]
     )
+
+
+def cropped_volumes(
+    keys: KeysCollection, *, reorient: bool = True, channels: int = 1, tell: bool = False
+) -> list[MapTransform]:
+    """Return the first steps of the chain: read, check, one grid, axes, crop to non-zero.
+
+    Args:
+        keys: as in :func:`volume_preprocessing`.
+        reorient: the same.
+        channels: the same.
+        tell: the same.
+    """
+    keys = [keys] if isinstance(keys, str) else list(keys)
+    maps = [key for key in keys if key != "image"]
+    return [
+        load_volumes("image"),  # MONAI Deploy leaves this one out and reads by itself
+        *([load_volumes(maps, maps=True), WholeNumbersd(maps)] if maps else []),
+        EnsureChannelFirstd(keys),
+        CheckVolumed("image", channels=channels, tell=tell),
+        *([OnImageGridd(maps)] if maps else []),
+        SliceAxisFirstd(keys, reorient=reorient),
+        CropToImaged(keys),
+    ]

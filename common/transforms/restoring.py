@@ -197,7 +197,7 @@ class KeepLargestComponentd(MapTransform):
     def __init__(self, keys: KeysCollection, *, task: SegmentationTask, which: bool | str | list[str] = True) -> None:
         super().__init__(keys)
         values = dict(zip(task.names, task.values, strict=True))
-        together = {"foreground": tuple(range(1, len(task.labels)))}
+        together = {"foreground": task.label_values[1:]}
         names = task.names if which is True else [which] if isinstance(which, str) else list(which or ())
         unknown = [name for name in names if name not in (values | together)]
         if unknown:

@@ -1,6 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Views: what a method sees of a volume. Draws are made once per sample, applied in batches on the training device."""
 
+from .axes import axis_numbers, tell_mirroring
 from .classification import VolumeViews
 from .intensity import AugmentationDraw, CropAugmentation
 from .masks import MaskedViews, draw_hidden_blocks
@@ -17,9 +18,11 @@ __all__ = [
     "SpatialCrop",
     "SpatialDraw",
     "VolumeViews",
+    "axis_numbers",
     "draw_hidden_blocks",
     "reading_stream",
     "step_seed",
     "step_stream",
+    "tell_mirroring",
     "view_stream",
 ]

@@ -39,6 +39,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .axes import axis_numbers
+
 __all__ = ["AugmentationDraw", "CropAugmentation"]
 
 T = TypeVar("T")
@@ -101,7 +103,8 @@ class CropAugmentation:
         inverted_gamma_probability: share of crops whose negative is put through a gamma curve.
         gamma_probability: share of crops that are put through a gamma curve.
         gamma_range: of the exponent of both.
-        flip_probability: for each axis.
+        flip_probability: for each of ``mirror_axes``.
+        mirror_axes: axes that may be mirrored, by number or in the words of :mod:`common.views.axes`.
         rot90_probability: share of crops turned by one, two or three quarters in the plane of the first two axes.
 
     Raises:
@@ -147,6 +150,7 @@ class CropAugmentation:
         gamma_probability: float = 0.3,
         gamma_range: Sequence[float] = (0.7, 1.5),
         flip_probability: float = 0.5,
+        mirror_axes: Sequence[int | str] = (0, 1, 2),
         rot90_probability: float = 0.3,
     ) -> None:
         self.noise_probability = _probability("noise_probability", noise_probability)
@@ -168,6 +172,7 @@ class CropAugmentation:
         self.gamma_probability = _probability("gamma_probability", gamma_probability)
         self.gamma_range = _range("gamma_range", gamma_range, around_one=True)
         self.flip_probability = _probability("flip_probability", flip_probability)
+        self.mirror_axes = axis_numbers(mirror_axes)
         self.rot90_probability = _probability("rot90_probability", rot90_probability)
 
     def draw(self, generator: torch.Generator) -> AugmentationDraw:
@@ -209,10 +214,8 @@ class CropAugmentation:
         if self.blur_per_axis:
             axes = torch.rand(channels, 2, dtype=torch.float64, generator=generator).tolist()
         noise_std = _between(of_crop[0], self.noise_probability, self.noise_std_range)
-        flips = (
-            mirrors[0] < self.flip_probability,
-            mirrors[1] < self.flip_probability,
-            mirrors[2] < self.flip_probability,
+        first, second, third = (
+            axis in self.mirror_axes and mirror < self.flip_probability for axis, mirror in enumerate(mirrors)
         )
         quarter_turns = 1 + int(3 * turns) if rotates < self.rot90_probability else 0
         draws = []
@@ -229,7 +232,7 @@ class CropAugmentation:
                     ),
                     inverted_gamma=_around_one(inverted, self.inverted_gamma_probability, self.gamma_range),
                     gamma=_around_one(gamma, self.gamma_probability, self.gamma_range),
-                    flips=flips,
+                    flips=(first, second, third),
                     quarter_turns=quarter_turns,
                 )
             )

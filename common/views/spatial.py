@@ -24,10 +24,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..transforms.votes import largest_share, mixed_cells
+from .axes import axis_numbers
+
 __all__ = ["SpatialCrop", "SpatialDraw"]
 
 _SLAB = 8  # planes interpolated at once on a CPU: the sampling grid of a whole crop would not fit its cache
-_CORNERS = tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1))  # of the cell that a place lies in
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ class SpatialCrop:
         rotation_degrees: each angle is uniform in plus or minus this.
         zoom_probability: share of crops that are zoomed, by one factor for all axes.
         zoom_range: with probability one half uniform in (low, 1), else in (1, high); above 1 shows more of the volume.
-        flip_probability: for each axis.
+        flip_probability: for each of ``mirror_axes``.
+        mirror_axes: axes that may be flipped, by number or in the words of :mod:`common.views.axes`; without the last,
+            left stays left.
         centred: take the middle of the volume instead of a random place.
         uniform_zoom: draw the factor uniformly in the whole range, instead of from one half of it or the other.
 
@@ -88,6 +92,7 @@ class SpatialCrop:
         zoom_probability: float = 0.2,
         zoom_range: Sequence[float] = (0.7, 1.4),
         flip_probability: float = 0.5,
+        mirror_axes: Sequence[int | str] = (0, 1, 2),
         centred: bool = False,
         uniform_zoom: bool = False,
     ) -> None:
@@ -100,6 +105,7 @@ class SpatialCrop:
         self.zoom_probability = zoom_probability
         self.zoom_range = (float(zoom_range[0]), float(zoom_range[1]))
         self.flip_probability = flip_probability
+        self.mirror_axes = axis_numbers(mirror_axes)
         self.centred = centred
         self.uniform_zoom = uniform_zoom
 
@@ -137,7 +143,7 @@ class SpatialCrop:
             if not self.uniform_zoom:
                 lowest, highest = (lowest, 1) if rng.random() < 0.5 else (1, highest)
             matrix = matrix * rng.uniform(lowest, highest)
-        flips = rng.random(3) < self.flip_probability
+        flips = (rng.random(3) < self.flip_probability) & np.isin(range(3), self.mirror_axes)
 
         start, stop = np.array(low), np.array(low) + self.patch_size
         if rotates or zooms:
@@ -256,7 +262,7 @@ class SpatialCrop:
         padded = F.pad(region, (1,) * 6, value=outside)
         steps = padded.stride()
         labels = padded.flatten()
-        mixed = _mixed(padded).flatten() if on_cpu else None
+        mixed = mixed_cells(padded).flatten() if on_cpu else None
         d, h, w = (torch.arange(n, device=region.device, dtype=torch.float32) for n in self.patch_size)
         d, h, w = d - (depth - 1) / 2, h - (height - 1) / 2, w - (width - 1) / 2  # offsets to the crop's centre
         sides = zip(draw.low, self.patch_size, draw.start, strict=True)
@@ -276,11 +282,11 @@ class SpatialCrop:
             z, y, x = (corner.long() for corner in corners)
             cell = z * steps[0] + y * steps[1] + x * steps[2]  # lower corner, in the flattened, padded label map
             if mixed is None:  # asking where labels meet would make a GPU wait
-                crop = _largest_share(labels, cell, shares, steps)
+                crop = largest_share(labels, cell, shares, steps)
             else:
                 crop = labels.take(cell)
                 meet = mixed.take(cell).nonzero().squeeze(1)
-                crop[meet] = _largest_share(labels, cell[meet], [share[meet] for share in shares], steps)
+                crop[meet] = largest_share(labels, cell[meet], [share[meet] for share in shares], steps)
             out.append(crop.view(-1, height, width))
         return torch.cat(out)
 
@@ -288,41 +294,6 @@ class SpatialCrop:
 def _flip(crop: Tensor, draw: SpatialDraw) -> Tensor:
     axes = [axis - 3 for axis, flip in enumerate(draw.flips) if flip]
     return crop.flip(axes) if axes else crop
-
-
-def _mixed(labels: Tensor) -> Tensor:
-    """Return whether the eight labels of the cell above each voxel differ; False at the upper ends."""
-    low = high = labels
-    for axis in range(3):
-        length = labels.shape[axis] - 1
-        low = torch.minimum(low.narrow(axis, 0, length), low.narrow(axis, 1, length))
-        high = torch.maximum(high.narrow(axis, 0, length), high.narrow(axis, 1, length))
-    return F.pad(low != high, (0, 1) * 3)
-
-
-def _largest_share(labels: Tensor, cell: Tensor, shares: Sequence[Tensor], steps: Sequence[int]) -> Tensor:
-    """Return the label with the largest trilinear share of each place.
-
-    Args:
-        labels: flattened label map.
-        cell: ``(n,)``, index of the lower corner of the cell that each place lies in.
-        shares: three of ``(n,)``, of the upper corners along each axis.
-        steps: from one voxel to the next along each axis.
-    """
-    pairs = [(1 - share, share) for share in shares]
-    found = [labels.take(cell + (i * steps[0] + j * steps[1] + k * steps[2])) for i, j, k in _CORNERS]
-    weights = [pairs[0][i] * pairs[1][j] * pairs[2][k] for i, j, k in _CORNERS]
-    totals = [weight.clone() for weight in weights]  # of each corner's label
-    for one in range(8):
-        for other in range(one):
-            same = found[one] == found[other]
-            totals[one].addcmul_(weights[other], same)
-            totals[other].addcmul_(weights[one], same)
-    best, most = found[0], totals[0]
-    for label, total in zip(found[1:], totals[1:], strict=True):
-        better = (total > most) | ((total == most) & (label < best))
-        best, most = torch.where(better, label, best), torch.maximum(total, most)
-    return best
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

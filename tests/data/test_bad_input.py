@@ -119,7 +119,7 @@ def label_case(folder: Path, mask: np.ndarray, **options: float) -> dict[str, st
         (blobs(0)[1][:-1], {}, "do not share one grid"),
         (blobs(0)[1], {"spacing": 1.5}, "do not share one grid"),
         (blobs(0)[1] * 4, {}, "holds the values 4"),
-        (blobs(0)[1] * 0.5, {}, "holds the values 0.5"),
+        (blobs(0)[1] * 0.5, {}, "holds the value 0.5"),
     ],
 )
 def test_bad_labels(mask: np.ndarray, options: dict[str, float], words: str, tmp_path: Path) -> None:

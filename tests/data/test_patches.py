@@ -1,14 +1,16 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
-from common.data import PatchDataset, SegmentationTask, labelled_lists, preprocessing_settings
+from common.data import PatchDataset, SegmentationTask, check_headers, labelled_lists, preprocessing_settings
 from common.data.preparing.fingerprint import fingerprint, target_spacing
 from common.errors import DataError, SettingsError
 from common.transforms import volume_preprocessing
@@ -168,6 +170,78 @@ def test_what_preprocessing_a_data_set_gets(labelled: Path, tmp_path: Path) -> N
     assert len(list((tmp_path / "store").glob("fingerprint-*"))) == 1
     fingerprint(cases[:2], cache_dir=str(tmp_path / "store"))
     assert len(list((tmp_path / "store").glob("fingerprint-*"))) == 2
+
+
+def test_figures_of_the_foreground_leave_the_ignored_label_out(tmp_path: Path) -> None:
+    """Metal that nobody outlined, at 900 HU beside organs at 60, decides nothing about how a CT is scaled."""
+    rng = np.random.default_rng(0)
+    organs = []
+    for index in range(3):
+        label = np.zeros((24, 22, 20), np.uint8)
+        label[5:12, 5:12, 5:12], label[16:] = 1, 9
+        image = rng.normal(-800, 50, label.shape)
+        image[label == 1], image[label == 9] = rng.normal(60, 10, 343), rng.normal(900, 10, (label == 9).sum())
+        organs.append(image[label == 1])
+        write_volume(tmp_path / "images" / f"c{index}.nii.gz", image.astype(np.float32))
+        write_volume(tmp_path / "labels" / f"c{index}.nii.gz", label)
+    cases = labelled_lists(str(tmp_path), fold="all")["training"]
+    options = {"normalization": "ct", "cache_dir": str(tmp_path / "store")}
+    _, high, mean, std = preprocessing_settings(cases, ignore_label=9, **options)["normalization"][0]["ct"]
+    expected = np.concatenate(organs)
+    assert (mean, std) == pytest.approx((expected.mean(), expected.std()), abs=0.5)
+    assert high == pytest.approx(np.percentile(expected, 99.5), abs=2)
+    assert preprocessing_settings(cases, **options)["normalization"][0]["ct"][2] > 700, "as a class it counts"
+
+
+def test_marks_outside_the_images_box_are_counted_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An image that was cut to the head, with a label of the whole: 2 x 3 x 4 voxels of it lie where nothing is."""
+    task = SegmentationTask(["background", "ball", "stem"], ignore_label=9)
+    for index in range(3):
+        image, mask = blobs(index)
+        if index < 2:
+            image[:4] = image[:, :, -3:] = 0
+            mask[:, :, -3:], mask[0] = 9, 9  # no verdict there: nothing is lost
+        if index == 0:
+            mask[1:3, 5:8, 2:6], mask[20, 20, 24] = 2, 1
+        write_volume(tmp_path / "images" / f"c{index}.nii.gz", image)
+        write_volume(tmp_path / "labels" / f"c{index}.nii.gz", mask)
+    told = "1 of 3 labels mark voxels outside the box around what is not 0 in the image"
+    for _ in range(2):  # when it is prepared, and when it is there
+        data = dataset(tmp_path, task=task)
+        printed = capsys.readouterr().out
+        assert told in printed
+        assert "c0 (24 of stem, 1 of ball)" in printed or "c0 (1 of ball, 24 of stem)" in printed
+    assert {value: count for value, count in data.volumes[0].outside.items() if value != 9} == {1: 1, 2: 24}
+    assert (1 in data.volumes[0].values, 2 in data.volumes[0].values) == (True, False)
+
+
+def test_slanted_volumes_are_told(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tilted = np.eye(4)
+    tilted[1:3, 2] = np.sin(np.deg2rad(25)), np.cos(np.deg2rad(25))
+    for part, values in zip(("images", "labels"), blobs(3), strict=True):
+        nib.save(nib.Nifti1Image(values, tilted), labelled / part / "case_3.nii.gz")
+    told = r"note: 1 of 5 volumes have axes that are not at right angles, .* by up to 25.0 degrees \(.*case_3.nii.gz\)"
+    for _ in range(2):  # when it is prepared, and when it is there
+        dataset(labelled)
+        assert re.search(told, capsys.readouterr().out)
+    check_headers([{"image": str(file)} for file in sorted((labelled / "images").iterdir())])
+    assert re.search(told, capsys.readouterr().out), "and before it is predicted"
+
+
+def test_labels_as_an_atlas_numbers_them(tmp_path: Path) -> None:
+    values = {"background": 0, "ball": 614_454_277, "stem": 354}
+    for index in range(2):
+        image, mask = blobs(index)
+        label = mask.astype(np.int64) * 614_454_277
+        label[2:5, 2:5, 2:5] = 354
+        write_volume(tmp_path / "images" / f"c{index}.nii.gz", image)
+        write_volume(tmp_path / "labels" / f"c{index}.nii.gz", label.astype(np.int32))
+    data = dataset(tmp_path, task=SegmentationTask(values), patch=24)
+    assert sorted(data.volumes[0].values) == [0, 354, 614_454_277]
+    assert data.volumes[0].values[614_454_277] == blobs(0)[1].sum(), "to the last digit, and not as float32 rounds it"
+    _, label = views(data, 6)
+    assert label.dtype == torch.int32
+    assert set(label.unique().tolist()) <= set(values.values())
 
 
 @pytest.mark.parametrize(

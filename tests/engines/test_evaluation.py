@@ -183,6 +183,49 @@ def test_regions_and_ignored_voxels(folders: Path) -> None:
         evaluate(folders, regions={"x": [7]})
 
 
+def test_the_ignored_label_of_a_dataset_json_counts_nowhere(folders: Path) -> None:
+    file = folders / "dataset.json"
+    file.write_text(json.dumps({"labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}}))
+    reference, prediction = cube(1), cube(1)
+    reference[6:10], prediction[6:10] = 3, 2
+    save(folders / "data" / "labels" / "case_0.nii.gz", reference)
+    save(folders / "predictions" / "case_0.nii.gz", prediction)
+    evaluate(folders, labels=str(file))
+    assert float(rows(folders)["case_0", "a"]["dice"]) == 1.0
+    assert rows(folders)["case_0", "b"]["dice"] == ""
+    assert content(folders)["settings"]["ignore_label"] == 3
+
+
+def test_values_as_an_atlas_numbers_them(folders: Path) -> None:
+    before = evaluate(folders)
+    numbers = np.array([0, 354, 614_454_277], np.int32)
+    for path in [*(folders / "predictions").iterdir(), *(folders / "data" / "labels").iterdir()]:
+        save(path, numbers[np.asarray(nib.load(path).dataobj)])
+    assert evaluate(folders, labels={"background": 0, "a": 354, "b": 614_454_277}) == before
+
+
+def test_predictions_in_another_order_of_axes_are_scored_as_they_lie(folders: Path) -> None:
+    before = evaluate(folders)
+    files = sorted((folders / "predictions").iterdir())
+    for codes, path in zip(("LAS", "PIR", "SRA", "LPS", "ASR", "IPL"), files, strict=True):
+        image = nib.load(path)
+        turn = nib.orientations.ornt_transform(nib.io_orientation(image.affine), nib.orientations.axcodes2ornt(codes))
+        nib.save(image.as_reoriented(turn), path)
+    assert evaluate(folders) == before
+
+
+def test_a_tilted_gantry_makes_smaller_voxels(folders: Path) -> None:
+    """The sides of the voxels stay 1, 1 and 3 mm; at 25 degrees their volume is 3 mm^3 times the cosine."""
+    tilted = AFFINE.copy()
+    tilted[1:3, 2] = 3 * np.sin(np.deg2rad(25)), 3 * np.cos(np.deg2rad(25))
+    for path in [*(folders / "predictions").iterdir(), *(folders / "data" / "labels").iterdir()]:
+        save(path, np.asarray(nib.load(path).dataobj), tilted)
+    evaluate(folders)
+    own = rows(folders)["case_3", "a"]
+    assert float(own["reference_ml"]) == pytest.approx(8**3 * 3 * np.cos(np.deg2rad(25)) / 1000, rel=1e-5)
+    assert float(own["hd95_mm"]) == pytest.approx(3, rel=1e-5), "moved along an axis that is not slanted"
+
+
 def _nan() -> np.ndarray:
     values = cube().astype(np.float32)
     values[0, 0, 0] = np.nan
@@ -191,9 +234,10 @@ def _nan() -> np.ndarray:
 
 BAD = {
     "another grid": (cube()[:-1], AFFINE, "do not share one grid"),
+    "a millimetre off": (cube(), AFFINE * [[1.06], [1], [1], [1]], r"1\.14 mm apart, with voxels of 1 x 1 x 3 mm"),
     "another place": (cube(), AFFINE + np.eye(4)[:, [3, 0, 1, 2]] * 5, "do not share one grid"),
-    "not finite": (_nan(), AFFINE, "holds NaN or infinite"),
-    "probabilities": (cube() * np.float32(0.4), AFFINE, r"holds 0\.4; a label map holds whole numbers"),
+    "not finite": (_nan(), AFFINE, "holds the value nan"),
+    "probabilities": (cube() * np.float32(0.4), AFFINE, r"holds the value 0\.4; a label map holds whole numbers"),
     "another class": (cube(7), AFFINE, "holds the values 7, but the classes are"),
     "negative": (cube().astype(np.int16) * -1, AFFINE, "holds the values -1"),
     "four dimensions": (cube()[..., None].repeat(2, -1), AFFINE, "4 dimensions"),

@@ -7,6 +7,7 @@ from monai.losses import DiceCELoss
 from torch import Tensor
 
 from common.data import SegmentationTask
+from common.handlers import PooledDice
 from common.losses import DiceCrossEntropy
 
 CLASSES = SegmentationTask(["background", "a", "b"])
@@ -75,3 +76,20 @@ def test_limits() -> None:
     assert torch.isfinite(empty)
     half = loss(sure.half(), label)
     assert half.dtype == torch.float32
+
+
+@pytest.mark.parametrize("regions", [None, {"both": [1, 2], "core": [2]}])
+def test_the_values_of_labels_make_no_difference(regions: dict | None) -> None:
+    """Classes as an atlas numbers them are those that count from 0, for the loss and for the pooled Dice."""
+    values = torch.tensor([0, 354, 614_454_277, 9])
+    own = None if regions is None else {name: values[each].tolist() for name, each in regions.items()}
+    small = SegmentationTask(["background", "a", "b"], regions, ignore_label=3)
+    large = SegmentationTask({"background": 0, "a": 354, "b": 614_454_277}, own, ignore_label=9)
+    logits, label = batch(small.outputs)
+    label[:, :, 0] = 3
+    found = []
+    for task, labels in ((small, label), (large, values[label.long()])):
+        dice = PooledDice(task)
+        dice.update((logits, labels))
+        found.append((float(DiceCrossEntropy(task)(logits, labels)), dice.by_class()))
+    assert found[0] == found[1]

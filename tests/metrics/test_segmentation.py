@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -30,17 +32,17 @@ def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1)).min(1)
 
 
-def border_points(mask: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+def border_points(mask: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Centres of voxels with a face neighbour outside the mask."""
     padded = np.pad(mask, 1)
     inside = padded.copy()
     for axis in range(3):
         for step in (-1, 1):
             inside &= np.roll(padded, step, axis)
-    return np.argwhere(padded & ~inside) * spacing
+    return np.argwhere(padded & ~inside) @ steps.T
 
 
-def surface_elements(mask: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def surface_elements(mask: np.ndarray, steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Corners of voxels that the surface passes, and the area there of scikit-image's marching cubes."""
     padded = np.pad(mask, 1)
     corners = sum(
@@ -49,17 +51,18 @@ def surface_elements(mask: np.ndarray, spacing: np.ndarray) -> tuple[np.ndarray,
         for y in (0, 1)
         for z in (0, 1)
     )
-    points, faces, _, _ = marching_cubes(padded.astype(float), 0.5, spacing=tuple(spacing), method="lorensen")
-    triangles = points[faces].astype(float)
+    points, faces, _, _ = marching_cubes(padded.astype(float), 0.5, method="lorensen")
+    cells = np.floor(points[faces].mean(1)).astype(int)
+    triangles = points[faces].astype(float) @ steps.T
     areas = np.linalg.norm(np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0]), axis=1) / 2
     total = np.zeros(corners.shape)
-    np.add.at(total, tuple(np.floor(triangles.mean(1) / spacing).astype(int).T), areas)
+    np.add.at(total, tuple(cells.T), areas)
     crossed = (corners > 0) & (corners < 8)
-    return (np.argwhere(crossed) + 0.5) * spacing, total[crossed]
+    return (np.argwhere(crossed) + 0.5) @ steps.T, total[crossed]
 
 
 def yardstick(p: np.ndarray, r: np.ndarray, spacing: tuple[float, ...], tolerance: float) -> dict[str, float]:
-    s = np.array(spacing)
+    s = np.diag(spacing) if np.ndim(spacing) == 1 else np.array(spacing)
     (p_at, p_area), (r_at, r_area) = surface_elements(p, s), surface_elements(r, s)
     near = p_area[nearest(p_at, r_at) <= tolerance].sum() + r_area[nearest(r_at, p_at) <= tolerance].sum()
     a, b = border_points(p, s), border_points(r, s)
@@ -68,12 +71,16 @@ def yardstick(p: np.ndarray, r: np.ndarray, spacing: tuple[float, ...], toleranc
         "dice": 2 * len(p_set & r_set) / (len(p_set) + len(r_set)),
         "nsd": near / (p_area.sum() + r_area.sum()),
         "hd95_mm": max(np.percentile(nearest(a, b), 95), np.percentile(nearest(b, a), 95)),
-        "volume_error_ml": (len(p_set) - len(r_set)) * s[0] * s[1] * s[2] / 1000,
+        "volume_error_ml": (len(p_set) - len(r_set)) * abs(np.linalg.det(s)) / 1000,
         "volume_error_percent": 100 * (len(p_set) / len(r_set) - 1),
     }
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+TILTED = np.array([[1.2, 0, 0], [0, 0.8, 2.5 * np.sin(np.deg2rad(25))], [0, 0, 2.5 * np.cos(np.deg2rad(25))]])
+SLANTED = np.array([[0.9, 0.2, -0.4], [-0.1, 1.5, 0.7], [0.3, -0.2, 2.0]])
+
+
+@pytest.mark.parametrize("spacing", [*SPACINGS, TILTED, SLANTED, SLANTED[:, ::-1]])
 @pytest.mark.parametrize("seed", range(3))
 def test_random_shapes_score_as_all_pairs_of_points_do(spacing: tuple[float, ...], seed: int) -> None:
     """The shapes touch the edges of the volume."""
@@ -87,8 +94,35 @@ def test_random_shapes_score_as_all_pairs_of_points_do(spacing: tuple[float, ...
         scores = score_masks(prediction, reference, spacing_mm=spacing, tolerance_mm=tolerance)
         expected = yardstick(prediction, reference, spacing, tolerance)
         # marching cubes may cut a cell whose corners alternate in two ways
-        assert scores["nsd"] == pytest.approx(expected.pop("nsd"), abs=0.003)
+        assert scores["nsd"] == pytest.approx(expected.pop("nsd"), abs=0.004)
         assert {name: scores[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_tilted_gantry_changes_no_scores() -> None:
+    """The same ball sampled on slanted and on upright voxels; a slanted one is smaller by the cosine of the angle."""
+    tilt = np.deg2rad(25)
+    steps = np.array([[1.0, 0, 0], [0, 1.0, np.sin(tilt)], [0, 0, np.cos(tilt)]])
+    places = np.stack(np.meshgrid(*[np.arange(-45, 46)] * 3, indexing="ij"), -1)
+    scores = {}
+    for name, sides in (("upright", np.eye(3)), ("slanted", steps)):
+        at = places @ sides.T
+        masks = [np.linalg.norm(at, axis=-1) <= 30, np.linalg.norm(at - [0, 2, 3], axis=-1) <= 28]
+        scores[name] = score_masks(masks[0], masks[1], spacing_mm=sides, tolerance_mm=2.0)
+        again = score_masks(*masks, spacing_mm=(1, 1, 1), tolerance_mm=2.0)
+    upright, slanted = scores["upright"], scores["slanted"]
+    assert slanted["predicted_ml"] == pytest.approx(4 / 3 * np.pi * 30**3 / 1000, rel=2e-3)  # 113.1 ml
+    assert again["predicted_ml"] == pytest.approx(slanted["predicted_ml"] / np.cos(tilt)), "what sides alone would say"
+    for name, off in (("dice", 1e-3), ("nsd", 0.03), ("hd95_mm", 0.2), ("volume_error_ml", 0.1)):
+        assert slanted[name] == pytest.approx(upright[name], abs=off), name
+
+
+def test_rounded_axes_are_at_right_angles() -> None:
+    """A header in float32 or to six digits is none of a tilted gantry: it scores to the last digit as without."""
+    turn = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    masks = box(20, 40, shift=2), box(20, 40)
+    exact = score_masks(*masks, spacing_mm=(1, 1, 1))
+    rounded = score_masks(*masks, spacing_mm=np.round(turn, 6))
+    assert rounded == pytest.approx(exact, rel=1e-4, nan_ok=True)
 
 
 @pytest.mark.parametrize("spacing", [*SPACINGS[:3], (0.5, 0.5, 0.5)])
@@ -191,6 +225,23 @@ def test_classes_and_regions_are_masks_of_their_own() -> None:
         alone = score_masks(*masks, spacing_mm=(1, 2, 3))
         assert scores[name] == pytest.approx(alone, rel=1e-5, nan_ok=True), name
     assert np.isnan(scores["nowhere"]["dice"])
+
+
+def test_labels_may_be_any_numbers() -> None:
+    """Those of an atlas reach 614,454,277; what is kept for each must not grow with them."""
+    rng = np.random.default_rng(0)
+    prediction, reference = rng.integers(0, 3, (2, 9, 8, 7)).astype(np.int64)
+    small = score_maps(prediction, reference, structures={"a": [1], "b": [2], "ab": [1, 2]}, spacing_mm=(1, 2, 3))
+    values = np.array([0, 315, 2**40 + 614_454_277])
+    tracemalloc.start()
+    large = score_maps(
+        *(values[each] for each in (prediction, reference)),
+        structures={"a": [315], "b": [int(values[2])], "ab": [315, int(values[2])]},
+        spacing_mm=(1, 2, 3),
+    )
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+    assert large == small
 
 
 def test_ignored_voxels_count_in_neither_map() -> None:

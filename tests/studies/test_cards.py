@@ -97,7 +97,7 @@ def test_the_card_of_the_template_has_its_labels() -> None:
         ({"labels": ["lesion", "background"]}, "the value 0 is the background"),
         ({"labels": ["background"]}, "list a different name for each value"),
         ({"labels": ["background", "a", "a"]}, "list a different name for each value"),
-        ({"labels": ["background", "a"], "regions": {"whole": [1, 2]}}, "from 1 to 1"),
+        ({"labels": ["background", "a"], "regions": {"whole": [1, 2]}}, "which are 0 to 1"),
         ({"labels": ["background", "a"], "ignore_label": 1}, "beyond the classes"),
         ({"regions": {"whole": [1]}}, "needs labels beside it"),
         ({"target": "diagnosis"}, "a card of segmentation has none"),
@@ -298,6 +298,14 @@ def test_gaps_and_the_ignored_value_among_labels_are_told(labelled: Path) -> Non
     assert {"labels", "ignore_label"} <= {*proposal["inferred"]}
 
 
+def test_values_as_an_atlas_numbers_them(labelled: Path) -> None:
+    for file in sorted((labelled / "labels").iterdir()):
+        write_volume(file, blobs(0)[1].astype(np.int32) * 614_454_277)
+    proposal = card_for_folder(labelled)
+    assert proposal["labels"] == {"background": 0, "class 614454277": 614_454_277}
+    assert "notes" not in proposal
+
+
 def test_names_that_end_in_four_digits_are_cases(tmp_path: Path) -> None:
     for number in (1, 4):
         write_volume(tmp_path / "images" / f"scan_{number:04d}.nii.gz", blobs(number)[0])
@@ -320,7 +328,14 @@ def test_spacing_is_that_of_canonical_axes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("values", "told"),
-    [(blobs(0)[0], "is it an image"), (np.zeros((24, 28, 26), np.uint8), "hold nothing but 0")],
+    [
+        (blobs(0)[0], "a label map holds whole numbers"),
+        (
+            np.arange(24 * 28 * 26, dtype=np.int32).reshape(24, 28, 26),
+            "17,472 values from 0 to 17471, .* is it an image",
+        ),
+        (np.zeros((24, 28, 26), np.uint8), "hold nothing but 0"),
+    ],
 )
 def test_label_maps_that_are_none_are_refused(tmp_path: Path, values: np.ndarray, told: str) -> None:
     write_volume(tmp_path / "images" / "a.nii.gz", blobs(0)[0])

@@ -65,6 +65,17 @@ def test_names_regions_and_an_ignored_value(pair: tuple[str, str]) -> None:
     assert list(written("p")["settings"]["classes"]) == ["class 1", "class 4"]
 
 
+def test_a_dataset_json_says_classes_and_what_is_ignored(pair: tuple[str, str]) -> None:
+    write_volume(Path("ref/s0/mask.nii.gz"), np.maximum(cube(), cube(255, 4)), spacing=2.0)
+    labels = {"background": 0, "a": 1, "b": 4, "ignore": 255}
+    Path("dataset.json").write_text(json.dumps({"labels": labels}))
+    evaluate(*pair, labels="dataset.json")
+    content = written()
+    assert content["settings"]["classes"] == {"a": [1], "b": [4]}
+    assert content["settings"]["ignore_label"] == 255
+    assert content["cases"][0]["scores"]["a"]["predicted_ml"] == pytest.approx(4 * 4 * 3 * 0.008)
+
+
 def test_two_files(pair: tuple[str, str]) -> None:
     evaluate("pred/s1/mask.nii", "ref/s1/mask.nii.gz", output="one")
     summary = written("one")["summary"]["all"]

@@ -19,7 +19,7 @@ from common.data import pretraining_lists
 from common.errors import DataError, SettingsError, sentence
 from tools.commanding.commands import check_arguments, run
 from tools.preparing.filling import prepare, verify
-from tools.preparing.scanning import list_cases, scan
+from tools.preparing.scanning import _columns, _least_middle_most, list_cases, scan
 
 from ..conftest import ROOT, blobs, write_volume
 
@@ -61,7 +61,7 @@ def test_scan_shows_what_is_there_and_writes_only_where_it_is_told(tmp_path: Pat
     assert "as folder: 11 volumes of 5 subject(s)" in told
     assert "3 volume(s) cannot be used" in told
     assert "2 x " in told, "problems of a kind are counted"
-    assert "24x28x26 (24x28x26 to 24x28x26)" in told
+    assert re.search(r"^T1w +6 +\d+ +0\.000  24x28x26 +1x1x1$", told, re.MULTILINE), told
     assert "4x4x4" in told
     assert files(folder) == before
     assert files(empty) == set()
@@ -74,6 +74,27 @@ def test_scan_shows_what_is_there_and_writes_only_where_it_is_told(tmp_path: Pat
     assert (report["volumes"], report["readable"], report["measured"]) == (11, 8, 8)
     assert {entry["modality"]: entry["volumes"] for entry in report["modalities"]} == {"T1w": 6, "T2w": 4, "unknown": 1}
     assert (tmp_path / "out" / "scan.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_a_scan_holds_volumes_that_exist_in_columns_that_fit() -> None:
+    """A flat and a tall scan have no size between them, and long numbers do not push what follows out of its column."""
+    shapes = np.array([[512, 512, 30], [200, 1024, 900], [20, 20, 2000]])
+    assert _least_middle_most(shapes).tolist() == [[20, 20, 2000], [512, 512, 30], [200, 1024, 900]]
+    spacings = np.array([[0.123, 0.123, 5.0], [1.0, 1.0, 1.0], [0.5, 0.5, 0.5]])
+    assert _least_middle_most(spacings).tolist() == [[0.123, 0.123, 5.0], [0.5, 0.5, 0.5], [1.0, 1.0, 1.0]]
+    name = "a very long name of a modality"
+    entries = [
+        {"modality": "T1w", "volumes": 3, "subjects": 3, "gigabytes": 0.5, "size": shapes, "spacing_mm": spacings},
+        {"modality": name, "volumes": 1234567, "subjects": 1, "gigabytes": 98765.4, "size": shapes[[0, 0, 0]]}
+        | {"spacing_mm": spacings[[1, 1, 1]]},
+        {"modality": "bold", "volumes": 1, "subjects": 1, "gigabytes": 0.0},
+    ]
+    head, *lines = _columns(entries)
+    for column in ("size", "spacing"):
+        at = head.index(column)
+        assert all(len(line) <= at or (line[at - 2 : at] == "  " and line[at] != " ") for line in lines)
+    assert [line[: len(name)].rstrip() for line in lines] == ["T1w", name, "bold"]
+    assert lines[1].endswith("512x512x30" + " " * (head.index("spacing") - head.index("size") - 10) + "1x1x1")
 
 
 def test_list_keeps_its_split_and_is_what_pre_training_takes(tmp_path: Path) -> None:

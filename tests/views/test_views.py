@@ -245,7 +245,7 @@ def test_every_place_and_only_mixed_places_give_the_same_labels(monkeypatch: pyt
     crop = turned(20)
     draws = [crop.draw(reading_stream((5, 0, index)), volume.shape, centre=(0, 16, 31)) for index in range(4)]
     quick = [crop.apply_label(region_of(volume, draw), draw) for draw in draws]
-    monkeypatch.setattr("common.views.spatial._mixed", lambda labels: torch.ones_like(labels, dtype=torch.bool))
+    monkeypatch.setattr("common.views.spatial.mixed_cells", lambda labels: torch.ones_like(labels, dtype=torch.bool))
     for draw, expected in zip(draws, quick, strict=True):
         assert torch.equal(crop.apply_label(region_of(volume, draw), draw), expected)
 

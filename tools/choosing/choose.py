@@ -249,6 +249,7 @@ def _in_numbers(settings: Mapping[str, Any], data: Data) -> dict[str, Any]:
             normalization=schemes,
             channels=data.channels,
             reorient=told.get("reorient", True),
+            ignore_label=data.task.ignore_label,
         )
         told |= {name: found[name] for name in ("spacing_mm", "normalization") if name in told}
     return told
@@ -446,11 +447,12 @@ class Choice:
         if self.data.group:
             entry["group"] = self.data.group
         if self.data.kind == "segmentation":
-            card["labels"] = [str(label) for label in self.data.task.labels]
+            card["labels"] = self.data.task.plain_labels
             if self.data.task.regions:
                 card["regions"] = {key: list(values) for key, values in self.data.task.regions.items()}
-            if self.data.task.ignore_label is not None:
-                card["ignore_label"] = self.data.task.ignore_label
+            for name in ("ignore_label", "regions_class_order"):
+                if (value := getattr(self.data.task, name)) is not None:
+                    card[name] = value
         else:
             card["target"] = entry["target"] = self.data.target
         content: dict[str, Any] = {

@@ -47,13 +47,13 @@ from tqdm import tqdm
 from common.bundles import read_config
 from common.data import SegmentationTask
 from common.data.cases import Case, case_name, images_of
-from common.data.checking.checks import read_image
+from common.data.checking.checks import read_image, tell_outside
 from common.engines.features import FeatureFolder, VolumeEmbedder, extract_features, read_features
 from common.engines.probing import ProbeResult, probe_features, read_target
 from common.errors import DataError, SettingsError, WeightsError
 from common.files import replace_file, sha256, write_json
 from common.metrics.statistics import bootstrap_interval, known_mean
-from common.transforms import volume_preprocessing
+from common.transforms import OUTSIDE, volume_preprocessing, whole_numbers
 from common.weights.transfer import origin_receipt
 
 from ..commanding.environment import ROOT
@@ -91,7 +91,7 @@ class Voxels:
     Attributes:
         case: its name.
         features: of the encoder there, ``(P, E)``.
-        labels: value of the label map, ``(P,)``.
+        labels: index of the class, ``(P,)``.
         weights: of how many voxels of the volume each is one, ``(P,)``.
     """
 
@@ -149,13 +149,13 @@ def draw_voxels(
     """Draw voxels of every class, and of background near structures and far from them.
 
     Args:
-        labels: label map ``(D, H, W)``.
+        labels: index of the class of each voxel, ``(D, H, W)``; of one without a class, their number.
         task: whose classes these are.
         count: of voxels of each kind, at most.
         rng: draws.
 
     Returns:
-        indices ``(P, 3)``, label values ``(P,)``, and of how many voxels of its kind each is one ``(P,)``.
+        indices ``(P, 3)``, classes ``(P,)``, and of how many voxels of its kind each is one ``(P,)``.
 
     Example:
         >>> labels = np.zeros((9, 9, 9), int)
@@ -303,6 +303,7 @@ def collect_voxels(
     """
     chain = volume_preprocessing(["image", "label"], **preprocessing)
     found = []
+    lost: dict[str, Mapping[int, int]] = {}
     for number, case in enumerate(tqdm(cases, desc=name, unit="case", leave=False)):
         kept = folder / f"{case_name(case)}.npz" if folder else None
         before = _read_voxels(kept, case_name(case), digest) if kept else None
@@ -310,7 +311,8 @@ def collect_voxels(
             found.append(before)
             continue
         data = chain({"image": case["image"], "label": case["label"]})
-        labels = np.asarray(data["label"].as_tensor()[0].numpy()).round().astype(int)
+        labels = task.class_map(data["label"].as_tensor()[0].numpy())
+        lost[case_name(case)] = data["label"].meta[OUTSIDE]
         points, values, weights = draw_voxels(labels, task, count=count, rng=np.random.default_rng([seed, number]))
         try:
             features = embedder.at(data["image"], points)
@@ -320,6 +322,7 @@ def collect_voxels(
         found.append(one)
         if kept:
             _write_voxels(one, kept, digest)
+    tell_outside(lost, task)
     return found
 
 
@@ -412,8 +415,9 @@ def check_classes(
     """
     held = []
     for case in cases:
-        values = read_image(str(case["label"]))[0]
-        values = values[(values >= 0) & (values < len(task.labels))]
+        file = str(case["label"])
+        values = task.class_map(whole_numbers(read_image(file)[0], file))
+        values = values[values < len(task.labels)]
         held.append({int(values.min()), int(values.max())} if values.size else set())  # enough to tell one from several
     units = np.array([str(case[group]) for case in cases] if group else [case_name(case) for case in cases])
     _split(held, units, task, folds=folds, seed=seed, grouped=group is not None)
@@ -425,7 +429,7 @@ def _split(
     """Return the cases to fit on and to judge in every fold, if there is something to tell apart in all of them.
 
     Args:
-        held: label values of each case.
+        held: classes of each case.
         units: what each case belongs to; never torn apart.
         task: whose classes these are.
         folds: wanted; fewer where there are fewer units.
@@ -500,7 +504,7 @@ def _likelihood(model: Any, x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _probabilities(model: Any, x: np.ndarray, count: int) -> np.ndarray:
-    """Return probabilities ``(P, count)`` of label values; 0 of those that the training cases do not hold."""
+    """Return probabilities ``(P, count)`` of classes; 0 of those that the training cases do not hold."""
     found = np.zeros((len(x), count))
     found[:, model.classes_] = model.predict_proba(x)
     return found
@@ -510,7 +514,7 @@ def _judge(model: Any, voxels: Voxels, task: SegmentationTask) -> np.ndarray:
     """Return the average precision of every class in one case, NaN of those that it does not hold."""
     likely = _probabilities(model, voxels.features, len(task.labels))
     found = []
-    for values in task.values:
+    for values in task.members:
         truth = np.isin(voxels.labels, values)
         score = likely[:, list(values)].sum(1)
         known = truth.any()
@@ -615,7 +619,7 @@ def probe_encoder(
         "settings": settings,
         "cases": [[str(file), *_stamp(file)] for case in cases for file in (*images_of(case), str(case["label"]))],
         "groups": [str(case[group]) for case in cases] if group else None,
-        "task": [list(task.labels), task.regions, task.ignore_label],
+        "task": [task.plain_labels, task.regions, task.ignore_label],
         "voxels": count,
         "folds": folds,
         "resamples": resamples,

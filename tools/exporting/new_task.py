@@ -54,7 +54,7 @@ def new_task(
         raise SystemExit(f"Stopped: a task is made from one bundle, not from {bundle}")
     target = path_of("output", output).absolute()
     check_name(target.name)
-    if settings.get("regions"):
+    if settings.get("regions") or settings.get("regions_class_order"):
         raise SystemExit(
             "Stopped: regions overlap, which a bundle of this kind cannot name; give classes with --labels"
         )
@@ -174,6 +174,11 @@ def _of_model(model: Path, labels: object, channels: object) -> tuple[list[str],
     told = trained_settings(str(model))
     if told.get("regions"):
         raise SystemExit(f"Stopped: {model} has overlapping classes (regions), which a bundle of this kind cannot name")
+    if isinstance(told.get("labels"), dict):
+        raise SystemExit(
+            f"Stopped: the classes of {model} are not numbered 0, 1, 2, ..., which a bundle of this kind needs; "
+            "predict with the bundle that it was trained with"
+        )
     names = list(map(str, told["labels"])) if "labels" in told else _labels(labels)
     if labels is not None and _labels(labels)[1:] != names[1:]:
         raise SystemExit(

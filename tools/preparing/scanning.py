@@ -294,9 +294,9 @@ def _report(
             "gigabytes": round(float(found.bytes[rows].sum()) / 1e9, 3),
         }
         if len(rows):
-            entry["size"] = [[int(v) for v in np.percentile(found.shape[rows], q, axis=0)] for q in (0, 50, 100)]
+            entry["size"] = [[int(v) for v in row] for row in _least_middle_most(found.shape[rows])]
             entry["spacing_mm"] = [
-                [round(float(v), 3) for v in np.percentile(found.spacing_mm[rows], q, axis=0)] for q in (0, 50, 100)
+                [round(float(v), 3) for v in row] for row in _least_middle_most(found.spacing_mm[rows])
             ]
         table.append(entry)
     kinds: dict[str, list[str]] = {}
@@ -323,19 +323,39 @@ def _report(
     }
 
 
+def _least_middle_most(rows: np.ndarray) -> np.ndarray:
+    """Return the rows ``(N, 3)`` of least, middle and largest product: volumes that exist, not each axis by itself."""
+    order = np.argsort(rows.astype(float).prod(1), kind="stable")
+    return rows[order[[0, (len(order) - 1) // 2, -1]]]
+
+
+def _columns(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of the table of modalities, each column as wide as what is in it."""
+    rows = [["modality", "volumes", "subjects", "GB", "size: median (least to most)", "spacing in mm: the same"]]
+    for entry in entries:
+        row = [
+            entry["modality"],
+            *(f"{entry[name]:,}" for name in ("volumes", "subjects")),
+            f"{entry['gigabytes']:,.3f}",
+        ]
+        for name in ("size", "spacing_mm"):
+            least, middle, most = ["x".join(f"{v:g}" for v in each) for each in entry.get(name, ())] or [""] * 3
+            row.append(middle if least == most else f"{middle} ({least} to {most})")
+        rows.append(row)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = "<>>><<"
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
 def _table(report: Mapping[str, Any]) -> str:
     lines = [
         f"{report['folder']} as {report['source']}: {report['volumes']:,} volumes of {report['subjects']:,} subject(s) "
         f"in {report['sessions']:,} session(s), {report['gigabytes']:,} GB",
-        f"{'modality':<16}{'volumes':>9}{'subjects':>10}{'GB':>10}  {'size: median (range)':<40}spacing in mm",
+        *_columns(report["modalities"]),
     ]
-    for entry in report["modalities"]:
-        line = f"{entry['modality'][:15]:<16}{entry['volumes']:>9,}{entry['subjects']:>10,}{entry['gigabytes']:>10,.3f}"
-        if "size" in entry:
-            low, middle, high = ("x".join(f"{v:g}" for v in each) for each in entry["size"])
-            fine, usual, coarse = ("x".join(f"{v:g}" for v in each) for each in entry["spacing_mm"])
-            line += f"  {f'{middle} ({low} to {high})':<40}{usual} ({fine} to {coarse})"
-        lines.append(line)
     lines += [
         f"{report[name]:,} {name}"
         for name in ("with anonymization_mask", "with anatomy_mask", "with a quality score")

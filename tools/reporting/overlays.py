@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from common.transforms import as_nifti
+from common.drawing import canonical_voxels
 
 from .pictures import png
 
@@ -46,18 +45,10 @@ def draw_case(
         predictions: files by the title of their column.
         labels: names of the values 0, 1, 2, ..., or values by name.
     """
-    volume = nib.as_closest_canonical(as_nifti(image))
-    scan = np.asarray(volume.dataobj, np.float32)
-    scan = scan[..., 0] if scan.ndim == 4 else scan
-    columns: dict[str, np.ndarray | None] = {"scan": None, "label": _marks(label)}
-    columns |= {name: _marks(path) for name, path in predictions.items()}
-    for name, marks in columns.items():
-        if marks is not None and marks.shape != scan.shape:
-            raise ValueError(f"{name} has {marks.shape} voxels, the scan {scan.shape}")
+    scan, maps, spacing = canonical_voxels(image, {"label": label, **predictions})
+    columns: dict[str, np.ndarray | None] = {"scan": None, **maps}
     values = sorted({int(v) for marks in columns.values() if marks is not None for v in np.unique(marks)} - {0})
-    spacing = [float(mm) for mm in volume.header.get_zooms()[:3]]
-    truth = columns["label"]
-    marked = truth if truth is not None and (truth > 0).any() else np.ones(scan.shape)
+    marked = maps["label"] if (maps["label"] > 0).any() else np.ones(scan.shape)
     low, high = np.percentile(scan, [0.5, 99.5])
     sides = [side * mm for side, mm in zip(scan.shape, spacing, strict=True)]
     width = 10.2 / len(columns)
@@ -93,11 +84,6 @@ def draw_case(
             handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8, frameon=False
         )
     return png(figure)
-
-
-def _marks(path: str | Path) -> np.ndarray:
-    marks = np.rint(np.asarray(nib.as_closest_canonical(as_nifti(path)).dataobj)).astype(int)
-    return marks[..., 0] if marks.ndim == 4 else marks
 
 
 def _colour(value: int) -> str:

@@ -32,7 +32,7 @@ def _label_maps(folder: Path) -> dict[str, Path]:
 def evaluate(
     predictions: str,
     references: str,
-    labels: Sequence[str] | None = None,
+    labels: Sequence[str] | Mapping[str, int] | str | None = None,
     regions: Mapping[str, Sequence[int]] | None = None,
     ignore_label: int | None = None,
     tolerance_mm: float = 1.0,
@@ -49,7 +49,7 @@ def evaluate(
     Args:
         predictions: folder of label maps, or one file.
         references: folder of label maps of the same names, or one file.
-        labels: names of the label values 0, 1, 2, ...; background first.
+        labels: names of the label values 0, 1, 2, ..., background first; the value of each name; or a dataset.json.
         regions: sets of label values to score instead of the classes.
         ignore_label: value of the references whose voxels count nowhere.
         tolerance_mm: distance up to which NSD takes two surfaces as equal.
@@ -107,7 +107,8 @@ def evaluate(
         structures: dict[str, Sequence[int]] = {f"class {value}": (value,) for value in known}
     else:
         task = segmentation_task(labels, regions=regions, ignore_label=ignore_label)
-        structures, known = dict(zip(task.names, task.values, strict=True)), list(range(len(task.labels)))
+        structures, known = dict(zip(task.names, task.values, strict=True)), list(task.label_values)
+        ignore_label = task.ignore_label
     evaluate_pairs(
         pairs,
         output_dir=str(output),

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
-import nibabel as nib
 import numpy as np
 
 matplotlib.use("Agg")
@@ -90,20 +89,14 @@ def _curves(folder: Path, labelled: bool) -> str:
     return _picture(figure, "loss and Dice curves")
 
 
-def _load(path: str | Path) -> np.ndarray:
-    from common.transforms import as_nifti
-
-    return nib.as_closest_canonical(as_nifti(path)).get_fdata(dtype=np.float32)
-
-
 def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> str:
-    from common.transforms import as_nifti, without_ending
+    from common.drawing import canonical_voxels
+    from common.transforms import without_ending
 
-    image, truth = _load(case["image"]), _load(case["label"])
     name = f"{without_ending(Path(case['image']).name)}.nii.gz"
-    columns = {"scan": None, "label": truth}
-    columns |= {run: _load(folder / where / "predictions" / name) for run, where in _RUNS.items()}
-    spacing = nib.as_closest_canonical(as_nifti(case["image"])).header.get_zooms()[:3]
+    predictions = {run: folder / where / "predictions" / name for run, where in _RUNS.items()}
+    image, maps, spacing = canonical_voxels(case["image"], {"label": case["label"], **predictions})
+    columns, truth = {"scan": None, **maps}, maps["label"]
     centre = []
     for axis in range(3):  # the slice of the middle half that shows most of the label
         area = (truth > 0).sum(axis=tuple(a for a in range(3) if a != axis))
@@ -140,9 +133,12 @@ def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> s
     return _picture(figure, "predictions on the unseen part in three planes")
 
 
-def _scaled(path: str) -> np.ndarray:
-    image = _load(path)
-    return image / np.percentile(image, 98)
+def _scaled(case: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return a scan over its 98th percentile, and its label, as rows of voxels."""
+    from common.drawing import canonical_voxels
+
+    image, maps, _ = canonical_voxels(case["image"], {"label": case["label"]})
+    return (image / np.percentile(image, 98)).ravel(), maps["label"].ravel()
 
 
 def _dice(predicted: np.ndarray, truth: np.ndarray, value: int) -> float:
@@ -163,7 +159,7 @@ def threshold_baseline(
         test: cases to score.
         classes: foreground classes, brighter ones later.
     """
-    seen = [(_scaled(case["image"]).ravel()[::11], _load(case["label"]).ravel()[::11]) for case in train]
+    seen = [(image[::11], label[::11]) for image, label in map(_scaled, train)]
 
     def score(thresholds: Sequence[float], pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         maps = [(np.searchsorted(np.sort(thresholds), image), label) for image, label in pairs]
@@ -176,7 +172,7 @@ def threshold_baseline(
                 around = thresholds[index] + step * np.arange(-4, 5)
                 trials = [[*thresholds[:index], value, *thresholds[index + 1 :]] for value in around]
                 thresholds = max(trials, key=lambda trial: np.mean(score(trial, seen)))
-    return score(thresholds, [(_scaled(case["image"]).ravel(), _load(case["label"]).ravel()) for case in test])
+    return score(thresholds, [_scaled(case) for case in test])
 
 
 def _scores(folder: Path, where: str) -> dict[str, float]:

@@ -23,10 +23,11 @@ import numpy as np
 import yaml
 
 from common.bundles import read_config
-from common.data.listing.labelled import labelled_lists, segmentation_task
+from common.data.listing.descriptions import segmentation_task
+from common.data.listing.labelled import labelled_lists
 from common.errors import DataError, SettingsError
 from common.tasks import SegmentationTask
-from common.transforms import read_header, read_volume
+from common.transforms import read_header, read_volume, whole_numbers
 
 from ..commanding.environment import ROOT
 
@@ -37,7 +38,7 @@ PUBLISHED = Path(__file__).parent / "published.yaml"
 TASKS = ("segmentation", "classification")
 GROUPS = ("ID", "OOD")
 KINDS = ("data_set", "method", "quantity")
-_OF_SEGMENTATION = ("labels", "regions", "ignore_label")
+_OF_SEGMENTATION = ("labels", "regions", "ignore_label", "regions_class_order")
 _OF_CLASSIFICATION = ("target", "classes", "input_size")
 _TEXTS = ("name", "code", "source", "licence", "modality", "notes", "download", "citation")
 _IGNORED = 255  # value that marks voxels without a verdict where nothing says so
@@ -57,9 +58,10 @@ class Card:
         licence: of the data, as their provider states it.
         modality: in words.
         channels: names of the images of a case, in order.
-        labels: names of the label values 0, 1, 2, ...; background first.
+        labels: names of the label values 0, 1, 2, ..., background first; or the value of each name.
         regions: overlapping classes instead, as in train.yaml.
         ignore_label: value of voxels without a verdict.
+        regions_class_order: label value that each region is painted with, as in train.yaml.
         target: column of the class, or list of columns of 0 and 1.
         classes: of the one column, in order.
         group: ID or OOD, for the means of segmentation.
@@ -80,9 +82,10 @@ class Card:
     licence: str | None = None
     modality: str | None = None
     channels: list[str] | None = None
-    labels: list[str] | None = None
+    labels: list[str] | dict[str, int] | None = None
     regions: dict[str, list[int]] | None = None
     ignore_label: int | None = None
+    regions_class_order: list[int] | None = None
     target: str | list[str] | None = None
     classes: list[str] | None = None
     group: str | None = None
@@ -101,7 +104,9 @@ class Card:
 
     def segmentation(self) -> SegmentationTask | None:
         """Return the task that the labels make, None if they are not known."""
-        return SegmentationTask(self.labels, self.regions, self.ignore_label) if self.labels else None
+        if not self.labels:
+            return None
+        return SegmentationTask(self.labels, self.regions, self.ignore_label, self.regions_class_order)  # type: ignore[arg-type]
 
 
 def read_card(name_or_path: str | Path) -> Card:
@@ -175,20 +180,26 @@ def card_for_folder(folder: str | Path, *, most: int = 200) -> dict[str, Any]:
 
     if "labels" in told:
         task = segmentation_task(str(description))
-        proposal["labels"] = ["background", *map(str, task.labels[1:])]
+        classes = ["background", *map(str, task.labels[1:])]
+        proposal["labels"] = classes if task.counted else dict(zip(classes, task.label_values, strict=True))
         if task.regions is not None:
             proposal["regions"] = {str(name): list(values) for name, values in task.regions.items()}
         if task.ignore_label is not None:
             proposal["ignore_label"] = task.ignore_label
+        if task.regions_class_order is not None:
+            proposal["regions_class_order"] = list(task.regions_class_order)
     else:
         values = _label_values([str(case["label"]) for case in shown])
         if values[-1] == _IGNORED and len(values) > 2:
             proposal["ignore_label"] = values.pop()
             inferred.append("ignore_label")
             notes.append(f"The value {_IGNORED} is taken for voxels without a verdict.")
-        proposal["labels"] = ["background", *(f"class {value}" for value in range(1, values[-1] + 1))]
+        counted = values[-1] <= _IGNORED  # else as an atlas numbers them
+        every = range(1, values[-1] + 1) if counted else values[1:]
+        classes = ["background", *(f"class {value}" for value in every)]
+        proposal["labels"] = classes if counted else dict(zip(classes, values, strict=True))
         inferred.append("labels")
-        absent = sorted(set(range(1, values[-1] + 1)) - set(values))
+        absent = sorted(set(every) - set(values))
         if absent:
             notes.append(f"No label map looked into holds {', '.join(map(str, absent[:10]))}.")
         if len(shown) < len(cases):
@@ -464,18 +475,20 @@ def _check_classes(given: Mapping[str, Any], refuse: Any) -> None:
     """Check labels, or target and classes."""
     labels = given.get("labels")
     if labels is None:
-        for name in ("regions", "ignore_label"):
+        for name in _OF_SEGMENTATION[1:]:
             if name in given:
                 refuse(name, "it needs labels beside it; add them, or drop the line")
     else:
-        if not _are_texts(labels, 2):
+        names = list(labels) if isinstance(labels, dict) else labels
+        if not _are_texts(names, 2):
             refuse("labels", "list a different name for each value, background first: [background, lesion]")
-        if labels[0].lower() != "background":
-            refuse("labels", f"the value 0 is the background, so write it first: [background, {', '.join(labels)}]")
+        if names[0].lower() != "background":
+            refuse("labels", f"the value 0 is the background, so write it first: [background, {', '.join(names)}]")
         try:
-            SegmentationTask(labels, given.get("regions"), given.get("ignore_label"))
+            SegmentationTask(labels, *(given.get(name) for name in _OF_SEGMENTATION[1:]))
         except SettingsError as error:
-            refuse("regions" if "region" in str(error) else "ignore_label", str(error))
+            meant = (name for name in reversed(_OF_SEGMENTATION) if str(error).startswith(name))
+            refuse(next(meant, "regions"), str(error))
     target, classes = given.get("target"), given.get("classes")
     if target is not None and not (isinstance(target, str) and target) and not _are_texts(target):
         refuse("target", "name the column with the class, or list columns of 0 and 1")
@@ -509,13 +522,11 @@ def _label_values(files: Sequence[str]) -> list[int]:
     """
     found = {0}
     for file in files:
-        values = np.unique(read_volume(file)[0])
-        if not np.isfinite(values).all() or (values < 0).any() or (values != values.round()).any():
-            raise DataError(f"{file} holds {values[0]:g} to {values[-1]:g}, which are no label values; is it an image?")
-        if len(values) > _MOST_CLASSES or values[-1] > _IGNORED:
+        values = np.unique(whole_numbers(read_volume(file)[0], file))
+        if values[0] < 0 or len(values) > _MOST_CLASSES:
             raise DataError(
-                f"{file} holds {len(values)} values up to {values[-1]:g}, too many for classes; is it an image? Label "
-                "values go up by one from 0"
+                f"{file} holds {len(values):,} values from {values[0]} to {values[-1]}, which are no classes; is it an "
+                "image?"
             )
         found |= {int(value) for value in values}
     if found == {0}:

@@ -41,11 +41,12 @@ SCRATCH, PRETRAINING = "scratch", "pretraining"  # weights that are no file
 OWN = {
     *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "pretrained", "from_scratch", "labels", "seed"),
     *("fold", "folds", "splits", "groups", "group", "table", "target", "classes", "regions", "ignore_label", "strict"),
+    "regions_class_order",
 }
 # and of the inference configs
 OWN_INFERENCE = {
     *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "model", "trained", "channels", "group"),
-    *("labels", "regions", "strict", "overwrite"),
+    *("labels", "regions", "regions_class_order", "strict", "overwrite"),
 }
 
 

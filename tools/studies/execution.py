@@ -269,6 +269,8 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
             "files": _files_of(part["training"]),
         }
     task = {name: data.card.get(name) for name in ("regions", "ignore_label")}
+    if order := data.card.get("regions_class_order"):
+        task["regions_class_order"] = order
     return {
         **asdict(run),
         "bundle": arm.bundle,
@@ -413,7 +415,8 @@ def train(
             settings["classes"] = data.classes
     else:
         settings["labels"] = data.labels
-        settings |= {name: data.card[name] for name in ("regions", "ignore_label") if data.card.get(name)}
+        told = ("regions", "ignore_label", "regions_class_order")
+        settings |= {name: data.card[name] for name in told if data.card.get(name)}
     if data.channels != 1:
         settings["channels"] = data.channels
     run_config(

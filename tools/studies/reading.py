@@ -344,7 +344,8 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
                 classes = list(lists["task"].names)
                 parts.append({part: [_columns(case) for case in lists[part]] for part in ("training", "validation")})
         if segmentation:
-            segmentation_task(labels or [], regions=about.get("regions"), ignore_label=about.get("ignore_label"))
+            told = {name: about.get(name) for name in ("regions", "ignore_label", "regions_class_order")}
+            segmentation_task(labels or [], **told)
     except (OSError, ValueError) as error:
         if isinstance(error, (DataError, SettingsError)):
             raise type(error)(f"{where}: {error}") from error

@@ -3,14 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from ...errors import DataError
 from ...tasks import SegmentationTask
-from ...transforms import Header, check_affine, check_values, explain, read_header, read_volume
+from ...transforms import (
+    Header,
+    check_affine,
+    check_values,
+    explain,
+    read_header,
+    read_volume,
+    same_grid,
+    whole_numbers,
+)
+from ...transforms.grids import SLANTED_DEGREES
 from ..cases import Case, images_of
 from ..problems import attempt, settle
 
@@ -24,6 +35,8 @@ __all__ = [
     "check_mask",
     "explain",
     "read_image",
+    "tell_outside",
+    "tell_slants",
     "usable_cases",
 ]
 
@@ -50,8 +63,11 @@ def check_header(path: str, *, channels: int = 1) -> Header:
     return header
 
 
-def check_channels(case: Case, channels: int) -> None:
+def check_channels(case: Case, channels: int) -> Header:
     """Refuse a case whose files are not of ``channels`` on one grid, by their headers.
+
+    Returns:
+        the header of the first file.
 
     Raises:
         DataError: naming the file, the value and the remedy.
@@ -69,11 +85,8 @@ def check_channels(case: Case, channels: int) -> None:
             "<case>_0001, ..., or save them as one four-dimensional file"
         )
     for file, other in zip(files[1:], headers[1:], strict=True):
-        if other.shape != first.shape or not np.allclose(other.affine, first.affine, atol=1e-2):
-            raise DataError(
-                f"{file} {other.shape} and {files[0]} {first.shape} do not share one grid (shape or affine differ); "
-                "resample one onto the other"
-            )
+        _same_grid(file, other, files[0], first, "resample one onto the other")
+    return first
 
 
 def read_image(path: str, *, channels: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -90,17 +103,24 @@ def read_image(path: str, *, channels: int = 1) -> tuple[np.ndarray, np.ndarray]
 
 
 def check_grid(image: str, label: str) -> None:
-    """Refuse a map that is not on the grid of its image, by their headers.
+    """Refuse a map that is not on the grid of its image, in whatever order of axes, by their headers.
 
     Raises:
         DataError: naming both files and the remedy.
     """
-    theirs, volume = check_header(label), read_header(image)
-    if theirs.shape != volume.shape[:3] or not np.allclose(theirs.affine, volume.affine, atol=1e-2):
-        raise DataError(
-            f"{label} {theirs.shape} and {image} {volume.shape[:3]} do not share one grid "
-            "(shape or affine differ); resample the map onto the image"
-        )
+    _same_grid(label, check_header(label), image, read_header(image), "resample the map onto the image")
+
+
+def _same_grid(file: str, header: Header, onto: str, other: Header, remedy: str) -> None:
+    same_grid(
+        file,
+        header.shape,
+        header.affine,
+        onto=onto,
+        onto_shape=other.shape,
+        onto_affine=other.affine,
+        remedy=remedy,
+    )
 
 
 def check_label(case: Case, task: SegmentationTask) -> np.ndarray:
@@ -114,7 +134,7 @@ def check_label(case: Case, task: SegmentationTask) -> np.ndarray:
     """
     path = case["label"]
     check_grid(images_of(case)[0], path)
-    found = np.unique(read_image(path)[0])
+    found = np.unique(whole_numbers(read_image(path)[0], path))
     check_label_values(path, found.tolist(), task)
     return found
 
@@ -129,8 +149,49 @@ def check_label_values(path: str, found: Iterable[float], task: SegmentationTask
     if outside:
         named = ", ".join(f"{value:g}" for value in outside[:5])
         raise DataError(
-            f"{path} holds the values {named}, but the classes are {dict(enumerate(task.labels))}; renumber the label, "
+            f"{path} holds the values {named}, but the classes are {task.by_value}; renumber the label, "
             "list its classes with --labels, or leave a value out with --ignore_label"
+        )
+
+
+def tell_outside(lost: Mapping[str, Mapping[int, int]], task: SegmentationTask) -> None:
+    """Say which label maps mark voxels outside the box around what is not 0 in their images: nothing is kept of them.
+
+    Args:
+        lost: voxels of each value, by the name of the case.
+        task: whose classes these are.
+    """
+    counted = {
+        case: {value: count for value, count in counts.items() if value != task.ignore_label}
+        for case, counts in lost.items()
+    }
+    told = [
+        f"{case} ({', '.join(f'{count:,} of {task.by_value.get(value, value)}' for value, count in counts.items())})"
+        for case, counts in counted.items()
+        if counts
+    ]
+    if told:
+        named = ", ".join(told[:5]) + (", ..." if len(told) > 5 else "")
+        tqdm.write(
+            f"note: {len(told)} of {len(lost)} labels mark voxels outside the box around what is not 0 in the image, "
+            f"which are cut off and count nowhere: {named}; look whether image and label belong together"
+        )
+
+
+def tell_slants(slants: Mapping[str, float], *, total: int) -> None:
+    """Say which volumes have axes that are not at right angles.
+
+    Args:
+        slants: in degrees, by file.
+        total: volumes that were looked at.
+    """
+    slanted = {file: slant for file, slant in slants.items() if slant > SLANTED_DEGREES}
+    if slanted:
+        most = max(slanted, key=lambda file: slanted[file])
+        tqdm.write(
+            f"note: {len(slanted):,} of {total:,} volumes have axes that are not at right angles, as of a tilted "
+            f"gantry, by up to {slanted[most]:.1f} degrees ({most}); each voxel keeps its place, but the network "
+            "sees them slanted. Resample them to right angles if it should not"
         )
 
 
@@ -162,7 +223,7 @@ def check_mask(image: str, mask: str) -> None:
         DataError: naming the file, the value and the remedy.
     """
     check_grid(image, mask)
-    values, _ = read_image(mask)
+    values = whole_numbers(read_image(mask)[0], mask)
     other = [value for value in np.unique(values).tolist() if value not in (0, 1)]
     if other:
         named = ", ".join(f"{value:g}" for value in other[:5])

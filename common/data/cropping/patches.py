@@ -14,7 +14,7 @@ from ...errors import DataError
 from ...tasks import SegmentationTask
 from ...views import SpatialCrop, reading_stream
 from ..cases import LABEL, Case, case_name, images_of
-from ..checking.checks import check_label_values
+from ..checking.checks import check_label_values, tell_outside
 from ..preparing.settings import StoreSettings
 from ..problems import settle
 from ..storing.store import VolumeStore
@@ -110,6 +110,7 @@ def _usable(
     volumes, _ = store.prepare(cases, num_workers=num_workers, strict=strict)
     by_source = {volume.source: volume for volume in volumes}
     good, problems, empty = [], [], []
+    lost: dict[str, Mapping[int, int]] = {}
     for case in cases:
         volume = by_source.get(images_of(case)[0])
         if volume is None:
@@ -120,6 +121,7 @@ def _usable(
             problems.append(error)
             continue
         good.append(volume)
+        lost[case_name(case)] = volume.outside
         if not any(value in volume.values for own in task.values for value in own):
             empty.append(case_name(case))
     settle(problems, len(good), strict=strict)
@@ -128,6 +130,7 @@ def _usable(
             f"none of the {len(good)} labels marks a voxel of {', '.join(task.names)} (the first is that of "
             f"{empty[0]}); look at them, or correct --labels"
         )
+    tell_outside(lost, task)
     if empty:
         named = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         tqdm.write(f"note: {len(empty)} of {len(good)} labels mark nothing ({named}); they are used as background")

@@ -7,7 +7,7 @@ import json
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,58 +15,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
-from ...tasks import SegmentationTask
 from ...transforms import ENDINGS, without_ending
 from ..cases import Case, case_name
 from .datalists import channel_cases, read_datalist
+from .descriptions import described_cases
 from .folders import LABELLED, existing_folder, volumes_in
 from .tables import read_table
 
-__all__ = ["add_columns", "labelled_lists", "segmentation_task", "split_cases"]
-
-
-def segmentation_task(
-    labels: Sequence[str] | str, *, regions: Mapping[str, Sequence[int]] | None = None, ignore_label: int | None = None
-) -> SegmentationTask:
-    """Build the task from names, or from a ``dataset.json`` of nnU-Net or of the Medical Segmentation Decathlon.
-
-    Args:
-        labels: names of the classes, background first; or the path of a ``dataset.json``, from which also regions and
-            the ignored label are taken unless they are given.
-        regions: sets of label values, by name.
-        ignore_label: value of voxels without a verdict.
-
-    Raises:
-        SettingsError: if the file does not say its labels, or the task makes no sense.
-    """
-    if not isinstance(labels, str) or not labels.endswith(".json"):
-        return SegmentationTask(labels, regions, ignore_label)
-    try:
-        content = json.loads(Path(labels).expanduser().read_text("utf-8"))["labels"]
-        pairs = dict(content.items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"labels is {labels}, which cannot be read as a dataset.json ({error!r})") from error
-    names: dict[int, str] = {}
-    found: dict[str, list[int]] = {}  # in the order of the file, as nnU-Net's regions
-    for key, value in pairs.items():
-        if key == "ignore":
-            ignore_label = int(value) if ignore_label is None else ignore_label
-        elif isinstance(value, str):  # Decathlon: value -> name
-            names[int(key)] = value
-        elif isinstance(value, list):
-            found[key] = [int(one) for one in value]
-        else:
-            names[int(value)] = key
-            if value:
-                found[key] = [int(value)]
-    if not any(isinstance(value, list) for value in pairs.values()):
-        found = {}
-    for value in [value for values in found.values() for value in values]:
-        names.setdefault(value, f"label {value}")
-    missing = sorted(set(range(max(names, default=0) + 1)) - names.keys())
-    if missing:
-        raise SettingsError(f"{labels} names no label for the value {missing[0]}; values must go up by one from 0")
-    return SegmentationTask([names[value] for value in sorted(names)], regions or found or None, ignore_label)
+__all__ = ["add_columns", "labelled_lists", "split_cases"]
 
 
 def labelled_lists(
@@ -86,8 +42,8 @@ def labelled_lists(
 
     Args:
         dataset_dir: folder with ``images`` and ``labels`` holding files of the same name; an nnU-Net raw folder
-            (``imagesTr/<case>_0000.nii.gz``, ``labelsTr/<case>.nii.gz``); or a Decathlon task folder with its
-            ``dataset.json``.
+            (``imagesTr/<case>_0000.nii.gz``, ``labelsTr/<case>.nii.gz``, or the files that its ``dataset.json`` lists
+            under ``dataset``); or a Decathlon task folder with its ``dataset.json``.
         datalist: MONAI datalist JSON to use instead; also a Decathlon ``dataset.json``. A validation list in it is
             used as it is.
         channels: images of a case; None, where only labels are read, finds it by the names.
@@ -284,6 +240,8 @@ def _given_split(cases: Sequence[Case], splits: str, fold: int) -> dict[str, lis
 
 
 def _pairs(folder: Path, channels: int | None) -> list[Case]:
+    if (listed := described_cases(folder)) is not None:
+        return listed
     for images, labels in LABELLED:
         if (folder / images).is_dir():
             cases = _with_labels([path.absolute() for path in volumes_in(folder / images)], folder / labels, channels)

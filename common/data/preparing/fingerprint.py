@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd
+from monai.transforms import Compose
 from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
 from ...files import write_json
-from ...transforms import SliceAxisFirstd, load_volumes, nonzero
+from ...transforms.preprocessing import cropped_volumes
 from ...weights.transfer import origin_receipt
 from ..cases import LABEL, Case, images_of
 from ..checking.checks import check_channels, check_grid, explain
@@ -55,7 +55,12 @@ def target_spacing(spacings_mm: Sequence[Sequence[float]], shapes: Sequence[Sequ
 
 
 def fingerprint(
-    cases: Sequence[Case], *, channels: int = 1, reorient: bool = True, cache_dir: str | None = None
+    cases: Sequence[Case],
+    *,
+    channels: int = 1,
+    reorient: bool = True,
+    ignore_label: int | None = None,
+    cache_dir: str | None = None,
 ) -> dict[str, Any]:
     """Read every training case once and gather spacings, sizes and foreground intensities.
 
@@ -63,6 +68,7 @@ def fingerprint(
         cases: with ``image`` and ``label``.
         channels: of an image.
         reorient: as in the preprocessing, whose axes the figures are for.
+        ignore_label: value of voxels without a verdict, which are no foreground.
         cache_dir: where the result is kept, to be read again for the same files.
 
     Returns:
@@ -72,7 +78,7 @@ def fingerprint(
     Raises:
         DataError: if no case can be read.
     """
-    identity: list[object] = [channels, reorient]
+    identity: list[object] = [channels, reorient, ignore_label]
     for case in cases:
         for file in (*images_of(case), case[LABEL]):
             if Path(file).is_file():
@@ -82,14 +88,7 @@ def fingerprint(
     kept = Path(cache_dir or tempfile.gettempdir()) / f"fingerprint-{digest}.json"
     if cache_dir and kept.is_file():
         return dict(json.loads(kept.read_text("utf-8")))
-    chain = Compose(
-        [
-            load_volumes(["image", LABEL]),
-            EnsureChannelFirstd(["image", LABEL]),
-            SliceAxisFirstd(["image", LABEL], reorient=reorient),
-            CropForegroundd(["image", LABEL], source_key="image", select_fn=nonzero, allow_smaller=True),
-        ]
-    )
+    chain = Compose(cropped_volumes(["image", LABEL], reorient=reorient, channels=channels))
     spacings, shapes = [], []
     samples: list[list[np.ndarray]] = [[] for _ in range(channels)]
     problems: list[DataError] = []
@@ -108,7 +107,8 @@ def fingerprint(
         image = data["image"]
         spacings.append([float(value) for value in image.pixdim])
         shapes.append([int(side) for side in image.shape[1:]])
-        inside = np.flatnonzero(data[LABEL].as_tensor()[0].numpy() > 0)
+        labels = data[LABEL].as_tensor()[0].numpy()
+        inside = np.flatnonzero((labels > 0) & (labels != ignore_label))
         if len(inside):
             chosen = rng.choice(inside, _SAMPLES)  # with replacement, as nnU-Net
             for channel, values in zip(samples, image.as_tensor().float().numpy(), strict=True):
@@ -151,6 +151,7 @@ def preprocessing_settings(
     normalization: str | Sequence[str] = "zscore",
     channels: int = 1,
     reorient: bool = True,
+    ignore_label: int | None = None,
     pretrained: str = "",
     cache_dir: str | None = None,
 ) -> dict[str, Any]:
@@ -164,6 +165,7 @@ def preprocessing_settings(
             foreground of these cases) or ``none``; one for all channels or one for each.
         channels: of an image.
         reorient: canonical axes, or each file's own.
+        ignore_label: value of voxels without a verdict, whose intensities count for nothing.
         pretrained: file whose spacing ``pretrained`` means.
         cache_dir: where what was found is kept.
 
@@ -184,7 +186,9 @@ def preprocessing_settings(
     check_spacing(spacing_mm)
     looked: dict[str, Any] = {}
     if spacing_mm == "median" or "ct" in schemes:
-        looked = fingerprint(cases, channels=channels, reorient=reorient, cache_dir=cache_dir)
+        looked = fingerprint(
+            cases, channels=channels, reorient=reorient, ignore_label=ignore_label, cache_dir=cache_dir
+        )
     resolved: list[Any] = list(schemes)
     if "ct" in schemes:
         resolved = [*schemes] * (channels if len(schemes) == 1 else 1)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ...errors import DataError, causes
-from ...transforms import explain, volume_preprocessing
+from ...transforms import OUTSIDE, explain, volume_preprocessing
+from ...transforms.grids import SLANTED_DEGREES, slant_degrees
 from ..cases import LABEL, Case, images_of, inverted_of, masks_of
 from ..checking.checks import check_channels, check_grid, check_mask
 from .settings import StoreSettings
@@ -27,7 +28,7 @@ class PreparedVolume:
     Attributes:
         voxels: ``(D, H, W)`` of one channel, ``(C, D, H, W)`` of several.
         masks: by name, whole numbers ``(D, H, W)``.
-        about: geometry, in millimetres where it says so, and the files that it was made from.
+        about: geometry, in millimetres where it says so, the files that it was made from, and what is odd.
     """
 
     voxels: np.ndarray
@@ -68,7 +69,8 @@ def prepare_volume(case: Case, settings: StoreSettings) -> PreparedVolume:
     if settings.dtype == "float16" and max(values.max(), -values.min()) > _LARGEST:
         raise DataError(f"{image} has intensities beyond {_LARGEST:g}, which float16 cannot hold; use float32")
     voxels = values.astype(settings.dtype)
-    marks = {name: _whole_numbers(prepared[name].as_tensor()[0].numpy(), case[name]) for name in masks}
+    slant = slant_degrees(volume.affine.numpy())
+    marks = {name: prepared[name].as_tensor()[0].numpy() for name in masks}
     return PreparedVolume(
         voxels[0] if len(voxels) == 1 else voxels,
         {name: 1 - mask if name in inverted else mask for name, mask in marks.items()},
@@ -81,16 +83,10 @@ def prepare_volume(case: Case, settings: StoreSettings) -> PreparedVolume:
                 "shape": [int(n) for n in volume.meta["spatial_shape"]][:3],
             },
             "channels": sources[1:],
+            "outside": prepared[LABEL].meta[OUTSIDE] if LABEL in masks else {},
+            "slant_degrees": round(slant, 3) if slant > SLANTED_DEGREES else 0,
         },
     )
-
-
-def _whole_numbers(marks: np.ndarray, file: str) -> np.ndarray:
-    """Return an integer map in the smallest type that holds it."""
-    if not np.isfinite(marks).all() or (marks != np.round(marks)).any() or marks.min() < 0 or marks.max() > 32767:
-        odd = marks[~np.isfinite(marks) | (marks != np.round(marks)) | (marks < 0) | (marks > 32767)]
-        raise DataError(f"{file} holds the value {odd.flat[0]:g}; labels are whole numbers from 0, correct the file")
-    return marks.astype(np.uint8 if marks.max() < 256 else np.int16)
 
 
 def _root_cause(error: BaseException) -> Exception:

@@ -20,6 +20,7 @@ from ..preparing.settings import StoreSettings
 __all__ = ["Naming", "Seen", "meta_digest", "stored_file"]
 
 _NAMING = 1  # of files; raise when the same settings begin to give other voxels
+_LABELS = 2  # the same of label maps: 1 had holes between classes
 _FILE = re.compile(
     rf"(.*-[0-9a-f]{{20}})(\.json|\.crc|(?:\.(?:{'|'.join((*MASKS, LABEL))}))?\.b2nd|(?:\.{ANATOMY})?\.voxels\.npy)",
     re.DOTALL,
@@ -65,6 +66,7 @@ class Naming:
                 except (OSError, ValueError) as error:  # ValueError: no name that a file could have
                     raise explain(file, error) from error
                 identity += [source, status.st_size, status.st_mtime_ns] + ([key] if key != "image" else [])
+                identity += [_LABELS] if key == LABEL else []
                 identity += [{"files": others}] if others else []
         inverted = inverted_of(case)
         identity += [{"inverted": inverted}] if inverted else []
@@ -74,7 +76,8 @@ class Naming:
 
     def key(self, cases: Sequence[Case]) -> str:
         """Return a digest of a list of cases, whatever their files hold."""
-        digest = hashlib.sha256(json.dumps([_NAMING, self._described]).encode())
+        labelled = [_LABELS] if any(LABEL in case for case in cases) else []
+        digest = hashlib.sha256(json.dumps([_NAMING, *labelled, self._described]).encode())
         for case in cases:
             parts = [*images_of(case), *(f"{name}\0{case[name]}" for name in masks_of(case)), *inverted_of(case), ""]
             digest.update("\0\0".join(parts).encode(errors="surrogatepass"))

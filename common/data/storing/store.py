@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from ...errors import DataError
 from ..cases import ANATOMY, LABEL, Case, images_of, inverted_of
+from ..checking.checks import tell_slants
 from ..preparing.estimates import DiskEstimate
 from ..preparing.filling import each
 from ..preparing.settings import StoreSettings
@@ -55,6 +56,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _LAYOUT = 2  # of the JSON: 1 had neither checksums nor voxels of the anatomy mask; both are read
+_ODD = ("outside", "slant_degrees")  # what few volumes have, and is told
 _STALE_SECONDS = 24 * 3600
 _THREADS, _FEW = 16, 2000  # waiting for a file system, if there are more files than these
 
@@ -209,6 +211,7 @@ class VolumeStore:
         if not check_sources and known is not None and all(_in_threads(self._whole, known.rows())):
             problems = [DataError(problem) for problem in known.problems]
             settle(problems, len(known), strict=strict)
+            _tell_slants(list(known.rows()))
             return known, problems
         seen = Seen()
         names = _in_threads(lambda case: _tried(lambda: self._naming.name(case, seen)), cases)
@@ -231,6 +234,7 @@ class VolumeStore:
         usable = [row for name in names if isinstance(name, str) and (row := rows[name]) is not None]
         problems = [found[image] for image in dict.fromkeys(images_of(case)[0] for case in cases) if image in found]
         settle(problems, len(usable), strict=strict)
+        _tell_slants(usable)
         return self._catalogues.write(key, usable, problems), problems
 
     def _fill(
@@ -264,7 +268,9 @@ class VolumeStore:
                 tqdm.write(f"{self.root / name}: its JSON is damaged, so the volume is prepared anew")
                 return None
             sizes = {"": meta["bytes"]} | meta.get("masks", {})
+            odd = {key: meta[key] for key in _ODD if meta.get(key)}
             row = [name, meta["shape"], source, sizes, meta.get("values", {}), meta.get("places", {})]
+            row += [odd] if odd else []
             packed = json.dumps(row, separators=(",", ":")).encode()
             whole = not later and self._whole(packed) and all(side > 0 for side in volume_of(packed, self.root).shape)
         # whatever else its JSON holds was not written here
@@ -279,7 +285,7 @@ class VolumeStore:
 
     def _whole(self, row: bytes) -> bool:
         """Return whether the files of a volume are there in their sizes."""
-        name, _, _, sizes, _, places = json.loads(row)
+        name, _, _, sizes, _, places = json.loads(row)[:6]
         base = os.path.join(self.root, name.removesuffix(".b2nd"))
         try:
             for mask, size in sizes.items():
@@ -309,6 +315,12 @@ class VolumeStore:
             with contextlib.suppress(OSError):
                 if time.time() - os.stat(path).st_mtime > _STALE_SECONDS:
                     os.unlink(path)
+
+
+def _tell_slants(rows: Sequence[bytes]) -> None:
+    """Say which volumes have axes that are not at right angles; rows of a table."""
+    slanted = [volume_of(row, Path()) for row in rows if b'"slant_degrees"' in row]
+    tell_slants({volume.source: volume.slant_degrees for volume in slanted}, total=len(rows))
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -26,6 +26,8 @@ class StoredVolume:
         masks: names of the masks that are stored with it; a ``label`` map is one of them.
         values: of the label map, with their number of voxels.
         places: for each of these values, which rows of the table of voxels are of it.
+        outside: voxels of each value that the label map marks outside of what was kept of the image.
+        slant_degrees: by which the angle between two axes of the file differs from a right one.
     """
 
     path: str
@@ -34,6 +36,8 @@ class StoredVolume:
     masks: tuple[str, ...] = ()
     values: Mapping[int, int] = field(default_factory=dict)
     places: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    outside: Mapping[int, int] = field(default_factory=dict)
+    slant_degrees: float = 0.0
 
     def read(self, start: Sequence[int], stop: Sequence[int], *, mask: str | None = None) -> np.ndarray:
         """Return the region from ``start`` to ``stop`` of the volume or one of its masks.

@@ -96,8 +96,12 @@ class VolumeTable(Sequence[StoredVolume]):
 
 
 def volume_of(row: bytes, root: Path) -> StoredVolume:
-    """Return the volume that a row of a table describes: name, shape, source, sizes, label values and their places."""
-    name, shape, source, sizes, values, places = json.loads(row)
+    """Return the volume that a row of a table describes.
+
+    A row is a list of name, shape, source, sizes, label values and their places; and, of few volumes, what is odd.
+    """
+    name, shape, source, sizes, values, places, *odd = json.loads(row)
+    more = odd[0] if odd else {}
     return StoredVolume(
         os.path.join(root, name),
         (shape[0], shape[1], shape[2]),
@@ -105,6 +109,8 @@ def volume_of(row: bytes, root: Path) -> StoredVolume:
         tuple(key for key in sizes if key),  # the array's own size is under no name
         {int(value): count for value, count in values.items()},
         {int(value): (span[0], span[1]) for value, span in places.items()},
+        {int(value): count for value, count in more.get("outside", {}).items()},
+        float(more.get("slant_degrees", 0)),
     )
 
 
