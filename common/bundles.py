@@ -24,8 +24,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import yaml
-
 from .errors import SettingsError, end_in_a_sentence
 
 __all__ = [
@@ -46,7 +44,6 @@ FOLDER = Path(__file__).parent / "configs"
 # modules that run a bundle for a user: MONAI's command line, and MONAI Label, whose viewers show the last lines
 _ENTRIES = ("monai.bundle.__main__", "monailabel.interfaces.utils.app")
 _LONGEST_LINK = 1000
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def check_link(path: str | Path) -> Path:
@@ -78,7 +75,12 @@ def check_links(bundle: Path) -> None:
 
 def _read(path: Path) -> dict[str, Any]:
     text = check_link(path).read_text("utf-8")
-    content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _LOADER)
+    if path.suffix == ".json":
+        content = json.loads(text)
+    else:
+        import yaml  # which bundles that are exported do without
+
+        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     if not isinstance(content, dict):
         raise SettingsError(f"{path} holds no names with values; restore the file")
     return content

@@ -54,12 +54,13 @@ SCHEMA = ROOT / "tests" / "bundles" / "meta_schema_20240725.json"
 IMPORTED_AS = {"pytorch-ignite": "ignite", "scikit-image": "skimage", "scikit-learn": "sklearn", "pynrrd": "nrrd"}
 # imported inside functions, which say what to install: --tuning lora, and fetching published weights with tools/
 # ... and inside a MONAI Label server, which brings it
-# ... DICOM series, BIDS names, Dask
+# ... DICOM series, BIDS names, Dask; the configs of the repository
 ON_REQUEST = {"peft", "huggingface_hub", "filelock", "starlette"} | {
     "pydicom",
     "highdicom",
     "bids_validator",
     "dask",
+    "yaml",
 }
 # what MONAI itself asks for: its command line, and the handler that configs name without its module
 OF_MONAI = {"fire", "tensorboard"}
