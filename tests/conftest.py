@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
+from .starts import python
 
 ROOT = Path(__file__).resolve().parent.parent
 BUNDLES = sorted(path.name for path in (ROOT / "bundles").iterdir() if (path / "configs" / "metadata.json").exists())
@@ -55,6 +57,11 @@ def small_settings(bundle: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _threads() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _spawned_quickly() -> None:
+    multiprocessing.set_executable(python())
 
 
 def write_volume(path: Path, values: np.ndarray, *, spacing: float = 1.0) -> Path:
@@ -103,7 +110,7 @@ def command(bundle: str, config: str, *arguments: str | Path) -> list[str]:
     else:
         narrow = [*NETWORK[bundle], "--patch_size", "[16,16,16]", "--num_workers", "0"]
     base = ["-m", "monai.bundle", "run", "--config_file", f"{root}/configs/{config}.yaml", "--bundle_root", root]
-    return [sys.executable, "-W", "ignore", *base, *narrow, *map(str, arguments)]
+    return [python(), "-W", "ignore", *base, *narrow, *map(str, arguments)]
 
 
 def run(bundle: str, config: str, *arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:

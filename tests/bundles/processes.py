@@ -29,6 +29,7 @@ from common.processes import leave_processes
 from common.weights import read_checkpoint
 
 from ..conftest import ROOT
+from ..starts import python
 
 __all__ = ["Job", "distance", "free_port", "run_here", "run_in_processes", "torchrun"]
 
@@ -100,10 +101,19 @@ class Job:
         return [part.returncode for part in self.parts], self.said()
 
 
-def torchrun(line: list[str], overlay: str, *, machines: int = 1, options: Sequence[str] = (), **more: str) -> Job:
+def torchrun(
+    line: list[str],
+    overlay: str,
+    *,
+    machines: int = 1,
+    options: Sequence[str] = (),
+    started: bool = False,
+    **more: str,
+) -> Job:
     """Start a command line of one process with torchrun: two processes on one machine, or one on each of two.
 
-    The agents of two machines meet over the network as they would between machines.
+    The agents of two machines meet over the network as they would between machines. Processes that a test reaches for,
+    with :meth:`Job.process`, have to be really started.
     """
     line = line[line.index("-m") :]
     at = line.index("--config_file") + 1
@@ -112,7 +122,8 @@ def torchrun(line: list[str], overlay: str, *, machines: int = 1, options: Seque
     if machines == 2:
         place = ["--nnodes", "2", "--nproc_per_node", "1", "--rdzv_backend", "c10d"]
         place += ["--rdzv_id", "test", "--rdzv_endpoint", f"127.0.0.1:{free_port()}"]
-    start = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", *place, *options, *line]
+    interpreter = sys.executable if started else python()
+    start = [interpreter, "-W", "ignore", "-m", "torch.distributed.run", *place, *options, *line]
     return Job([start] * machines, more)
 
 

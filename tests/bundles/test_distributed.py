@@ -96,7 +96,7 @@ def alone(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_machines_lose_a_process_and_the_same_command_goes_on(alone: Path, scans: Path, tmp_path: Path) -> None:
     line = command(RESENC, "pretrain", *pretraining(tmp_path, scans, epochs=4), *PLAIN)
-    job = torchrun(line, "multi_gpu", machines=2)
+    job = torchrun(line, "multi_gpu", machines=2, started=True)
     victim = job.process(rank=1)
     job.wait_until((tmp_path / STATE).exists)
     victim.kill()
@@ -116,7 +116,11 @@ def test_two_machines_lose_a_process_and_the_same_command_goes_on(alone: Path, s
 def test_a_restarted_run_goes_on_by_itself(machines: int, alone: Path, scans: Path, tmp_path: Path) -> None:
     line = command(RESENC, "pretrain", *pretraining(tmp_path, scans, epochs=4), *PLAIN)
     job = torchrun(
-        *(line, "multi_gpu"), machines=machines, options=["--max_restarts", "3"], TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"
+        *(line, "multi_gpu"),
+        machines=machines,
+        options=["--max_restarts", "3"],
+        started=True,
+        TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1",
     )
     victim = job.process(rank=0)
     job.wait_until((tmp_path / STATE).exists)
@@ -144,7 +148,7 @@ def test_restarts_that_would_hang_are_refused(
 @pytest.mark.slow
 def test_a_process_that_stands_still_ends_the_run(scans: Path, tmp_path: Path) -> None:
     line = command(RESENC, "pretrain", *pretraining(tmp_path, scans, epochs=1000), "--timeout_minutes", "0.1")
-    job = torchrun(line, "multi_gpu")
+    job = torchrun(line, "multi_gpu", started=True)
     victim = job.process(rank=1)
     job.wait_until((tmp_path / STATE).exists)
     victim.suspend()
@@ -165,7 +169,7 @@ def test_a_fine_tuning_that_lost_a_process_goes_on(labelled: Path, tmp_path: Pat
         return command(RESENC, "train", *own, *places)
 
     assert torchrun(line("whole"), "multi_gpu_train", machines=2).end()[0] == [0, 0]
-    job = torchrun(line("cut"), "multi_gpu_train", machines=2)
+    job = torchrun(line("cut"), "multi_gpu_train", machines=2, started=True)
     victim = job.process(rank=1)
     job.wait_until((tmp_path / "cut" / "models" / "finetuning_state.pt").exists)
     victim.kill()

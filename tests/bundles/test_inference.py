@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from common.networks import Ensemble, ResEncUNet
 from common.weights import trained_network, trained_settings, write_checkpoint
 
 from ..conftest import BUNDLES, ROOT, run
+from ..starts import python
 
 LABELS = ["background", "a", "b"]
 SMALL = {"features_per_stage": [4, 8], "blocks_per_stage": [1, 1], "patch_size": [8, 8, 8]}
@@ -334,7 +334,7 @@ def test_settings_come_from_the_model(tmp_path: Path) -> None:
     told = {name: parser.get_parsed_content(name) for name in ("labels", "spacing_mm", "normalization", *SMALL)}
     assert told == {"labels": LABELS, "spacing_mm": [2.0, 1.0, 1.0], "normalization": ["none"], **SMALL}
     assert parser.get_parsed_content("channels") == 1, "what it does not say is as published"
-    line = [sys.executable, "-m", "monai.bundle", "run", "--config_file", "bundles/mae_resenc_l/configs/inference.yaml"]
+    line = [python(), "-m", "monai.bundle", "run", "--config_file", "bundles/mae_resenc_l/configs/inference.yaml"]
     places = ["--bundle_root", "bundles/mae_resenc_l", "--dataset_dir", tmp_path, "--output_dir", tmp_path / "out"]
     result = subprocess.run(
         [*line, *map(str, places), "--model", str(path), "--num_workers", "0", "--pictures", "true"],

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from common.weights import read_checkpoint
 
 from ..conftest import ROOT, WHOLE_CHAIN, command, pretraining, run
+from ..starts import python
 from .processes import torchrun
 
 
@@ -237,7 +237,6 @@ def test_python_callers_keep_their_own_overrides(labelled: Path, tmp_path: Path)
         for i in range(3)
     ]
     program = f"""
-import sys
 from monai.bundle import ConfigWorkflow, run
 settings = dict(from_scratch=True, patch_size=[16, 16, 16], features_per_stage=[4, 8], blocks_per_stage=[1, 1],
     num_workers=0, iterations_per_epoch=2, warmup_epochs=0, val_interval=1, ckpt_dir={str(tmp_path / "models")!r},
@@ -249,7 +248,7 @@ workflow = ConfigWorkflow("bundles/mae_resenc_l/configs/train.yaml", workflow_ty
 workflow.initialize()
 assert workflow.check_properties() == [], workflow.check_properties()
 """
-    result = subprocess.run([sys.executable, "-W", "ignore", "-c", program], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([python(), "-W", "ignore", "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-3000:]
     assert (tmp_path / "models" / "model.pt").exists()
 

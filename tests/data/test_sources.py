@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from common.data.listing.sources import detect, read_source
 from common.errors import DataError, SettingsError
 
 from ..conftest import ROOT, blobs, write_volume
+from ..starts import python
 
 COLUMNS = "image_path,modality,anon_mask_path,anat_mask_path,unique_id,image_quality_score,age,derived_from"
 ROWS = [
@@ -317,7 +317,7 @@ def test_the_whole_table_opens_in_seconds(tmp_path: Path) -> None:
         "print(len(lists['training']), len(lists['validation']), time.perf_counter() - start, "
         "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([python(), "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     training, validation, seconds, kilobytes = map(float, done.stdout.split())
     assert training + validation == 20_000

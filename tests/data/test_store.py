@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from common.transforms import volume_preprocessing
 from common.views import SpatialCrop
 
 from ..conftest import ROOT, blobs, write_volume
+from ..starts import python
 
 
 def cases(folder: Path) -> list[dict[str, str]]:
@@ -121,7 +121,7 @@ def test_a_kill_in_the_middle_loses_nothing_and_a_rerun_goes_on(tmp_path: Path) 
         "import sys; from common.data import *;"
         "VolumeStore(sys.argv[1], StoreSettings(spacing_mm=0.5)).prepare(pretraining_lists(sys.argv[2])['training'])"
     )
-    arguments = [sys.executable, "-c", program, str(tmp_path / "store"), str(tmp_path / "images")]
+    arguments = [python(), "-c", program, str(tmp_path / "store"), str(tmp_path / "images")]
     process = subprocess.Popen(arguments, cwd=ROOT, stderr=subprocess.DEVNULL)
     while len(list((tmp_path / "store").glob("*.json"))) < 3:
         assert process.poll() is None

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from ..conftest import ROOT, blobs, write_volume
+from ..starts import python
 
 BUNDLE = "mae_resenc_l"
 
@@ -108,7 +108,7 @@ def test_its_command_runs_in_a_bundle(
     write_volume(tmp_path / "data" / "case.nii.gz", blobs(0)[0])
     places = {"/data": str(tmp_path / "data"), "/output": str(tmp_path / "output")}
     assert [json.dumps(sorted(places))] == [json.dumps(sorted(json.loads(v))) for v in of(instructions, "VOLUME")]
-    line = [sys.executable, *entry[1:], *(places.get(part, part) for part in command)]
+    line = [python(), *entry[1:], *(places.get(part, part) for part in command)]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(line, cwd=exported(BUNDLE), env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 from pydoc import locate
@@ -28,6 +27,7 @@ from tools.exporting.bundles import export_bundle
 from tools.exporting.new_task import new_task
 
 from ..conftest import BUNDLES, NETWORK, ROOT, WHOLE_CHAIN, blobs, small_settings, write_volume
+from ..starts import python
 
 WORKFLOWS = ["pretrain", "train", "inference", "evaluate", "train_classification", "inference_classification"]
 WORKFLOWS += ["features"]
@@ -192,7 +192,7 @@ def test_every_workflow_runs_unzipped_and_beside_another_bundle(
         plan.append((str(tmp_path / "elsewhere" / bundle), runs(bundle, data, tmp_path / bundle)))
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     (tmp_path / "here").mkdir()
-    command = [sys.executable, "-c", RUN, str(tmp_path / "plan.json")]
+    command = [python(), "-c", RUN, str(tmp_path / "plan.json")]
     done = subprocess.run(command, cwd=tmp_path / "here", env=away(), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert f"code {tmp_path / 'elsewhere' / WHOLE_CHAIN[0]}" in done.stdout
@@ -206,7 +206,7 @@ def test_every_workflow_runs_unzipped_and_beside_another_bundle(
 
 
 def bundle_run(folder: Path, config: str, *arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", config, *map(str, arguments)]
+    command = [python(), "-m", "monai.bundle", "run", "--config_file", config, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=away(), capture_output=True, text=True, timeout=600)
 
 
@@ -242,7 +242,7 @@ def test_other_code_in_the_same_process_is_refused(encoders: dict[str, Path], da
     with open(folder / "scripts" / "errors.py", "a") as stream:
         stream.write("# changed\n")
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    command = [sys.executable, "-c", RUN, str(tmp_path / "plan.json")]
+    command = [python(), "-c", RUN, str(tmp_path / "plan.json")]
     done = subprocess.run(command, cwd=tmp_path, env=away(), capture_output=True, text=True, timeout=600)
     assert done.returncode != 0
     assert f"has loaded the code of {tmp_path / 'dist' / WHOLE_CHAIN[0]}" in done.stderr

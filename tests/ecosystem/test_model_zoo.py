@@ -46,6 +46,7 @@ from common.weights import read_checkpoint, write_checkpoint
 from tools.exporting.distribution import write_bundle
 
 from ..conftest import BUNDLES, ROOT, WHOLE_CHAIN, blobs, write_volume
+from ..starts import python
 from .conftest import PATCH, code_of, narrow_settings, write_encoder
 
 Export = Callable[[str], Path]
@@ -473,7 +474,7 @@ def test_a_model_of_another_bundle_is_refused(tmp_path: Path) -> None:
 def monai_bundle(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"TMPDIR": str(cwd)}
     environment = kept | ({"PYTHONPATH": str(path)} if path else {})
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", *arguments]
+    command = [python(), "-W", "ignore", "-m", "monai.bundle", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
 
 

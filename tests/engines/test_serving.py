@@ -19,6 +19,7 @@ from common.engines import GaussianSlidingWindow, ModelPreprocessing
 from common.transforms import KeepLargestComponentd, RestoreSegmentationd, SaveProbabilitiesd, volume_preprocessing
 
 from ..conftest import ROOT, blobs, write_volume
+from ..starts import python
 
 
 @pytest.fixture
@@ -104,5 +105,5 @@ from common.transforms import RestoreSegmentationd
 task = segmentation_task(["background", "bright"])
 print(tuple(RestoreSegmentationd("pred", transform=chain, task=task)(data)["pred"].shape))
 """
-    done = subprocess.run([sys.executable, "-c", program, str(file)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([python(), "-c", program, str(file)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ["(1, 24, 28, 26)"], done.stderr[-2000:]

@@ -6,12 +6,12 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from ..starts import python
 from . import golden
 
 CELLS = sorted(path.stem for path in Path(__file__).parent.glob("*.json"))
@@ -49,7 +49,7 @@ def test_the_command_takes_any_recording_and_fails_on_a_miss(tmp_path: Path) -> 
     for file, content in zip(files, (recording, wrong), strict=True):
         file.write_text(json.dumps(content))
     result = subprocess.run(
-        [sys.executable, "-m", "tests.parity.golden", *map(str, files)],
+        [python(), "-m", "tests.parity.golden", *map(str, files)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,

@@ -5,7 +5,6 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from tools.studies import execution, scheduling
 from tools.studies.reading import read_study
 
 from ..conftest import ROOT, write_volume
+from ..starts import python
 from .encoders import LABELS, textured, train, write_task
 
 SMALL: dict[str, Any] = {"patch_size": [24, 24, 24], "resamples": 300, "bundles": "none"}
@@ -493,7 +493,7 @@ def test_weights_that_do_not_fit_are_left_out_and_told(task_folder: Path, traine
 @pytest.mark.slow
 def test_the_whole_way_as_a_user_goes_it(task_folder: Path, trained: list[Path], tmp_path: Path) -> None:
     """Probes and real fine-tunings from the command line; cut once, it goes on."""
-    command = [sys.executable, "-W", "ignore", "tools/choose.py", "--data", str(task_folder)]
+    command = [python(), "-W", "ignore", "tools/choose.py", "--data", str(task_folder)]
     command += ["--labels", str(LABELS), "--weights", named(trained), "--bundles", "none", "--output", str(tmp_path)]
     command += ["--patch_size", "[16,16,16]", "--epochs", "2", "--iterations_per_epoch", "10", "--lr", "0.05"]
     command += ["--seeds", "1", "--num_workers", "0"]

@@ -28,6 +28,7 @@ from tools.studies.reading import read_study
 from tools.studies.scheduling import ELSEWHERE, Place, places, run_pieces, shard_of
 
 from ..conftest import ROOT, blobs, write_volume
+from ..starts import python
 
 NARROW: dict[str, Any] = {
     "settings": {"patch_size": [16, 16, 16], "epochs": 1, "iterations_per_epoch": 2, "num_workers": 0},
@@ -382,7 +383,7 @@ def test_a_card_is_proposed_and_not_written_over(task: Path, capsys: pytest.Capt
 
 
 def study_py(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "study.py"), *map(str, arguments)]
+    command = [python(), "-W", "ignore", str(ROOT / "tools" / "study.py"), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600)
     if check:
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]
@@ -392,7 +393,7 @@ def study_py(*arguments: str | Path, check: bool = True) -> subprocess.Completed
 def test_a_whole_study_is_killed_goes_on_and_is_reported(task: Path) -> None:
     file = written(task.parent, arms={**TWO, "bad": {"bundle": "mae_resenc_l", "weights": str(task / "bad.pt")}})
     (task / "bad.pt").write_bytes(b"no checkpoint")
-    command = [sys.executable, str(ROOT / "tools" / "study.py"), "run", str(file)]
+    command = [sys.executable, str(ROOT / "tools" / "study.py"), "run", str(file)]  # a group that can be killed
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(task.parent.glob("study/pretraining/*/*/*/result.json")):
@@ -423,7 +424,7 @@ def test_a_whole_study_is_killed_goes_on_and_is_reported(task: Path) -> None:
         assert float(dice or "nan") == pytest.approx(found["cases"][case]["scores"]["ball"]["dice"], nan_ok=True)
     assert not (folder / "trained.json").exists()
     # the config beside the result is complete and trains the same again
-    again = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(folder / "train.json")]
+    again = [python(), "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(folder / "train.json")]
     other = ["--ckpt_dir", str(task.parent / "again"), "--output_dir", str(task.parent / "again")]
     repeated = subprocess.run([*again, *other], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert repeated.returncode == 0, repeated.stderr[-2000:]

@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from common.errors import DataError, SettingsError
 from tools.scoring.evaluate import evaluate
 
 from ..conftest import ROOT, write_volume
+from ..starts import python
 
 
 def cube(value: int = 1, shift: int = 0) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_what_cannot_be_is_refused(pair: tuple[str, str]) -> None:
 
 
 def test_the_command_says_what_failed_and_fails(pair: tuple[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "evaluate.py"), *pair, "--labels", "['background','a','b','c','d']"]
+    command = [python(), str(ROOT / "tools" / "evaluate.py"), *pair, "--labels", "['background','a','b','c','d']"]
     good = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert good.returncode == 0, good.stderr
     assert "mean of classes" in good.stdout

@@ -6,7 +6,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from tools.curves.curve_report import _verdict, curve_table, write_curve
 from tools.curves.label_curve import Curve, _counts
 
 from ..conftest import ROOT
+from ..starts import python
 
 
 def results(gain: float, *, cases: int = 40, seeds: int = 2, noise: float = 0.02, luck: float = 0.0) -> list:
@@ -157,7 +157,7 @@ def test_rates_are_looked_for_beyond_the_end(
 def test_a_whole_tiny_curve(bundle: str, labelled: Path, tmp_path: Path) -> None:
     tiny = ["--epochs", "2", "--iterations_per_epoch", "4", "--pretrain_epochs", "1", "--warmup_epochs", "0"]
     tiny += ["--pretrain_iterations_per_epoch", "2", "--pretrain_val_iterations", "1", "--patch_size", "[16,16,16]"]
-    line = [sys.executable, "-W", "ignore", "tools/label_curve.py", bundle, "--data", str(labelled), *tiny]
+    line = [python(), "-W", "ignore", "tools/label_curve.py", bundle, "--data", str(labelled), *tiny]
     line += ["--labels", "['background','ball']", "--seeds", "1", "--rates", "1", "--output", str(tmp_path / "curve")]
     for cases, pairs in (("1", 1), ("1,all", 2), ("1,all", 2)):
         result = subprocess.run([*line, "--cases", cases], cwd=ROOT, capture_output=True, text=True)

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +21,12 @@ from tools.preparing.filling import prepare, verify
 from tools.preparing.scanning import _columns, _least_middle_most, list_cases, scan
 
 from ..conftest import ROOT, blobs, write_volume
+from ..starts import python
 
 
 def prepare_data(*arguments: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "ignore", str(ROOT / "tools" / "prepare_data.py"), *map(str, arguments)],
+        [python(), "-W", "ignore", str(ROOT / "tools" / "prepare_data.py"), *map(str, arguments)],
         cwd=cwd,
         capture_output=True,
         text=True,

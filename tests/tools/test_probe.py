@@ -4,7 +4,6 @@ from __future__ import annotations
 import csv
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from tools.scoring.feature_map import draw_map
 
 from ..conftest import ROOT, write_volume
 from ..engines.test_features import embed
+from ..starts import python
 
 
 def write_table(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -332,7 +332,7 @@ def test_scans_that_differ_are_told_from_features_of_a_random_encoder(
 def test_the_command_line_ends_in_a_sentence(tmp_path: Path) -> None:
     cases = write_features(tmp_path / "f", np.random.default_rng(0).standard_normal((8, 3)))
     table = write_table(tmp_path / "t.csv", [{"case": case, "x": 1} for case in cases])
-    command = [sys.executable, str(ROOT / "tools" / "probe.py"), str(tmp_path / "f"), "--table", str(table)]
+    command = [python(), str(ROOT / "tools" / "probe.py"), str(tmp_path / "f"), "--table", str(table)]
     result = subprocess.run([*command, "--target", "diagnosis"], capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.strip().startswith("Stopped:")

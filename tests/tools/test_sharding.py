@@ -2,19 +2,22 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 
 import pytest
 
 from ..conftest import ROOT
+from ..starts import python
 
-TOOL = [sys.executable, "-W", "ignore", str(ROOT / "tools" / "sharding.py")]
+
+def sharding(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [python(), "-W", "ignore", str(ROOT / "tools" / "sharding.py"), *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
 
 @pytest.mark.slow
 def test_a_process_holds_half_of_what_is_sharded() -> None:
     narrow = ["--embed_dim", "48", "--depth", "4", "--num_heads", "4", "--repeats", "1"]
-    result = subprocess.run([*TOOL, "simmim_primus_m", *narrow], cwd=ROOT, capture_output=True, text=True)
+    result = sharding("simmim_primus_m", *narrow)
     assert result.returncode == 0, result.stderr[-2000:]
     rows = [
         line.strip("| ").split(" | ")
@@ -37,7 +40,7 @@ def test_a_process_holds_half_of_what_is_sharded() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused(arguments: list[str], sign: str) -> None:
-    result = subprocess.run([*TOOL, *arguments], cwd=ROOT, capture_output=True, text=True)
+    result = sharding(*arguments)
     assert result.returncode == 1
     assert result.stderr.startswith("Stopped: ")
     assert sign in result.stderr

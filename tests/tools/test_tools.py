@@ -17,6 +17,7 @@ from tools.preparing import template as template_data
 from tools.starting import report
 
 from ..conftest import ROOT, blobs, write_volume
+from ..starts import python
 
 
 def test_pins_are_met_here_and_missing_ones_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +73,7 @@ def test_thresholds_solve_what_intensity_alone_tells(tmp_path: Path) -> None:
 
 def test_quickstart_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     def last(*arguments: str) -> str:
-        command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), *arguments]
+        command = [python(), str(ROOT / "tools" / "quickstart.py"), *arguments]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
         assert result.returncode == 1
         return result.stderr.strip().splitlines()[-1]
@@ -87,7 +88,7 @@ def test_quickstart_refuses_what_it_cannot_do(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m", "voco_resenc_l", "swinunetr_primus_m"])
 def test_quickstart_on_own_labelled_data(bundle: str, labelled: Path, tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "quickstart.py"), "--bundle", bundle, "--data", str(labelled)]
+    command = [python(), str(ROOT / "tools" / "quickstart.py"), "--bundle", bundle, "--data", str(labelled)]
     result = subprocess.run(
         [*command, "--output", str(tmp_path / "q"), "--scale", "0.1"], capture_output=True, text=True
     )
@@ -100,7 +101,7 @@ def test_quickstart_on_own_labelled_data(bundle: str, labelled: Path, tmp_path: 
 @pytest.mark.slow
 def test_quickstart_on_own_images_without_labels(images: Path, tmp_path: Path) -> None:
     command = [
-        sys.executable,
+        python(),
         str(ROOT / "tools" / "quickstart.py"),
         "--data",
         str(images),
@@ -115,7 +116,7 @@ def test_quickstart_on_own_images_without_labels(images: Path, tmp_path: Path) -
 @pytest.mark.slow
 def test_quickstart_reaches_its_dice() -> None:
     """The command of the README; its folder is kept, so a run that was made by hand is not repeated."""
-    result = subprocess.run([sys.executable, str(ROOT / "tools" / "quickstart.py")], capture_output=True, text=True)
+    result = subprocess.run([python(), str(ROOT / "tools" / "quickstart.py")], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     rows = {
         line.split("  ")[0].strip(): float(line.split()[-1])
@@ -145,7 +146,7 @@ def test_the_config_lint_finds_what_is_wrong(tmp_path: Path) -> None:
 def test_the_benchmark_measures_a_cell_against_plain_code() -> None:
     """The plain code is an oracle too: the command fails if its loss or gradient differs."""
     tiny = ["--patch_size", "16", "--embed_dim", "24", "--depth", "1", "--num_heads", "2", "--decoder_depth", "1"]
-    command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), "--cells", "mae_primus_m", "--parts", "steps"]
+    command = [python(), str(ROOT / "tools" / "benchmark.py"), "--cells", "mae_primus_m", "--parts", "steps"]
     result = subprocess.run([*command, *tiny, "--repeats", "1", "--profile", "true"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
     rows = [line for line in result.stdout.splitlines() if line.startswith("| mae_primus_m |")]
@@ -163,7 +164,7 @@ def test_the_benchmark_refuses_what_it_does_not_know() -> None:
         (["--cells", "mae_resenc_l", "--embed_dim", "24"], "--embed_dim is neither an option nor a setting"),
         (["--parts", "data", "--scans", "nowhere.nii.gz"], "nowhere.nii.gz, which is not there"),
     ):
-        command = [sys.executable, str(ROOT / "tools" / "benchmark.py"), *arguments]
+        command = [python(), str(ROOT / "tools" / "benchmark.py"), *arguments]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 1
         assert words in result.stderr

@@ -41,6 +41,7 @@ from tools.checkpoints.inspecting import inspect_weights as inspect_tool
 
 from ..conftest import BUNDLES, ROOT, pretraining, run, small_settings
 from ..parity import golden
+from ..starts import python
 from .synthetic import CELLS, TRAINERS, checkpoint_of, weights_of
 
 WRAPPED = ("voco", "simclr", "swinunetr")
@@ -514,7 +515,7 @@ finally:
 
 def peak_gib(name: str, *arguments: object) -> float:
     """Run a tool in a process of its own and return the most memory it had."""
-    command = [sys.executable, "-c", MEASURED, str(ROOT / "tools" / name), *map(str, arguments)]
+    command = [python(), "-c", MEASURED, str(ROOT / "tools" / name), *map(str, arguments)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return int(result.stdout.splitlines()[-1]) / 2**20
@@ -579,7 +580,7 @@ def test_the_tools_as_a_user_runs_them(
 
 def test_a_refusal_ends_the_tool_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "cut.pth").write_bytes(b"PK")
-    command = [sys.executable, str(ROOT / "tools" / "inspect_weights.py"), str(tmp_path / "cut.pth")]
+    command = [python(), str(ROOT / "tools" / "inspect_weights.py"), str(tmp_path / "cut.pth")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("Stopped: ")
