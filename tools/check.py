@@ -22,6 +22,9 @@ from tools.commanding.environment import DEVELOPMENT, ROOT, RUNTIME, ensure
 
 __all__ = ["check"]
 
+_MOST_WORKERS = 8  # each holds a gigabyte or more
+_APART = ("--dist", "loadscope", "--no-loadscope-reorder")  # a file's fixtures are made in one process
+
 
 def _config_problems(path: Path) -> list[str]:
     """Return what is wrong with a config: repeated keys, references to nothing, missing targets."""
@@ -99,6 +102,14 @@ def _locks() -> bool:
     return not found
 
 
+def _workers() -> int:
+    """Return how many processes test at the same time: one for each core, since each uses one thread."""
+    import os
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)
+
+
 def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
     """Run the checks.
 
@@ -120,7 +131,7 @@ def check(fast: bool = False, all: bool = False, fix: bool = False) -> None:
         "format": [*python, "ruff", "format", "--check", "."],
         "lint": [*python, "ruff", "check", "."],
         "types": [*python, "mypy"],
-        "tests": [*python, "pytest", "-q", *tests],
+        "tests": [*python, "pytest", "-q", "-n", str(_workers()), *_APART, *tests],
     }
     if all:
         steps["label"] = [*python, "pytest", "-q", "-m", "label", "tests/ecosystem"]
