@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 from .errors import SettingsError, end_in_a_sentence
+from .paths import as_path
 
 __all__ = [
     "bundle_name",
@@ -35,6 +36,7 @@ __all__ = [
     "completed",
     "read_config",
     "read_metadata",
+    "running_parser",
     "runs_for_a_user",
     "sources",
 ]
@@ -148,7 +150,7 @@ def callers() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _running_parser() -> Any | None:
+def running_parser() -> Any | None:
     """Return the parser of MONAI that evaluates the entry of a config from which this is called."""
     monai = sys.modules.get("monai.bundle")
     for frame in callers():
@@ -168,7 +170,7 @@ def complete() -> None:
     """
     if runs_for_a_user():
         end_in_a_sentence()
-    parser = _running_parser()
+    parser = running_parser()
     if parser is None or SHARED not in parser.get():
         return
     config = dict(parser.get())
@@ -192,9 +194,9 @@ def bundle_name(bundle_root: str | Path) -> str:
     Raises:
         SettingsError: if neither says it.
     """
-    file = Path(bundle_root).expanduser() / "configs" / "metadata.json"
+    file = as_path(bundle_root) / "configs" / "metadata.json"
     metadata = _read(file) if file.is_file() else {}
-    if "bundle" not in metadata and (parser := _running_parser()) is not None:
+    if "bundle" not in metadata and (parser := running_parser()) is not None:
         metadata = parser.get("_meta_") or {}
     if "bundle" not in metadata:
         raise SettingsError(f"{file} does not say which bundle this is; add --bundle_root and the bundle's folder")

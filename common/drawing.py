@@ -6,16 +6,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.lines import Line2D
 
+from .figures import plt
 from .files import replace_file
+from .paths import as_path
 from .transforms import read_volume, same_grid, whole_numbers
 from .transforms.grids import AxesTurn, voxel_sides
-
-matplotlib.use("Agg")
 
 __all__ = ["canonical_voxels", "draw_overlay", "draw_prediction"]
 
@@ -91,7 +89,7 @@ def draw_overlay(
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=9)
     figure.suptitle(title if handles else f"{title}: nothing is marked".removeprefix(": "), fontsize=10)
-    replace_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
+    replace_file(as_path(path), lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
     plt.close(figure)
 
 

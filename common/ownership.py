@@ -21,6 +21,7 @@ from typing import Any
 
 from .errors import SettingsError
 from .files import write_json
+from .paths import as_path
 
 __all__ = ["hold", "release", "set_apart"]
 
@@ -47,7 +48,7 @@ def hold(*folders: str | Path, what: str) -> None:
     """
     from filelock import FileLock, Timeout
 
-    free = dict.fromkeys(folder for each in folders if (folder := Path(each).expanduser().resolve()) not in _held)
+    free = dict.fromkeys(folder for each in folders if (folder := as_path(each).resolve()) not in _held)
     for folder in free:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / _LOCK)
@@ -76,7 +77,7 @@ def hold(*folders: str | Path, what: str) -> None:
 
 def release(*folders: str | Path) -> None:
     """Give folders back that this process holds; all without arguments."""
-    for folder in [Path(each).expanduser().resolve() for each in folders] or list(_held):
+    for folder in [as_path(each).resolve() for each in folders] or list(_held):
         if folder in _held:
             lock, _ = _held.pop(folder)
             (folder / _OWNER).unlink(missing_ok=True)
@@ -91,7 +92,7 @@ def set_apart(output_dir: str | Path) -> Path | None:
     Returns:
         The folder that was made, None if nothing was there.
     """
-    folder = Path(output_dir).expanduser().resolve()
+    folder = as_path(output_dir).resolve()
     began = _held[folder][1] if folder in _held else _process_began()
     left = [path for name in _OUTPUTS for path in sorted(folder.glob(name)) if path.stat().st_mtime < began]
     if not left:

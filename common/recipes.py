@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import sha256
+from .paths import as_path
 
 __all__ = ["changes", "encoder_digest", "recipe"]
 
@@ -95,7 +96,7 @@ def encoder_digest(pretrained: str | Path, *, from_scratch: bool = False) -> str
         pretrained: the file.
         from_scratch: no encoder is read.
     """
-    path = Path(pretrained)
+    path = as_path(pretrained)
     if from_scratch or not path.is_file():
         return None
     status = path.stat()

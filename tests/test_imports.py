@@ -19,12 +19,16 @@ COMMON = ROOT / "common"
 # each imports only what is before it
 LAYERS = [
     "errors",
+    "literals",
+    "paths",
     "bundles",
     "lazy",
     "settings",
     "files",
     "ownership",
     "recipes",
+    "tables",
+    "figures",
     "memory",
     "processes",
     "tasks",
@@ -42,7 +46,7 @@ LAYERS = [
     "handlers",
     "engines",
 ]
-DATA = ["cases", "problems", "listing", "checking", "preparing", "storing", "cropping", "prediction"]
+DATA = ["cases", "problems", "listing", "identity", "checking", "preparing", "storing", "cropping", "prediction"]
 
 
 def module(path: Path) -> str:

@@ -59,7 +59,7 @@ def case_name(case: Case) -> str:
         >>> case_name({"image": "/data/a.nii.gz"}), case_name({"image": ["a_0000.nii", "a_0001.nii"], "name": "a"})
         ('a', 'a')
     """
-    return case.get("name") or stem(images_of(case)[0])
+    return str(case.get("name") or stem(images_of(case)[0]))
 
 
 def subject_of(path: str) -> tuple[str, str]:

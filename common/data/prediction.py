@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +12,24 @@ from monai.data import Dataset
 from tqdm import tqdm
 
 from ..errors import DataError, SettingsError, causes
+from ..paths import as_path, check_names, file_name
 from ..transforms.grids import slant_degrees
 from ..transforms.restoring import CASE
 from .cases import PROBABILITIES, Case, case_name, images_of
 from .checking.checks import check_channels, explain, tell_slants
+from .identity import Origins, identity_of, same_images
 from .problems import attempt, settle
 
-__all__ = ["PROBLEM", "PredictionDataset", "check_headers", "pending_cases", "prediction_file"]
+__all__ = ["MADE_OF", "PROBLEM", "PredictionDataset", "check_headers", "pending_cases", "prediction_outputs"]
 
 PROBLEM = "problem"  # key of what is wrong with a case that could not be read
-RECORD = "inference.json"
+MADE_OF = "made_of"  # key of what tells its images from all others, as JSON
 
 
-def prediction_file(output_dir: str | Path, case: Case) -> Path:
-    """Return where the prediction of a case belongs."""
-    return Path(output_dir) / f"{case_name(case)}.nii.gz"
+def prediction_outputs(name: str, *, probabilities: bool = False) -> list[str]:
+    """Return the files that are written for a case, below the folder of predictions: label map, then probabilities."""
+    file = file_name(name)
+    return [f"{file}.nii.gz", *([f"{PROBABILITIES}/{file}_probabilities.nii.gz"] if probabilities else [])]
 
 
 def pending_cases(
@@ -40,55 +42,74 @@ def pending_cases(
 ) -> list[Case]:
     """Return the cases whose prediction ``output_dir/<case>.nii.gz`` is not there yet; with ``overwrite``, all.
 
+    A prediction that was made of another image of the same name, or of this one before it was changed, is none of this
+    case. Where nothing tells what a prediction was made of, nothing is predicted.
+
     Args:
         cases: to predict.
         output_dir: where predictions go.
         overwrite: predict again what is there.
         probabilities: what is there must have its probabilities beside it.
-        settings: of this run; those of an earlier one with the same ``output_dir`` must be the same.
+        settings: of this run; those of predictions that are kept must be the same.
 
     Raises:
-        DataError: if two cases would write the same file, or a prediction would replace an image.
+        DataError: if two cases would write the same file, or a prediction would replace an image, or nothing tells what
+            a prediction was made of.
         SettingsError: if predictions of other settings are there.
     """
-    folder = Path(output_dir).expanduser()
+    folder = as_path(output_dir)
+    check_names(map(case_name, cases))
+    made = Origins(folder).read()
+    now = json.loads(json.dumps(dict(settings or {})))
+    seen: dict[str, str] = {}
+    pending: list[Case] = []
+    others: list[str] = []
+    untold: list[Path] = []
     for case in cases:
-        replaced = prediction_file(folder, case)
-        if any(Path(file).resolve() == replaced.resolve() for file in images_of(case)):
-            raise DataError(f"the prediction of {replaced} would replace it; give another --output_dir")
-    twice = [name for name, count in Counter(map(case_name, cases)).items() if count > 1]
-    if twice:
+        outputs = prediction_outputs(case_name(case), probabilities=probabilities)
+        files = [folder / output for output in outputs]
+        if any(Path(file).resolve() == files[0].resolve() for file in images_of(case)):
+            raise DataError(f"the prediction of {files[0]} would replace it; give another --output_dir")
+        if overwrite or not all(file.exists() for file in files):
+            pending.append(case)
+            continue
+        if files[0].exists() and outputs[0] not in made:
+            untold.append(files[0])
+            continue
+        ours = [made.get(output, {"images": None, "settings": now}) for output in outputs]
+        if not all(each["images"] and _is_of(each["images"], case, seen) for each in ours):
+            others += [outputs[0]] if ours[0]["images"] else []
+            pending.append(case)
+            continue
+        before = ours[0]["settings"]
+        if changed := [f"{k} {before.get(k)!r} -> {now[k]!r}" for k in now if before.get(k) != now[k]]:
+            raise SettingsError(
+                f"the predictions in {folder} were made otherwise ({'; '.join(changed)}); "
+                "give another --output_dir, or redo them with --overwrite true"
+            )
+    if untold:
         raise DataError(
-            f"several images are called {twice[0]}, and their predictions would replace each other; rename them"
+            f"nothing tells which image {untold[0]} was made of (an earlier version wrote it, or another program), nor "
+            f"of {len(untold) - 1} more there; give another --output_dir, or predict them again with --overwrite true"
         )
-
-    def complete(case: Case) -> bool:
-        beside = folder / PROBABILITIES / f"{case_name(case)}_probabilities.nii.gz"
-        return prediction_file(folder, case).exists() and (beside.exists() or not probabilities)
-
-    pending = [case for case in cases if overwrite or not complete(case)]
-    if len(pending) < len(cases):
-        done = len(cases) - len(pending)
-        _compare(folder / RECORD, settings or {})
+    if others:
         tqdm.write(
-            f"{done} of {len(cases)} predictions are in {output_dir} already and are kept; --overwrite true redoes them"
+            f"{len(others)} prediction(s) in {output_dir}, such as {others[0]}, are of other images of the same names, "
+            "or of these before they were changed, and are made anew"
+        )
+    if len(pending) < len(cases):
+        tqdm.write(
+            f"{len(cases) - len(pending)} of {len(cases)} predictions are in {output_dir} already and are kept; "
+            "--overwrite true redoes them"
         )
     return pending
 
 
-def _compare(file: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to mix predictions of different settings in one folder."""
+def _is_of(images: Any, case: Case, seen: dict[str, str]) -> bool:
     try:
-        recorded = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return
-    now = json.loads(json.dumps(dict(settings)))
-    changed = [f"{k} {recorded[k]!r} -> {now[k]!r}" for k in now if k in recorded and recorded[k] != now[k]]
-    if changed:
-        raise SettingsError(
-            f"the predictions in {file.parent} were made otherwise ({'; '.join(changed)}); "
-            "give another --output_dir, or redo them with --overwrite true"
-        )
+        return same_images(images, case, seen)
+    except OSError:
+        return False  # told when it is read
 
 
 def check_headers(cases: Sequence[Case], *, channels: int = 1, strict: bool = False) -> list[Case]:
@@ -131,6 +152,7 @@ class PredictionDataset(Dataset):
         name, file = case_name(case), images_of(case)[0]
         try:
             check_channels(case, self.channels)
+            made_of = json.dumps(identity_of(case))  # before it is read, so that a change meanwhile is found later
             item = self.transform({"image": case["image"]})
             if any(float(channel.min()) == float(channel.max()) for channel in item["image"]):
                 raise DataError(f"{file} is constant where it is not zero; leave out the file")
@@ -145,4 +167,4 @@ class PredictionDataset(Dataset):
                 "file": file,
                 PROBLEM: str(explain(file, cause if isinstance(cause, Exception) else error)),
             }
-        return item | {CASE: name, "file": file}
+        return item | {CASE: name, "file": file, MADE_OF: made_of}

@@ -11,17 +11,50 @@ from tqdm import tqdm
 
 from ..errors import DataError
 
-__all__ = ["attempt", "report", "settle"]
+__all__ = ["LeftOut", "attempt", "report", "settle"]
 
 T = TypeVar("T")
 
 
-def report(problems: Sequence[str], *, most: int = 5) -> None:
-    """Print what is left out of a list, the first of them in full."""
-    for problem in problems[:most]:
-        tqdm.write(f"left out: {problem}")
-    if len(problems) > most:
-        tqdm.write(f"left out: {len(problems) - most:,} more")
+class LeftOut:
+    """What a list leaves out: how many files and folders of which kind, one of each, and what to do about them.
+
+    Example:
+        >>> left_out = LeftOut()
+        >>> for name in ("a.mnc", "b.mnc"):
+        ...     left_out.add("file(s) of MINC", name, "convert them with mnc2nii")
+        >>> left_out.note("b.csv, line 3: the path is empty")
+        >>> len(left_out), left_out.told()[0]
+        (3, '2 file(s) of MINC, such as a.mnc; convert them with mnc2nii')
+    """
+
+    def __init__(self) -> None:
+        self.kinds: dict[tuple[str, str], tuple[int, str]] = {}
+        self.single: list[str] = []
+
+    def add(self, kind: str, example: object, remedy: str) -> None:
+        """Count one of a kind."""
+        count, first = self.kinds.get((kind, remedy), (0, str(example)))
+        self.kinds[kind, remedy] = count + 1, first
+
+    def note(self, sentence: str) -> None:
+        """Count one that is like no other."""
+        self.single.append(sentence)
+
+    def __len__(self) -> int:
+        return sum(count for count, _ in self.kinds.values()) + len(self.single)
+
+    def told(self, most: int = 5) -> list[str]:
+        """Return a sentence for every kind, and for the first of the others."""
+        kinds = [f"{count:,} {kind}, such as {first}; {how}" for (kind, how), (count, first) in self.kinds.items()]
+        more = [f"{len(self.single) - most:,} more"] if len(self.single) > most else []
+        return [*kinds, *self.single[:most], *more]
+
+
+def report(left_out: LeftOut) -> None:
+    """Print what a list leaves out."""
+    for sentence in left_out.told():
+        tqdm.write(f"left out: {sentence}")
 
 
 def settle(problems: Sequence[DataError], usable: int, *, strict: bool) -> None:

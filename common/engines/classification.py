@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from ..errors import SettingsError, WeightsError
 from ..files import read_record
+from ..paths import as_path
 from ..tasks import ClassificationTask
 
 __all__ = ["ClassificationBatch", "check_new_file", "classifier_settings", "read_classifier_settings"]
@@ -65,7 +65,8 @@ def read_classifier_settings(path: str) -> dict[str, Any]:
     Raises:
         WeightsError: if there is no such model, or the JSON beside it is missing or of something else.
     """
-    model, sidecar = Path(path), Path(path).with_suffix(".json")
+    model = as_path(path)
+    sidecar = model.with_suffix(".json")
     if not model.is_file():
         raise WeightsError(
             f"there is no classifier {path}; train one with this bundle's train_classification config, or name it with "
@@ -91,5 +92,5 @@ def check_new_file(path: str, *, overwrite: bool = False) -> None:
     Raises:
         SettingsError: if it exists and ``overwrite`` is off.
     """
-    if Path(path).exists() and not overwrite:
+    if as_path(path).exists() and not overwrite:
         raise SettingsError(f"{path} exists; give another --output_dir, or replace it with --overwrite true")

@@ -14,15 +14,18 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from ..data.cases import case_name
+from ..data.cases import Case, case_name, images_of
 from ..data.checking.checks import read_image
+from ..data.identity import Origins, same_images
 from ..data.listing.descriptions import segmentation_task
 from ..data.listing.labelled import labelled_lists
-from ..data.listing.tables import read_table
+from ..data.prediction import prediction_outputs
 from ..data.problems import settle
 from ..errors import DataError, SettingsError
 from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
 from ..metrics.reports import UNKNOWN
+from ..paths import as_path
+from ..tables import read_table
 from ..transforms import same_grid, whole_numbers, without_ending
 
 __all__ = ["Pair", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
@@ -230,7 +233,7 @@ def evaluate_pairs(
     scores = [each for _, each in scored]
     groups = None if group is None else [pair.group or UNKNOWN for pair, _ in scored]
     summary = summarise(scores, groups=groups, resamples=resamples, seed=seed)
-    folder = Path(output_dir).expanduser()
+    folder = as_path(output_dir)
     write_scores(
         [
             {
@@ -321,14 +324,29 @@ def evaluate_predictions(
     cases = {case["label"]: case for case in chosen}.values()
     table = read_groups(groups, group) if groups and group else {}
     pairs, missing = [], {}
+    made, untold = Origins(predictions).read(), 0
     for case in cases:
         name = case_name(case)
-        path = Path(predictions).expanduser() / f"{name}.nii.gz"
+        output = prediction_outputs(name)[0]
+        path = as_path(predictions) / output
         if not path.is_file():
             missing[name] = DataError(f"there is no prediction {path}; run the inference config on its image first")
             continue
+        known = _is_of(made.get(output), case)
+        if known is False:
+            missing[name] = DataError(
+                f"{path} was made of another image than {images_of(case)[0]}, or of that one before it was changed; "
+                "predict that image again"
+            )
+            continue
+        untold += known is None
         own = (table.get(name) if groups else case.get(group)) if group else None
         pairs.append(Pair(name, str(path), case["label"], None if own is None else str(own)))
+    if untold:
+        tqdm.write(
+            f"note: nothing tells of which images {untold} of {len(pairs)} prediction(s) were made; they are taken for "
+            "those of the cases by their names alone"
+        )
     summary = evaluate_pairs(
         pairs,
         output_dir=output_dir,
@@ -346,3 +364,13 @@ def evaluate_predictions(
     )["all"]
     means = {name: scores["dice"]["mean"] for name, scores in summary["classes"].items()}
     return {**means, "mean": summary["mean"]["dice"]["mean"]}
+
+
+def _is_of(about: Mapping[str, Any] | None, case: Case) -> bool | None:
+    """Return whether a prediction was made of the images of a case; None where nothing tells, or they are not here."""
+    if about is None:
+        return None
+    try:
+        return same_images(about["images"], case)
+    except OSError:
+        return None

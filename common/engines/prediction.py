@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,12 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from ..data.cases import Case
-from ..data.prediction import PROBLEM, RECORD
+from ..data.identity import Origins
+from ..data.prediction import MADE_OF, PROBLEM, prediction_outputs
 from ..drawing import draw_prediction
 from ..errors import DataError, SettingsError, causes, disk_is_full, sentence
 from ..files import write_json
+from ..paths import as_path, output_file
 from ..transforms.restoring import CASE
 
 __all__ = ["EachCase"]
@@ -30,7 +33,8 @@ class EachCase:
 
     It is both the evaluator's ``iteration_update`` and one of its handlers. A failed case is listed in
     ``output_dir/failed.json`` with what was wrong; the last line of a run counts. Of the first cases a picture of the
-    written prediction on its image goes to ``output_dir/pictures``.
+    written prediction on its image goes to ``output_dir/pictures``. What each prediction was made of is noted beside
+    them, see :class:`common.data.identity.Origins`.
 
     Args:
         cases: all that were asked for.
@@ -38,8 +42,9 @@ class EachCase:
         output_dir: where predictions go.
         labels: names of the label values.
         pictures: how many pictures to draw; 0 draws none.
+        probabilities: they are written too.
         strict: stop at the first failure.
-        settings: of this run, recorded beside the predictions.
+        settings: of this run, noted with the predictions.
     """
 
     def __init__(
@@ -50,13 +55,15 @@ class EachCase:
         output_dir: str,
         labels: Sequence[str] | Mapping[int, str],
         pictures: int | bool = 20,
+        probabilities: bool = False,
         strict: bool = False,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(pictures, int) or pictures < 0:
             raise SettingsError(f"pictures is {pictures!r}; it must be a number of cases from 0")
-        self.asked, self.kept, self.folder = len(cases), len(cases) - len(pending), Path(output_dir)
+        self.asked, self.kept, self.folder = len(cases), len(cases) - len(pending), as_path(output_dir)
         self.labels, self.strict, self.settings = labels, strict, dict(settings or {})
+        self.probabilities, self.origins = probabilities, Origins(self.folder)
         self.pictures = 20 if pictures is True else int(pictures)
         self.predicted, self.drawn = 0, 0
         self.failed: list[dict[str, str]] = []
@@ -71,6 +78,10 @@ class EachCase:
         if PROBLEM in batch:
             self._fail(name, file, DataError(batch[PROBLEM][0]))
             return {}
+        outputs, picture = prediction_outputs(name, probabilities=True), self._picture(name)
+        self.origins.begin(outputs)
+        for beside in (self.folder / outputs[1], picture):  # of what the prediction was before
+            beside.unlink(missing_ok=True)
         try:
             output = engine._iteration(engine, batch)  # type: ignore[attr-defined]
         except SettingsError:
@@ -81,13 +92,14 @@ class EachCase:
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             return {}
+        made = prediction_outputs(name, probabilities=self.probabilities)
+        self.origins.note(made, json.loads(batch[MADE_OF][0]), self.settings)
         self.predicted += 1
         if self.drawn < self.pictures:
             self._draw(name, file)
         return output
 
     def _start(self, engine: Engine) -> None:
-        write_json(self.settings, self.folder / RECORD)
         (self.folder / _FAILED).unlink(missing_ok=True)  # of an earlier run, whose failed cases are tried again
 
     def _fail(self, name: str, file: str, error: Exception) -> None:
@@ -105,13 +117,16 @@ class EachCase:
 
     def _draw(self, name: str, file: str) -> None:
         self.drawn += 1
-        picture = self.folder / "pictures" / f"{name}.png"
+        prediction = self.folder / prediction_outputs(name)[0]
         try:
-            draw_prediction(file, self.folder / f"{name}.nii.gz", picture, labels=self.labels, title=name)
+            draw_prediction(file, prediction, self._picture(name), labels=self.labels, title=name)
         except Exception as error:  # the prediction itself is there
             if disk_is_full(error):
                 raise
             tqdm.write(f"note: no picture of {name} ({error})")
+
+    def _picture(self, name: str) -> Path:
+        return output_file(self.folder / "pictures", name, ".png")
 
     def report(self) -> None:
         """Say what was predicted and what failed; for the end of a run.

@@ -35,9 +35,10 @@ from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
 from ..data.cases import stem
-from ..data.listing.tables import read_table
 from ..errors import DataError, SettingsError
 from ..metrics.statistics import bootstrap_interval, known_mean
+from ..tables import read_table
+from ..transforms import without_ending
 
 __all__ = ["Probe", "ProbeResult", "Target", "compare_probes", "outer_folds", "probe_features", "read_target"]
 
@@ -107,8 +108,10 @@ def read_target(
         if column not in columns:
             raise DataError(f"{table} has no column {column!r}; it has {', '.join(map(repr, columns)) or 'none'}")
     named: dict[str, dict[str, str]] = {}
+    ours = set(cases)
     for row in rows:
-        name = stem(row["case"])
+        name = without_ending(row["case"])
+        name = name if name in ours else stem(name)  # which may be written with its folder
         if name in named and any(row[key] != named[name][key] for key in (target, group) if key):
             raise DataError(f"{table} says two things of the case {name}; keep one line for each case")
         named[name] = row

@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Stop a run whose command line names a setting that the config does not have."""
+"""Settings of a running config: unknown ones stop it, the others mean what was written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
-from ..bundles import callers, completed, runs_for_a_user
+from ..bundles import callers, completed, running_parser, runs_for_a_user
 from ..errors import SettingsError, end_in_a_sentence
+from ..paths import as_path
 from ..settings import OWN_SETTINGS, meant_values, unknown_settings
 from ..tasks import SegmentationTask
+from .written import path_settings, plain_numbers, typed_settings, written_settings
 
 __all__ = ["check_settings", "elsewhere", "model_settings"]
 
@@ -51,7 +53,7 @@ def _check_code(bundle_root: str | Path) -> None:
     directory if it is there, else from the bundle that ran first.
     """
     loaded = Path(__file__).resolve().parents[1]
-    own = (Path(bundle_root) / __name__.split(".")[0]).resolve()
+    own = (as_path(bundle_root) / __name__.split(".")[0]).resolve()
     if own.is_dir() and own != loaded and _code(own) != _code(loaded):
         raise SettingsError(
             f"this process has loaded the code of {loaded.parent}, and that of {own.parent} is another version; run "
@@ -67,15 +69,11 @@ def elsewhere(config_file: Any, bundle_root: str | Path, *, chosen: bool) -> str
         bundle_root: where weights are looked for and results are written.
         chosen: whether the user named it; any folder may be, but that of another bundle.
     """
-    root = Path(bundle_root).expanduser().resolve()
+    root = as_path(bundle_root).resolve()
     if chosen and not _is_bundle(root):
         return None
-    if isinstance(config_file, str) and not Path(config_file).is_file():
-        config_file = config_file.split(",")  # as MONAI reads it
-    for file in ensure_tuple(config_file):
-        if not isinstance(file, (str, Path)):
-            continue
-        configs = Path(file).expanduser().absolute().parent
+    for file in _files(config_file):
+        configs = as_path(file).absolute().parent
         folder = configs.parent.resolve()
         if configs.name == "configs" and _is_bundle(folder) and folder != root:
             return (
@@ -90,13 +88,13 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def check_settings(bundle_root: str = ".") -> None:
-    """Compare the overrides of the running ``monai.bundle run`` with the top-level names of its config files.
+    """Give the settings of the running config the values that were meant, and refuse what cannot be meant.
 
-    MONAI adds an unknown name to the config without a word, so ``--lrr 0.1`` would train with the old rate; and it
-    hands on ``--strict false`` as a text, which is true, and ``--spacing_mm None`` not at all. This is the first entry
-    of every config's ``run``: it finds the call on the stack, refuses unknown names, and gives such settings the values
-    that they mean. It also makes errors that a user can mend end in a sentence. Python code that
-    builds a ``ConfigWorkflow`` itself is not affected.
+    This is the first entry of every config's ``run``: it finds the parser, and the call of ``monai.bundle run``, on the
+    stack. Settings that are paths become the paths that were written. On the command line, MONAI adds an unknown name
+    to the config without a word, so that ``--lrr 0.1`` would train with the old rate, and hands on ``--strict false``
+    as a text, which is true, and ``--spacing_mm None`` not at all: there the first is refused, the others mean what
+    they say, and errors that a user can mend end in a sentence.
 
     It also refuses to run a bundle with the code of another one, or from elsewhere without being told its folder.
 
@@ -105,41 +103,53 @@ def check_settings(bundle_root: str = ".") -> None:
 
     Raises:
         SettingsError: naming the unknown settings and the nearest known ones, or the folder of the other code, or that
-            of the bundle.
+            of the bundle, or a setting that can be no path.
     """
-    _check_code(bundle_root)
-    if not runs_for_a_user():
+    if runs_for_a_user():
+        end_in_a_sentence()
+        get_temp_dir()  # here: reading processes share it, and it goes with this process even if they are killed
+    parser, call = running_parser(), _call()
+    if parser is None:
+        _check_code(bundle_root)
         return
-    end_in_a_sentence()
-    get_temp_dir()  # here, so that reading processes share it, and it goes with this process even if they are killed
+    override, files = dict(call.get("override", {})), ensure_tuple(call.get("args_file") or ())
+    given = {name: value for file in files for name, value in ConfigParser.load_config_file(file).items()} | override
+    config_file = call.get("config_file") or given.get("config_file")
+    typed = {name: text for name, text in typed_settings().items() if name in override}
+    as_written = written_settings([*_files(config_file), *files]) | override | typed
+    meant = path_settings(parser.get(), as_written)
+    root = path_settings({"bundle_root": bundle_root}, as_written).get("bundle_root", bundle_root)
+    _check_code(root)
+    if runs_for_a_user() and call:
+        written = ConfigParser.load_config_files(config_file)
+        if told := unknown_settings(given, completed(written)):
+            raise SettingsError(told)
+        if told := elsewhere(config_file, root, chosen=given.get("bundle_root") is not None):
+            raise SettingsError(told)
+        if (call.get("tracking") or given.get("tracking")) and "shared" in written:
+            raise SettingsError(
+                "--tracking would keep half a config: MONAI reads it before what is shared is taken in; pre-train with "
+                "an exported bundle, which tools/export_bundle.py writes, or use TensorBoard, which is always on"
+            )
+        texts = {name: value for name, value in meant_values(given).items() if value is not given[name]}
+        dropped = [name for name, value in given.items() if value is None and name not in OWN_SETTINGS]  # by MONAI
+        texts |= dict.fromkeys(dropped)
+        meant = texts | plain_numbers(typed) | meant
+    if meant:
+        parser.update(meant)
+        parser.parse(reset=True)
+
+
+def _call() -> Mapping[str, Any]:
+    """Return what the ``monai.bundle.run`` that is running was called with, nothing if there is none."""
     for frame in callers():
         if frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
-            break
-    else:
-        return
-    if not {"override", "args_file", "config_file", "workflow"} <= frame.f_locals.keys():
-        return
-    given = dict(frame.f_locals["override"])
-    config_file = frame.f_locals["config_file"]
-    for file in ensure_tuple(frame.f_locals["args_file"] or ()):
-        arguments = ConfigParser.load_config_file(file)
-        config_file = config_file or arguments.get("config_file")
-        given = arguments | given
-    written = ConfigParser.load_config_files(config_file)
-    if told := unknown_settings(given, completed(written)):
-        raise SettingsError(told)
-    if told := elsewhere(config_file, bundle_root, chosen=given.get("bundle_root") is not None):
-        raise SettingsError(told)
-    if (frame.f_locals.get("tracking") or given.get("tracking")) and "shared" in written:
-        raise SettingsError(
-            "--tracking would keep half a config: MONAI reads it before what is shared is taken in; pre-train with an "
-            "exported bundle, which tools/export_bundle.py writes, or use TensorBoard, which is always on"
-        )
-    parser = frame.f_locals["workflow"].parser
-    texts = {name: value for name, value in meant_values(given).items() if value is not given[name]}
-    texts |= {
-        name: None for name, value in given.items() if value is None and name not in OWN_SETTINGS
-    }  # MONAI drops those
-    if texts:
-        parser.update(texts)
-        parser.parse(reset=True)
+            return frame.f_locals
+    return {}
+
+
+def _files(config_file: Any) -> list[str]:
+    """Return the config files that ``monai.bundle run`` was given: a path, several, or several with commas."""
+    if isinstance(config_file, str) and not Path(config_file).is_file():
+        config_file = config_file.split(",")
+    return [str(file) for file in ensure_tuple(config_file or ()) if isinstance(file, (str, Path))]

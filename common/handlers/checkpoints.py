@@ -22,6 +22,7 @@ from ..data.storing.stored import StoredVolume
 from ..errors import SettingsError, WeightsError, on_interruption
 from ..files import read_record, sha256, write_record
 from ..ownership import hold, release, set_apart
+from ..paths import as_path
 from ..recipes import changes
 from ..sharding import joined, share
 from ..weights.files import checked_sha256, read_checkpoint, write_checkpoint
@@ -88,7 +89,7 @@ def check_resume(
             this run would write.
         WeightsError: if the state cannot be read.
     """
-    folder = Path(ckpt_dir)
+    folder = as_path(ckpt_dir)
     file = folder / name
     if not resume:
         return
@@ -341,7 +342,7 @@ class PretrainingCheckpoint(_Resumable):
         metric: str = "val_loss",
         resume: bool | str = True,
     ) -> None:
-        self.folder = Path(ckpt_dir)
+        self.folder = as_path(ckpt_dir)
         super().__init__(
             method,
             optimizer,
@@ -471,7 +472,7 @@ class FineTuningCheckpoint(_Resumable):
         resume: bool | str = True,
         names: Sequence[str] = _TUNED,
     ) -> None:
-        self.folder = Path(ckpt_dir)
+        self.folder = as_path(ckpt_dir)
         state, self.best_model, self.last_model = names
         super().__init__(
             network,

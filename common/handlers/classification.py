@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.listing.classified import fingerprints
-from ..files import replace_file, write_json
+from ..files import write_json
 from ..metrics.classification import (
     SCORES,
     classification_scores,
@@ -26,6 +24,8 @@ from ..metrics.classification import (
     format_classification,
     summarise_classification,
 )
+from ..paths import as_path
+from ..tables import write_table
 from ..tasks import TARGET, ClassificationTask
 
 __all__ = ["PooledScores", "Predictions"]
@@ -115,8 +115,8 @@ class Predictions:
     ) -> None:
         self.trained_on = set(trained_on)
         self.skipped = [str(problem) for problem in skipped]
-        self.task, self.file, self.group, self.resamples = task, Path(file), group, resamples
-        self.scores = None if scores is None else Path(scores)
+        self.task, self.file, self.group, self.resamples = task, as_path(file), group, resamples
+        self.scores = None if scores is None else as_path(scores)
         self.main = not dist.is_initialized() or dist.get_rank() == 0
 
     def attach(self, engine: Engine) -> None:
@@ -145,7 +145,7 @@ class Predictions:
             write_json(self.skipped, self.file.with_name("skipped.json"))
         probabilities = torch.cat(self.probabilities)
         known = [index for index, case in enumerate(self.cases) if case.get(TARGET) is not None]
-        replace_file(self.file, lambda temporary: Path(temporary).write_text(self._table(probabilities), "utf-8"))
+        write_table(self.file, *self._table(probabilities))
         if self.scores is None:
             return
         if not known:
@@ -169,7 +169,8 @@ class Predictions:
             tqdm.write(f"{len(self.cases) - len(known)} of {len(self.cases)} cases have no known class: not scored")
         tqdm.write(f"written to {self.file}, {self.scores} and {picture}")
 
-    def _table(self, probabilities: Tensor) -> str:
+    def _table(self, probabilities: Tensor) -> tuple[list[str], list[list[Any]]]:
+        """Return the names of the columns, and the rows."""
         task = self.task
         decided = task.decide(probabilities).tolist()
         columns = ["case", *(f"probability_{name}" for name in task.names)]
@@ -177,15 +178,13 @@ class Predictions:
         columns += [f"predicted{ending}" for ending in endings]
         with_truth = any(case.get(TARGET) is not None for case in self.cases)
         columns += [f"true{ending}" for ending in endings] if with_truth else []
-        stream = io.StringIO(newline="")
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(columns)
+        rows = []
         for case, row, decision in zip(self.cases, np.asarray(probabilities), decided, strict=True):
             values = decision if task.multilabel else [task.names[decision]]
             truth: list[Any] = []
             if with_truth:
                 target = case.get(TARGET)
-                truth = [""] * len(endings) if target is None else target
+                truth = [None] * len(endings) if target is None else target
                 truth = truth if isinstance(truth, list) else [task.names[truth]]
-            writer.writerow([case["case"], *(f"{value:.6f}" for value in row), *values, *truth])
-        return stream.getvalue()
+            rows.append([case["case"], *(f"{value:.6f}" for value in row), *values, *truth])
+        return columns, rows

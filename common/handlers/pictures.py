@@ -12,11 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
-from matplotlib import pyplot as plt
 from torch import Tensor
 
 from ..drawing import draw_overlay
+from ..figures import plt
 from ..files import replace_file
+from ..paths import as_path
 from ..tasks import SegmentationTask
 from .progress import ON_TRAINING
 
@@ -45,7 +46,7 @@ class Pictures:
     """
 
     def __init__(self, draw: _Draw, *, folder: str | Path, interval: int, epochs: int) -> None:
-        self.draw, self.folder, self.interval, self.epochs = draw, Path(folder), interval, epochs
+        self.draw, self.folder, self.interval, self.epochs = draw, as_path(folder), interval, epochs
         self.main = not dist.is_initialized() or dist.get_rank() == 0
 
     def attach(self, engine: Engine) -> None:
@@ -74,7 +75,7 @@ class Curves:
     """
 
     def __init__(self, history: Sequence[dict[str, float]], *, path: str | Path, interval: int) -> None:
-        self.history, self.path, self.interval = history, Path(path), interval
+        self.history, self.path, self.interval = history, as_path(path), interval
         self.main = not dist.is_initialized() or dist.get_rank() == 0
 
     def attach(self, engine: Engine) -> None:

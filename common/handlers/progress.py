@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from ..files import write_json
+from ..paths import as_path
 
 __all__ = ["ListedOutput", "Progress", "shared"]
 
@@ -79,7 +80,7 @@ class Progress:
         loss: nn.Module | None = None,
         samples_per_step: int | None = None,
     ) -> None:
-        self.name, self.optimizer, self.history_file = name, optimizer, Path(history_file)
+        self.name, self.optimizer, self.history_file = name, optimizer, as_path(history_file)
         self.evaluator, self.loss, self.samples_per_step = evaluator, loss, samples_per_step
         self.history: list[dict[str, float]] = []
         self.remarks: dict[str, float] = {}

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from ..errors import DataError
 from ..files import write_json
+from ..paths import as_path
 
 __all__ = ["UnreadableVolumes"]
 
@@ -36,7 +37,7 @@ class UnreadableVolumes:
     """
 
     def __init__(self, file: str | Path, *, evaluator: Engine | None = None, most: float = 0.1) -> None:
-        self.file, self.evaluator, self.most = Path(file), evaluator, most
+        self.file, self.evaluator, self.most = as_path(file), evaluator, most
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         self.samples = self.replaced = 0
         self.found: dict[str, dict[str, Any]] = {}  # since the last epoch's end

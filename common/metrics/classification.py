@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from sklearn.metrics import roc_curve
 
+from ..figures import Figure
 from ..files import replace_file
+from ..paths import as_path
 from .statistics import bootstrap_interval, known_mean
 
 __all__ = [
@@ -226,4 +227,4 @@ def draw_classification(probabilities: np.ndarray, truth: np.ndarray, names: Seq
     for (row, column), count in np.ndenumerate(cells):
         dark = count > 0.6 * cells[row].sum()
         grid.text(column, row, str(count), ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    replace_file(Path(path), lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    replace_file(as_path(path), lambda temporary: figure.savefig(temporary, dpi=110, format="png"))

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +11,11 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
+from ..figures import Figure
 from ..files import replace_file, write_json
+from ..paths import as_path
+from ..tables import write_table
 from .segmentation import METRICS
 from .statistics import bootstrap_interval, known_mean
 
@@ -184,14 +184,13 @@ def write_scores(cases: Sequence[Mapping[str, Any]], content: Mapping[str, Any],
         folder: where to.
     """
     columns = (*METRICS, "reference_ml", "predicted_ml")
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream)
-    writer.writerow(["case", "group", "class", *columns])
-    for case in cases:
-        for name, scores in case["scores"].items():
-            numbers = ["" if math.isnan(scores[key]) else f"{scores[key]:.6g}" for key in columns]
-            writer.writerow([case["case"], case["group"] or "", name, *numbers])
-    replace_file(Path(folder) / "scores.csv", lambda path: Path(path).write_bytes(stream.getvalue().encode("utf-8")))
+    rows = [
+        [case["case"], case["group"], name]
+        + [None if math.isnan(scores[key]) else f"{scores[key]:.6g}" for key in columns]
+        for case in cases
+        for name, scores in case["scores"].items()
+    ]
+    write_table(Path(folder) / "scores.csv", ["case", "group", "class", *columns], rows)
     plain = [
         {
             **case,
@@ -201,7 +200,7 @@ def write_scores(cases: Sequence[Mapping[str, Any]], content: Mapping[str, Any],
         }
         for case in cases
     ]
-    write_json({**content, "cases": plain}, Path(folder) / "scores.json")
+    write_json({**content, "cases": plain}, as_path(folder) / "scores.json")
 
 
 def draw_scores(
@@ -264,7 +263,7 @@ def draw_scores(
             ncols=min(len(members), 6),
             frameon=False,
         )
-    replace_file(Path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=110))
+    replace_file(as_path(path), lambda temporary: figure.savefig(temporary, format="png", dpi=110))
 
 
 def _colour(index: int, count: int) -> Any:

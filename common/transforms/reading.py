@@ -139,6 +139,8 @@ def explain(path: str, error: Exception) -> DataError:
             reason = getattr(problem, "strerror", None) or str(problem)
             return DataError(f"{path!r} cannot be opened ({reason}); correct the list or restore the file")
         there, size = False, 0
+    if not there and file.is_symlink():
+        return DataError(f"{path} is a link to {os.readlink(path)}, which is not there; restore it, or remove the link")
     if not there:
         return DataError(f"there is no file {path}; correct the list or restore the file")
     text = str(error).splitlines()[0] if str(error) else type(error).__name__

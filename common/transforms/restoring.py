@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..errors import SettingsError
 from ..memory import comfortable_bytes
+from ..paths import as_path, file_name, output_file
 from .geometry import ResampleToSpacingd, resample_linear
 from .reading import without_ending
 from .writing import write_channels
@@ -124,7 +125,7 @@ class RestoreSegmentationd(MapTransform):
             restoration = _Restoration(image, self.transform)
             labels = restoration.to_file(self.task.decode_outputs(restoration.outputs(_plain(out[key]))))
             labels.meta[SOURCE] = _file(image)
-            labels.meta["filename_or_obj"] = f"{_name(out, image)}.nii.gz"
+            labels.meta["filename_or_obj"] = f"{file_name(_name(out, image))}.nii.gz"
             out[key] = labels
         return out
 
@@ -153,13 +154,13 @@ class SaveProbabilitiesd(MapTransform):
         orig_keys: str = "image",
     ) -> None:
         super().__init__(keys)
-        self.transform, self.task, self.orig_key, self.folder = transform, task, orig_keys, Path(output_dir)
+        self.transform, self.task, self.orig_key, self.folder = transform, task, orig_keys, as_path(output_dir)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write every key, return the data as it is."""
         for key in self.key_iterator(data):
             image, logits = data[self.orig_key], _plain(data[key])
-            path = self.folder / f"{_name(data, image)}_probabilities.nii.gz"
+            path = output_file(self.folder, _name(data, image), "_probabilities.nii.gz")
             volumes = self._volumes(_Restoration(image, self.transform), logits)
             write_channels(volumes, len(logits), path, like=str(image.meta["filename_or_obj"]))
         return dict(data)

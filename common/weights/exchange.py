@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import SettingsError, WeightsError
 from ..files import sha256, write_record
+from ..paths import as_path
 from .cells import Cell, Recognised, describe, recognise, token_order_of
 from .files import check_values, checked_sha256, read_checkpoint, write_checkpoint
 from .published import ImportedWeights, import_network_weights, published_name
@@ -84,7 +85,7 @@ def read_reference(path: str | Path, *, plan_file: str | Path | None = None) -> 
     Raises:
         WeightsError: if the file is missing, damaged, holds anything but tensors and plain values, or no network.
     """
-    path = Path(path)
+    path = as_path(path)
     content = read_checkpoint(path, mmap=True)
     content.pop("init_args", None)  # some 80 MB of file names in the published files
     weights = content.get("network_weights", content.get("state_dict"))
@@ -111,7 +112,7 @@ def read_reference(path: str | Path, *, plan_file: str | Path | None = None) -> 
     plan = content.get("nnssl_adaptation_plan")
     trainer = content.get("trainer_name")
     if plan_file is not None or not isinstance(plan, dict) or trainer is None:
-        beside = _plan_beside(Path(plan_file or path.with_name(PLAN_FILE)), required=plan_file is not None)
+        beside = _plan_beside(as_path(plan_file or path.with_name(PLAN_FILE)), required=plan_file is not None)
         if not isinstance(plan, dict):
             plan = beside
             notes.append("the adaptation plan was beside the file" if beside else "the file has no adaptation plan")
@@ -246,7 +247,7 @@ def import_checkpoint(
     warning = reported_digest_warning(repository, Path(path), digest)
     receipt.notes += [warning] if warning else []
     receipt.notes.append(SPACING_CAVEAT)
-    _write(receipt, imported, cell, Path(output), order=token_order)
+    _write(receipt, imported, cell, as_path(output), order=token_order)
     return receipt, imported
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..files import sha256, write_json, write_record
+from ..paths import as_path
 from .cells import OWN_TRAINER, Cell, describe
 from .exchange import PLAN_FILE
 from .files import check_values, read_checkpoint, write_checkpoint, write_safetensors
@@ -148,7 +149,7 @@ def export_checkpoint(source: str | Path, cell: Cell, *, output: str | Path) -> 
     Raises:
         WeightsError: if the source cannot be read or is not of this bundle.
     """
-    output = Path(output)
+    output = as_path(output)
     receipt, backbone, method = _read_own(source, cell)
     wrapped = cell.num_heads is not None and _wrapped(cell.bundle)
     weights = export_network_weights(backbone, method, wrapped=wrapped)

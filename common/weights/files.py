@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..files import CHECKSUM, checksum, read_record, replace_file, sha256
+from ..paths import as_path
 from .numpy_values import NUMPY_VALUES
 
 __all__ = [
@@ -48,7 +49,7 @@ def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
         with open(temporary, "wb") as stream:
             torch.save(content, stream)
 
-    path = Path(path)
+    path = as_path(path)
     try:
         replace_file(path, write)
     except RuntimeError as error:  # torch turns a short write into a RuntimeError of its own
@@ -70,7 +71,7 @@ def checked_sha256(path: str | Path) -> str:
     Raises:
         WeightsError: if it is another file, or the JSON is damaged.
     """
-    path = Path(path)
+    path = as_path(path)
     digest = sha256(path)
     recorded = _recorded_sha256(path) or digest
     if recorded != digest:
@@ -126,7 +127,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
         WeightsError: if the file is missing, cut short, damaged, another one than the JSON beside it is about, not a
             checkpoint, or holds other objects.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise WeightsError(f"there is no checkpoint {path}; check the path")
     _check_archive(path)
@@ -198,7 +199,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     Raises:
         WeightsError: if the file is cut short or damaged.
     """
-    return _open_safetensors(Path(path))[1] if Path(path).suffix == ".safetensors" else {}
+    return _open_safetensors(as_path(path))[1] if as_path(path).suffix == ".safetensors" else {}
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: str | Path, *, receipt: Mapping[str, Any]) -> None:
@@ -208,7 +209,7 @@ def write_safetensors(weights: Mapping[str, Tensor], path: str | Path, *, receip
     content = {name: value.contiguous() for name, value in weights.items()}
     about = {**receipt, _TENSORS: _digest_of(content)}
     metadata = {"format": "pt", "receipt": json.dumps({**about, CHECKSUM: checksum(about)})}
-    replace_file(Path(path), lambda temporary: save_file(content, temporary, metadata=metadata))
+    replace_file(as_path(path), lambda temporary: save_file(content, temporary, metadata=metadata))
 
 
 def check_values(weights: Mapping[str, Tensor], path: str | Path) -> None:

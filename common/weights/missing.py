@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..paths import as_path
+
 __all__ = ["encoder_remedy", "fetch_command", "import_tool"]
 
 _TOOL = "tools/import_checkpoint.py"
@@ -20,12 +22,12 @@ def fetch_command(path: str | Path) -> str | None:
     Args:
         path: of a file that is missing, ``models/<name>`` in the folder of a bundle.
     """
-    folder = Path(path).parent.parent
+    folder = as_path(path).parent.parent
     listing = folder / "large_files.yml"
     if not listing.is_file():
         return None
     listed = re.findall(r"^[\s-]*path: *(.+?) *$", listing.read_text("utf-8"), re.M)  # PyYAML need not be there
-    if not any(folder / name.strip("'\"") == Path(path) for name in listed):
+    if not any(folder / name.strip("'\"") == as_path(path) for name in listed):
         return None
     return f"fetch it: python -m monai.bundle download_large_files --bundle_path {folder}"
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ..errors import WeightsError
 from ..files import sha256, write_record
+from ..paths import as_path
 from .exchange import PLAN_FILE
 from .files import checked_sha256
 
@@ -65,7 +66,7 @@ def fetch(source: str, *, folder: str | Path, local: str | Path | None = None, a
         WeightsError: if it cannot be had, or is not what came first; the message says which file to bring and where to
             put it.
     """
-    path = Path(source).expanduser()
+    path = as_path(source)
     if path.is_dir():
         path = path / CHECKPOINT_FILE
     if path.is_file():
@@ -78,7 +79,7 @@ def fetch(source: str, *, folder: str | Path, local: str | Path | None = None, a
         _check_encrypted(os.environ.get("HF_ENDPOINT", ""), allowed=allow_http)
         return _from_hub(*on_hub, bring_to=Path(local) if local is not None else None)
     if re.match(r"https?://", source):
-        kept = Path(folder) / hashlib.sha256(source.encode()).hexdigest()[:12]
+        kept = as_path(folder) / hashlib.sha256(source.encode()).hexdigest()[:12]
         name = re.split(r"[?#]", source)[0].rsplit("/", 1)[-1] or CHECKPOINT_FILE
         path = download(source, kept / name, allow_http=allow_http)
         if not (beside := path.with_suffix(".json")).exists():

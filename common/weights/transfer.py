@@ -21,6 +21,7 @@ from ..errors import SettingsError, WeightsError
 from ..files import read_record, replace_file, sha256, write_record
 from ..networks.ensemble import Ensemble
 from ..networks.untrained import UNTRAINED, refuse_untrained
+from ..paths import as_path
 from .cells import describe
 from .files import check_values, checked_sha256, read_checkpoint, read_metadata
 from .missing import encoder_remedy, fetch_command, import_tool
@@ -136,7 +137,7 @@ def origin_receipt(path: str | Path) -> Receipt:
         WeightsError: if that JSON is damaged or about another file.
     """
     digest = checked_sha256(path)
-    about, beside = read_metadata(path), Path(path).with_suffix(".json")
+    about, beside = read_metadata(path), as_path(path).with_suffix(".json")
     if not about and beside.is_file():
         about = read_record(beside, error=WeightsError)
     settings = about.get("settings", {})
@@ -215,7 +216,7 @@ def fine_tuning_network(
             raise SettingsError(f"tuning {tuning} leaves weights as they are, and from scratch they mean nothing yet")
         tqdm.write("training from scratch: no weights loaded")
         return network
-    if not Path(pretrained).is_file():
+    if not as_path(pretrained).is_file():
         raise WeightsError(
             f"there is no pre-trained encoder {pretrained}; {encoder_remedy(pretrained)}, or train without one with "
             "--from_scratch true"
@@ -234,7 +235,7 @@ def fine_tuning_network(
         tqdm.write(f"note: the decoder {why} and keeps its random start")
     if receipt_file:
         write_record(receipt.as_dict(), receipt_file)
-    beside = Path(pretrained).with_suffix(".json")
+    beside = as_path(pretrained).with_suffix(".json")
     if not beside.exists() and not receipt.provenance:
         with contextlib.suppress(OSError):  # a folder that only others may write to
             write_record(receipt.as_dict(), beside)
@@ -267,8 +268,8 @@ def _models(path: str | Sequence[str]) -> list[Path]:
     """Return the files that a path, a list of them, or a pattern with ``*`` names."""
     files: list[Path] = []
     for one in [path] if isinstance(path, (str, Path)) else list(path):
-        found = sorted(glob.glob(str(Path(one).expanduser()))) if "*" in str(one) else [str(one)]
-        files += [Path(file).expanduser() for file in found]
+        found = sorted(glob.glob(str(as_path(one)))) if "*" in str(one) else [str(one)]
+        files += [as_path(file) for file in found]
     if not files:
         raise WeightsError(f"model names no file ({path!r}); give one, a list of them, or a pattern with *")
     return files
@@ -372,7 +373,7 @@ def keep_previous(path: str, *, move: bool = False) -> None:
         path: of a checkpoint; the JSON beside it is kept too.
         move: leave nothing under the old name, instead of a copy.
     """
-    model = Path(path)
+    model = as_path(path)
     if not model.is_file() or _is_untrained(model):
         return
     number = 1

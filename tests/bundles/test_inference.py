@@ -18,6 +18,7 @@ from monai.bundle import run as run_bundle
 from torch import Tensor, nn
 
 from common.bundles import read_config
+from common.engines import evaluate_predictions
 from common.errors import DataError, SettingsError, WeightsError, sentence
 from common.files import write_json
 from common.networks import Ensemble, ResEncUNet
@@ -182,7 +183,7 @@ def test_everything_on_request_and_pictures(tmp_path: Path) -> None:
     assert (found == 2).sum() > 10
     files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
     shares = [f"probabilities/{name}_probabilities.nii.gz" for name in ("x", "y")]
-    assert files == ["inference.json", "pictures/x.png", *shares, "x.nii.gz", "y.nii.gz"]
+    assert files == ["made_of.jsonl", "pictures/x.png", *shares, "x.nii.gz", "y.nii.gz"]
     assert (tmp_path / "out" / "pictures" / "x.png").stat().st_size > 5000
 
 
@@ -312,6 +313,65 @@ def test_predictions_are_not_mixed_and_images_not_replaced(tmp_path: Path) -> No
     assert names == ["x.nii.gz", "y.nii.gz"], "earlier predictions below the data are no cases"
     assert "another --output_dir" in refused(tmp_path / "data", overwrite=True)
     assert (tmp_path / "data" / "x.nii.gz").read_bytes() == before
+
+
+def test_folders_in_names_are_kept_and_each_image_gets_its_own_prediction(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two sites whose scans are called alike; then one is replaced, one is moved, and one is of a third site."""
+    sites = {f"site{letter}/scan": np.roll(labels_in((14, 12, 10)), step, 0) for letter, step in (("A", 0), ("B", 3))}
+    entries = []
+    for name, truth in sites.items():
+        truth[:2], truth[:, -1:] = 0, 0  # which the image does not show
+        scan(tmp_path / "in" / f"{name}.nii.gz", truth, np.eye(4))
+        write(tmp_path / "labels" / f"{name}.nii.gz", truth, np.eye(4))
+        entries.append({"image": f"in/{name}.nii.gz", "label": f"labels/{name}.nii.gz", "name": name})
+    file, out = tmp_path / "list.json", tmp_path / "out"
+    file.write_text(json.dumps({"test": entries, "validation": entries}))
+
+    def predicted(**options: Any) -> list[np.ndarray]:
+        predict(tmp_path, out, datalist=str(file), **options)
+        return [np.asarray(nib.load(out / f"{name}.nii.gz").dataobj) for name in sites]
+
+    for found, truth in zip(predicted(probabilities=True, pictures=2), sites.values(), strict=True):
+        assert np.array_equal(found, truth)
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+    assert files == [
+        "made_of.jsonl",
+        *(f"pictures/{name}.png" for name in sites),
+        *(f"probabilities/{name}_probabilities.nii.gz" for name in sites),
+        *(f"{name}.nii.gz" for name in sites),
+    ]
+    truth = sites["siteA/scan"].copy()
+    truth[4:6] = 2
+    truth[:, -1:] = 0
+    scan(tmp_path / "in" / "siteA" / "scan.nii.gz", truth, np.eye(4))
+    (tmp_path / "in" / "siteB").rename(tmp_path / "in" / "moved")
+    entries[1]["image"] = "in/moved/scan.nii.gz"
+    file.write_text(json.dumps({"test": entries, "validation": entries}))
+    settings: dict[str, Any] = {"predictions": str(out), "dataset_dir": "", "datalist": str(file), "labels": LABELS}
+    evaluate_predictions(**settings, split="validation", output_dir=str(tmp_path / "scores"), resamples=0)
+    skipped = json.loads((tmp_path / "scores" / "scores.json").read_text())["skipped"]
+    assert set(skipped) == {"siteA/scan"}
+    assert "was made of another image than" in skipped["siteA/scan"]
+    capsys.readouterr()
+    first, second = predicted()
+    told = capsys.readouterr().out
+    assert "1 prediction(s) in" in told
+    assert "2 of 2 cases predicted (1 of them before)" in told, "what was moved is the same image"
+    assert np.array_equal(first, truth)
+    assert np.array_equal(second, sites["siteB/scan"])
+    left = sorted(
+        path.name for folder in ("pictures/siteA", "probabilities/siteA") for path in (out / folder).iterdir()
+    )
+    assert left == [], "nothing is left of the image before"
+    assert evaluate_predictions(**settings, output_dir=str(tmp_path / "scores"), resamples=0)["mean"] is not None
+    (out / "made_of.jsonl").unlink()
+    with pytest.raises(Exception, match=r".") as error:
+        predicted()
+    assert "nothing tells which image" in str(sentence(error.value))
+    evaluate_predictions(**settings, output_dir=str(tmp_path / "scores"), resamples=0)
+    assert "nothing tells of which images 2 of 2 prediction(s) were made" in capsys.readouterr().out
 
 
 def model(path: Path, *, seed: int = 0, outputs: int = 3, **settings: Any) -> Path:

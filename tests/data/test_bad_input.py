@@ -18,7 +18,6 @@ from common.data import (
     VolumeStore,
     image_list,
     labelled_lists,
-    pending_cases,
     pretraining_lists,
     usable_cases,
 )
@@ -219,15 +218,3 @@ def test_one_volume_is_trained_and_validated_on(images: Path) -> None:
         path.unlink()
     lists = pretraining_lists(str(images))
     assert lists["training"] == lists["validation"]
-
-
-def test_predictions_are_kept_and_must_have_names_of_their_own(tmp_path: Path) -> None:
-    cases = [{"image": "/a/x.nii.gz"}, {"image": "/a/y.nii"}]
-    (tmp_path / "x.nii.gz").touch()
-    assert pending_cases(cases, output_dir=str(tmp_path)) == cases[1:]
-    assert pending_cases(cases, output_dir=str(tmp_path), overwrite=True) == cases
-    assert pending_cases(cases, output_dir=str(tmp_path), probabilities=True) == cases
-    with pytest.raises(DataError, match="would replace it"):
-        pending_cases(cases, output_dir="/a")
-    with pytest.raises(DataError, match="called x"):
-        pending_cases([*cases, {"image": "/b/x.nii.gz"}], output_dir=str(tmp_path))

@@ -29,6 +29,7 @@ from common.data.checking.checks import check_case, check_mask
 from common.data.checking.filters import Filters
 from common.data.checking.survey import survey
 from common.data.listing.folders import volumes_below, volumes_in
+from common.data.problems import LeftOut
 from common.errors import DataError
 from common.transforms import AtomicNibabelWriter, read_header, read_volume, volume_preprocessing
 from common.transforms.formats import unpacking
@@ -472,10 +473,10 @@ def test_a_damaged_slice_is_told_and_its_series_is_not_read_short(kind: str, sli
     damage, words = DAMAGE[kind]
     file = path / f"IM{slice_number:04d}"
     damage(file)
-    problems: list[str] = []
-    assert [each for each, _ in volumes_below(tmp_path, problems=problems)] == [path, tmp_path / "b"]
-    assert len(problems) == 1
-    assert re.match(rf"{re.escape(str(file))} {words}.*restore it or leave it out", problems[0])
+    left_out = LeftOut()
+    assert [each for each, _ in volumes_below(tmp_path, left_out)] == [path, tmp_path / "b"]
+    assert len(left_out) == 1
+    assert re.match(rf"{re.escape(str(file))} {words}.*restore it or leave it out", left_out.told()[0])
     found = survey([{"image": str(path)}, {"image": str(tmp_path / "b")}])
     assert list(found.problems) == [0]
     where = "lacks slices" if slice_number == 7 else "may lack a slice"
@@ -551,13 +552,13 @@ def test_an_index_is_no_broken_image_and_other_objects_are_named(tmp_path: Path)
     samples = Path(get_testdata_file("rtstruct.dcm")).parent
     shutil.copy(samples / "dicomdirtests" / "DICOMDIR", tmp_path / "b" / "DICOMDIR")
     shutil.copy(samples / "dicomdirtests" / "DICOMDIR", tmp_path / "a" / "DICOMDIR")
-    problems: list[str] = []
-    assert len(volumes_below(tmp_path, problems=problems)) == 2
-    assert problems == []
+    left_out = LeftOut()
+    assert len(volumes_below(tmp_path, left_out)) == 2
+    assert len(left_out) == 0
     assert read_header(tmp_path / "a").shape == (22, 26, 14)
     shutil.copy(samples / "rtstruct.dcm", tmp_path / "a" / "structures.dcm")
-    assert len(volumes_below(tmp_path, problems=problems)) == 2
-    assert problems == [
+    assert len(volumes_below(tmp_path, left_out)) == 2
+    assert left_out.told() == [
         f"{tmp_path / 'a' / 'structures.dcm'} is DICOM without an image (RT Structure Set Storage) and is left out"
     ]
     assert read_header(tmp_path / "a").shape == (22, 26, 14)
@@ -572,7 +573,7 @@ def test_remarks_of_libraries_do_not_leak(
         path = write_series(tmp_path / "a", datasets)
     recwarn.clear()
     caplog.clear()
-    volumes_below(tmp_path)
+    volumes_below(tmp_path, LeftOut())
     np.testing.assert_array_equal(read_volume(path)[0], EVEN)
     assert not [each for each in recwarn if "pydicom" in str(each.filename)]
     assert not caplog.records

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 from common.data import StoreSettings, VolumeStore, pretraining_lists
+from common.data.listing.classified import classified_cases
+from common.data.listing.datalists import every_image, image_list
 from common.data.listing.folders import volumes_in
+from common.data.listing.labelled import labelled_lists
 from common.data.listing.sources import detect, read_source
 from common.errors import DataError, SettingsError
 
@@ -90,9 +94,9 @@ def test_polarity_of_masks_is_a_setting_that_reaches_the_list(tmp_path: Path) ->
 def test_rows_that_cannot_be_used_are_told_and_left_out(row: str, words: str, tmp_path: Path) -> None:
     found = read_source(openmind(tmp_path, [*ROWS, row]))
     assert len(found.cases) == 3
-    assert len(found.problems) == 1
-    assert words in found.problems[0]
-    assert "line 5" in found.problems[0]
+    assert len(found.left_out) == 1
+    assert words in found.left_out.told()[0]
+    assert "line 5" in found.left_out.told()[0]
 
 
 @pytest.mark.parametrize(
@@ -156,8 +160,8 @@ def test_nnssl_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (first["dataset"], first["subject"], first["session"]) == ("ds1", "sub-1", "ses-1")
     assert (second["image"], second["quality"]) == (str(tmp_path / "b.nii.gz"), 4)
     assert third["image"] == "/elsewhere/c.nrrd"
-    assert len(found.problems) == 4
-    assert sum("leads out of the data set's folder" in problem for problem in found.problems) == 2
+    assert len(found.left_out) == 4
+    assert sum("leads out of the data set's folder" in sentence for sentence in found.left_out.told()) == 2
     lists = pretraining_lists(datalist=str(file))
     assert sum(map(len, lists.values())) == 6, "one subject is in both parts"
 
@@ -202,11 +206,13 @@ def test_bids(tmp_path: Path) -> None:
         for session, modality in ((None, "T1w"), ("ses-2", "T2w"))
     ]
     assert len({case["name"] for case in found.cases}) == 4
-    assert sorted(problem.split(", such")[0] for problem in found.problems) == [
-        "2 file(s) are a name that BIDS does not know",
-        "2 file(s) are defacemask",
-        "2 file(s) are func",
+    assert sorted(sentence.split(", such")[0] for sentence in found.left_out.told()) == [
+        "2 file(s) of NIfTI in derivatives",
+        "2 file(s) of a name that BIDS does not know",
+        "2 file(s) of defacemask",
+        "2 file(s) of func",
     ]
+    assert len(found.left_out) == 8
     assert len(read_source(tmp_path / "ds1").cases) == 2
     with pytest.raises(DataError, match="is no BIDS data set"):
         read_source(tmp_path / "ds1" / "sub-01", "bids")
@@ -221,7 +227,11 @@ def test_plain_folders_and_what_is_not_clear(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "self.nii").symlink_to("self.nii")
     (tmp_path / "link.nii.gz").symlink_to("B.NII")
-    cases = read_source(tmp_path).cases
+    found = read_source(tmp_path)
+    cases = found.cases
+    assert found.left_out.told() == [
+        f"1 link(s) back to a folder that they lie in, such as {tmp_path}/loop; nothing is lost"
+    ]
     assert sorted(Path(case["image"]).name for case in cases) == [
         *("B.NII", "T1 scan.nii.gz", "c.mgz", "link.nii.gz", "self.nii", "sub-01_ses-1_T1w.nii.gz")
     ]
@@ -259,12 +269,11 @@ def test_volumes_of_an_unreadable_folder_are_told(
 
     monkeypatch.setattr(os, "scandir", refuse)
     assert [path.name for path in volumes_in(tmp_path)] == ["a.nii.gz"]
-    assert "b cannot be read (Permission denied) and is left out" in capsys.readouterr().out
+    told = f"left out: 1 folder(s) that cannot be read (Permission denied), such as {tmp_path}/b; correct their rights"
+    assert told in capsys.readouterr().out
 
 
-def test_folders_that_cannot_be_searched_are_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folders_that_cannot_be_searched_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("ds1", "ds2"):
         write_volume(tmp_path / name / "sub-01" / "anat" / "sub-01_T1w.nii.gz", blobs(0)[0])
         (tmp_path / name / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.9.0"}')
@@ -280,9 +289,72 @@ def test_folders_that_cannot_be_searched_are_told(
     assert detect(tmp_path) == "bids"
     found = read_source(tmp_path)
     assert [case["dataset"] for case in found.cases] == ["ds1"]
-    assert found.problems == [f"the folder {tmp_path}/ds2 cannot be read (Permission denied) and is left out"]
-    assert len(read_source(tmp_path, "folder").cases) == 1
-    assert "ds2 cannot be read (Permission denied) and is left out" in capsys.readouterr().out
+    told = [f"1 folder(s) that cannot be read (Permission denied), such as {tmp_path}/ds2; correct their rights"]
+    assert found.left_out.told() == told
+    plain = read_source(tmp_path, "folder")
+    assert (len(plain.cases), plain.left_out.told()) == (1, told)
+
+
+def test_linked_folders_are_read_once_and_no_loop_is_walked(tmp_path: Path) -> None:
+    """As archives link subjects: a linked subject, a linked folder of one, two links to one, and links back."""
+    for subject in ("01", "02", "03"):
+        write_volume(tmp_path / f"archive/sub-{subject}/anat/sub-{subject}_T1w.nii.gz", blobs(0)[0])
+    study = tmp_path / "study"
+    (study / "sub-02").mkdir(parents=True)
+    (study / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.8.0"}')
+    (study / "sub-01").symlink_to(tmp_path / "archive" / "sub-01")
+    (study / "sub-02" / "anat").symlink_to(tmp_path / "archive" / "sub-02" / "anat")
+    shutil.copytree(tmp_path / "archive" / "sub-03", study / "sub-03")
+    for source in ("bids", "folder"):
+        found = read_source(study, source)
+        assert sorted(case["subject"] for case in found.cases) == ["sub-01", "sub-02", "sub-03"]
+        assert all(case["image"].startswith(f"{study}/") for case in found.cases), "named as they are seen"
+        assert len(found.left_out) == 0
+    (study / "sub-03" / "up").symlink_to(study)
+    (study / "parent").symlink_to("..")
+    (study / "again").symlink_to("sub-03")
+    (study / "sub-04").symlink_to("nowhere")
+    (study / "sub-05_T1w.nii.gz").symlink_to("nowhere.nii.gz")
+    found = read_source(study, "folder")
+    assert sorted(Path(case["image"]).name[4:6] for case in found.cases) == ["01", "02", "03", "05"]
+    assert sorted(found.left_out.told()) == [
+        f"1 link(s) that lead nowhere, such as {study}/sub-04; restore what they lead to, or remove them",
+        f"1 link(s) to folders that are listed already, such as {study}/again; nothing is lost",
+        f"2 link(s) back to a folder that they lie in, such as {study}/parent; nothing is lost",
+    ]
+
+
+def test_what_is_not_read_is_counted_alike_wherever_files_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data"
+    for index in range(3):
+        image, mask = blobs(index)
+        write_volume(data / "images" / f"case_{index}.nii.gz", image)
+        write_volume(data / "labels" / f"case_{index}.nii.gz", mask)
+        (data / "images" / f"case_{index}.mnc").touch()
+    (data / "images" / "volume.mha").touch()
+    (data / "images" / "notes.txt").touch()
+    wanted = [
+        f"left out: 3 file(s) of MINC, which are not read, such as {data}/images/case_0.mnc; convert it with mnc2nii",
+        f"left out: 1 file(s) of MetaImage, which are not read, such as {data}/images/volume.mha; convert it",
+    ]
+    listings: dict[str, Any] = {
+        "preparation": lambda: pretraining_lists(str(data / "images")),
+        "fine-tuning and evaluation": lambda: labelled_lists(str(data)),
+        "inference": lambda: image_list(str(data)),
+        "features": lambda: every_image(str(data)),
+        "classification": lambda: classified_cases(str(data)),
+    }
+    for name, listing in listings.items():
+        listing()
+        told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("left out")]
+        assert len(told) == 2, name
+        assert all(line.startswith(sentence) for line, sentence in zip(told, wanted, strict=True)), name
+    (tmp_path / "only").mkdir()
+    (tmp_path / "only" / "x.mhd").touch()
+    with pytest.raises(DataError, match=r"holds no file ending in .*; it holds 1 file\(s\) of MetaImage"):
+        read_source(tmp_path / "only")
 
 
 def test_pre_training_takes_each_source(tmp_path: Path) -> None:

@@ -400,6 +400,35 @@ def distribution_network(folder: Path) -> torch.nn.Module:
     return network
 
 
+def test_names_of_a_new_task_are_no_commands(encoders: dict[str, Path], tmp_path: Path) -> None:
+    names = ["background", "lesion #1", "common.bile duct", "import", "a's \\"]
+    options = network_settings("mae_resenc_l") | {"patch_size": [16, 16, 16]}
+    new_task("mae_resenc_l", str(tmp_path / "task"), labels=names, pretrained=str(encoders["mae_resenc_l"]), **options)
+    configs = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "task" / "configs").glob("*.json")}
+    for config in ("train", "evaluate", "inference"):
+        parser = ConfigParser(configs[config] | ({"trained": {}} if config == "inference" else {}))
+        assert parser.get_parsed_content("labels") == names, config
+    assert list(configs["metadata"]["network_data_format"]["outputs"]["pred"]["channel_def"].values()) == names
+    mark = tmp_path / "mark"
+    for name in (f"$__import__('pathlib').Path('{mark}').touch()", "@home", "%id"):
+        model = write_model(tmp_path, ["background", name])
+        with pytest.raises(SystemExit, match="takes what starts with"):
+            new_task("mae_resenc_l", str(tmp_path / "other"), model=str(model), **options)
+    settings = json.loads(model.with_suffix(".json").read_text())
+    settings["settings"] |= {
+        "labels": ["background", "a"],
+        "normalization": f"$__import__('pathlib').Path('{mark}').touch()",
+    }
+    write_json(settings, model.with_suffix(".json"))
+    new_task("mae_resenc_l", str(tmp_path / "other"), model=str(model), **options)
+    for config in ("train", "inference"):
+        parser = ConfigParser(
+            json.loads((tmp_path / "other" / "configs" / f"{config}.json").read_text()) | {"trained": {}}
+        )
+        assert parser.get_parsed_content("normalization") == settings["settings"]["normalization"]
+    assert not mark.exists()
+
+
 def test_spacing_of_a_new_task(encoders: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def spacings(name: str, spacing: Any) -> list[Any]:
         sizes = network_settings("mae_resenc_l") | {"patch_size": [16, 16, 16]}

@@ -325,10 +325,10 @@ def test_a_killed_run_goes_on_and_other_weights_are_not_mixed_in(
     whole = FeatureFolder.write
     written: list[str] = []
 
-    def write(self: FeatureFolder, case: dict[str, Any], embedding: Any, *, stamp: Any) -> None:
+    def write(self: FeatureFolder, case: dict[str, Any], embedding: Any, *, images: Any) -> None:
         if len(written) == 2:
             raise KeyboardInterrupt
-        whole(self, case, embedding, stamp=stamp)
+        whole(self, case, embedding, images=images)
         written.append(case["image"])
 
     monkeypatch.setattr(FeatureFolder, "write", write)
@@ -442,11 +442,11 @@ def test_the_command_line(images: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "needs the columns"),
+        ("", "has no column case"),
         ("case,source,f000\n", "needs the columns"),
-        ("name,f000\na,1\n", "needs the columns"),
-        ("case,source,f000\na,a.nii,x\n", "texts among its numbers"),
-        ("case,source,f000,f001\na,a.nii,1,2\nb,b.nii,1\n", "rows of other lengths"),
+        ("name,f000\na,1\n", "has no column case"),
+        ("case,source,f000\na,a.nii,x\n", "texts or nothing among its numbers"),
+        ("case,source,f000,f001\na,a.nii,1,2\nb,b.nii,1\n", "texts or nothing among its numbers"),
         ("case,source,f000\na,a.nii,nan\n", "NaN or infinite features of a"),
         ("case,source,f000\na,a.nii,1\na,b.nii,2\n", "several rows of a"),
     ],

@@ -81,13 +81,13 @@ def pretend_classes(right: dict[str, float]) -> Any:
             rng = np.random.default_rng([run.seed, run.fold])
             cases = {}
             for case in study.data_sets[run.data_set].parts[run.fold]["validation"]:
-                truth = "ab".index(case["kind"])
+                truth = ["=a", "$1/0"].index(case["%kind"])
                 sure = float(np.clip(0.5 + right[run.arm] * (truth - 0.5) + 0.2 * rng.standard_normal(), 0.01, 0.99))
                 cases[case["name"]] = {"group": None, "truth": truth, "probabilities": [1 - sure, sure]}
             folder = study.folder / "runs" / run.name
             folder.mkdir(parents=True)
             about = {"name": run.name, "task": "classification"}
-            (folder / "result.json").write_text(json.dumps({"run": about, "classes": ["a", "b"], "cases": cases}))
+            (folder / "result.json").write_text(json.dumps({"run": about, "classes": ["=a", "$1/0"], "cases": cases}))
         return {}
 
     return run_pieces
@@ -333,7 +333,8 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pyt
         kind = index % 2
         values = image + 3.0 * kind * (labels > 0)
         write_volume(tmp_path / "images" / f"c{index:02d}.nii.gz", values.astype(np.float32))
-        rows.append({"case": f"c{index:02d}", "kind": "ab"[kind], "who": f"p{index // 2}"})
+        # in a table nothing is a command, and nothing that is written from it a formula
+        rows.append({"case": f"c{index:02d}", "%kind": ("=a", "$1/0")[kind], "@who": f"@p{index // 2}"})
     with open(tmp_path / "t.csv", "w", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -341,9 +342,9 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pyt
     weights = train(tmp_path / "w", steps=[0], bundle=B, seed=3)[0]
     options: dict[str, Any] = {**SMALL, "resamples": 100, "num_workers": 0}
     options |= {"table": str(tmp_path / "t.csv"), "weights": f"{B}={weights}", "best": 0, "patch_size": [16, 16, 16]}
-    for group in (None, "who"):
+    for group in (None, "@who"):
         out = tmp_path / f"out_{group}"
-        tool.choose(str(tmp_path / "images"), target="kind", group=group, output=str(out), **options)
+        tool.choose(str(tmp_path / "images"), target="%kind", group=group, output=str(out), **options)
         content = read(out)
         assert content["metric"]["probe"] == "AP"
         assert content["units"] == (8 if group else 16)
@@ -352,14 +353,15 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pyt
         assert "is not shown to tell more than a random encoder" in (out / "choose.md").read_text()
     monkeypatch.setattr(scheduling, "run_pieces", pretend_classes({B: 0.9, "scratch resenc_l": 0.0}))
     options |= {"best": 1, "input_size": [16, 16, 16], "epochs": 2, "seeds": 5}
-    tool.choose(str(tmp_path / "images"), target="kind", output=str(tmp_path / "out_None"), **options)
+    tool.choose(str(tmp_path / "images"), target="%kind", output=str(tmp_path / "out_None"), **options)
     content = read(tmp_path / "out_None")
     assert content["verdict"]["by"] == "fine-tuning"
     assert content["verdict"]["decided"]
     assert content["verdict"]["best"] == B
     told = json.loads((tmp_path / "out_None" / "fine-tuning" / "study.json").read_text())
     assert told["backbones"]["resenc_l"]["settings"]["input_size"] == [16, 16, 16]
-    assert told["data_sets"]["data"]["target"] == "kind"
+    assert told["data_sets"]["data"]["target"] == "%kind"
+    assert told["data_sets"]["data"]["classes"] == ["$1/0", "=a"]
     with pytest.raises(DataError, match="no column 'grade'"):
         tool.choose(str(tmp_path / "images"), target="grade", output=str(tmp_path / "x"), **options)
     with pytest.raises(SettingsError, match="needs both"):

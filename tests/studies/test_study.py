@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -17,10 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from monai.bundle import ConfigParser
 
 from common.errors import DataError, SettingsError
 from tools.studies import commands as study_tool
 from tools.studies import execution, scheduling
+from tools.studies.contents import size_of
 from tools.studies.cost import estimate
 from tools.studies.definition import Study
 from tools.studies.execution import check_results, check_same, pieces, pretraining_of, starting_weights
@@ -166,7 +169,7 @@ def test_a_pretraining_is_shared_and_comes_first(task: Path) -> None:
         ({"backbones": {"resenc_l": {"settings": ["lr"]}}}, "settings of backbone resenc_l is ['lr']"),
         ({"backbones": {"resenc_l": {"settings": {"labels": ["a", "b"]}}}}, "which the study itself decides"),
         ({"inference": {"model": "x.pt"}}, "inference of the study name model"),
-        ({"settings": {1: 2}}, "it must be settings"),
+        ({"settings": {1: 2}}, "unknown setting"),
         ({"seeds": []}, "seeds is empty"),
         ({"seeds": [0, 0]}, "seeds has 0 twice"),
         ({"lengths": [2, 2]}, "lengths has 2 twice"),
@@ -217,11 +220,52 @@ def test_whatever_changes_a_result_is_noticed(task: Path) -> None:
         with pytest.raises(SettingsError, match=rf"other task#{name}.*; and 1 more folders"):
             check_results(small(task.parent))
     (task.parent / "ball.yaml").write_text(yaml.safe_dump(card), "utf-8")
-    execution.size_of.cache_clear()
-    for index in range(6):
-        write_volume(task / "labels" / f"case_{index}.nii.gz", blobs(index + 9)[1])
-    with pytest.raises(SettingsError, match="other files"):
+    check_results(small(task.parent))
+    file = task / "images" / "case_0.nii.gz"
+    os.utime(file)
+    check_results(small(task.parent))
+    status, content = file.stat(), bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(SettingsError, match=r"other contents; give.*; and 1 more folders"):
         check_results(small(task.parent))
+
+
+def test_a_result_of_an_earlier_version_is_told_by_the_sizes_of_its_files(
+    task: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = small(task.parent, arms={"scratch": TWO["scratch"]})
+    ((piece, (kind, run)),) = execution.runs_by_piece(study).items()
+    about = execution._about(study, run, kind)
+    (study.folder / piece / "models").mkdir(parents=True)
+    before = {name: value for name, value in about.items() if name != "contents"}
+    (study.folder / piece / "run.json").write_text(json.dumps(before), "utf-8")
+    check_results(study)
+    assert f"note: {study.folder / piece} tells its files by their sizes alone" in capsys.readouterr().out
+    write_volume(task / "images" / "case_0.nii.gz", np.zeros((4, 4, 4), np.float32))
+    size_of.cache_clear()
+    with pytest.raises(SettingsError, match="other files"):
+        check_results(study)
+
+
+def test_names_and_paths_are_texts_however_they_look(task: Path) -> None:
+    (task.parent / "20_24").symlink_to(task)
+    (task.parent / "study.yaml").write_text(
+        "arms: {2024-01-01: {bundle: mae_resenc_l, weights: scratch}}\noutput: 10_0\n"
+        "data_sets: {1_0: {card: ball.yaml, folder: 20_24}, yes: {card: ball.yaml, folder: task}}\n"
+    )
+    study = read_study(task.parent / "study.yaml")
+    assert (list(study.arms), list(study.data_sets)) == (["2024-01-01"], ["1_0", "yes"])
+    assert study.folder == task.parent / "10_0"
+    assert "/20_24/" in study.data_sets["1_0"].parts[0]["training"][0]["image"]
+
+
+def test_what_a_card_says_is_no_command(task: Path) -> None:
+    card = {"name": "Balls", "task": "segmentation", "labels": ["background", "ball"]}
+    (task.parent / "ball.yaml").write_text(yaml.safe_dump({**card, "settings": {"spacing_mm": "$1/0"}}), "utf-8")
+    told = small(task.parent).data_sets["ball"].settings
+    assert ConfigParser(dict(told)).get_parsed_content("spacing_mm") == "$1/0"
 
 
 def test_a_result_that_cannot_be_read_is_made_again(tmp_path: Path) -> None:
@@ -391,6 +435,9 @@ def study_py(*arguments: str | Path, check: bool = True) -> subprocess.Completed
 
 
 def test_a_whole_study_is_killed_goes_on_and_is_reported(task: Path) -> None:
+    name = "=ball #1, @home"
+    card = {"name": "Balls", "task": "segmentation", "labels": ["background", name]}
+    (task.parent / "ball.yaml").write_text(yaml.safe_dump(card), "utf-8")
     file = written(task.parent, arms={**TWO, "bad": {"bundle": "mae_resenc_l", "weights": str(task / "bad.pt")}})
     (task / "bad.pt").write_bytes(b"no checkpoint")
     command = [sys.executable, str(ROOT / "tools" / "study.py"), "run", str(file)]  # a group that can be killed
@@ -398,8 +445,6 @@ def test_a_whole_study_is_killed_goes_on_and_is_reported(task: Path) -> None:
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and not list(task.parent.glob("study/pretraining/*/*/*/result.json")):
         time.sleep(0.1)
-    import os
-
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     first = [path.stat().st_mtime_ns for path in task.parent.glob("study/pretraining/*/*/*/result.json")]
@@ -418,10 +463,11 @@ def test_a_whole_study_is_killed_goes_on_and_is_reported(task: Path) -> None:
     assert {path.name for path in (folder / "predictions").iterdir()} <= {f"{name}.nii.gz" for name in found["cases"]}
     assert not (folder / "models").exists()
     with open(folder / "scores.csv", newline="", encoding="utf-8") as stream:
-        rows = {row["case"]: row["dice"] for row in csv.DictReader(stream)}
+        rows = {row["case"]: row for row in csv.DictReader(stream)}
     assert rows.keys() == found["cases"].keys()
-    for case, dice in rows.items():
-        assert float(dice or "nan") == pytest.approx(found["cases"][case]["scores"]["ball"]["dice"], nan_ok=True)
+    for case, row in rows.items():
+        assert row["class"] == f"'{name}", "which no spreadsheet computes"
+        assert float(row["dice"] or "nan") == pytest.approx(found["cases"][case]["scores"][name]["dice"], nan_ok=True)
     assert not (folder / "trained.json").exists()
     # the config beside the result is complete and trains the same again
     again = [python(), "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(folder / "train.json")]
@@ -484,20 +530,22 @@ def test_what_was_cut_after_its_training_is_not_trained_again(task: Path, monkey
     assert not (study.folder / "runs" / run.name / "models").exists()
 
 
-def test_classification_is_studied_too(tmp_path: Path) -> None:
+def test_classification_is_studied_too_and_what_a_table_says_is_no_command(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    rows = ["case,sick,patient"]
+    mark = tmp_path / "mark"
+    yes, no = f"$__import__('pathlib').Path('{mark}').touch()", "=1+1 #1"
+    rows = ["case,%sick,@patient"]
     for index in range(8):
         image = rng.normal(100 + 40 * (index % 2), 10, (18, 18, 18)).astype(np.float32)
         write_volume(tmp_path / "images" / f"case_{index}.nii.gz", image)
-        rows.append(f"case_{index},{'yes' if index % 2 else 'no'},p{index}")
+        rows.append(f"case_{index},{yes if index % 2 else no},$p{index}")
     (tmp_path / "table.csv").write_text("\n".join(rows), "utf-8")
     (tmp_path / "sick.yaml").write_text(
-        yaml.safe_dump({"name": "Sick", "task": "classification", "target": "sick", "classes": ["no", "yes"]}), "utf-8"
+        yaml.safe_dump({"name": "Sick", "task": "classification", "target": "%sick", "classes": [no, yes]}), "utf-8"
     )
     content = {
         "arms": {"scratch": TWO["scratch"]},
-        "data_sets": {"sick": {"card": "sick.yaml", "folder": "images", "table": "table.csv", "group": "patient"}},
+        "data_sets": {"sick": {"card": "sick.yaml", "folder": "images", "table": "table.csv", "group": "@patient"}},
         "settings": {
             "input_size": [16, 16, 16],
             "epochs": 1,
@@ -511,13 +559,31 @@ def test_classification_is_studied_too(tmp_path: Path) -> None:
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
     study = read_study(tmp_path / "study.yaml")
     drawn = study.training_cases(study.runs()[0])
-    assert {case["sick"] for case in drawn} == {"no", "yes"}, "a small budget holds every class"
+    assert {case["%sick"] for case in drawn} == {no, yes}, "a small budget holds every class"
     study_py("run", tmp_path / "study.yaml")
     (file,) = tmp_path.glob("study/runs/*/*/*/*/*/result.json")
     found = json.loads(file.read_text("utf-8"))
-    assert found["classes"] == ["no", "yes"]
+    assert found["classes"] == [no, yes]
     assert len(found["cases"]) == 4
     for name, case in found["cases"].items():
         assert case["truth"] == int(name[-1]) % 2
         assert sum(case["probabilities"]) == pytest.approx(1, abs=1e-3)
-        assert case["group"] == f"p{name[-1]}"
+        assert case["group"] == f"$p{name[-1]}"
+    study_py("report", tmp_path / "study.yaml")
+    with open(tmp_path / "study" / "report" / "cases.csv", newline="", encoding="utf-8") as stream:
+        assert {row["class"] for row in csv.DictReader(stream)} == {yes, f"'{no}", ""}
+    again = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(file.parent / "train.json"),
+    ]
+    places = ["--ckpt_dir", str(tmp_path / "again"), "--output_dir", str(tmp_path / "again")]
+    subprocess.run([*again, *places], cwd=ROOT, check=True, capture_output=True, timeout=300)
+    about = json.loads((tmp_path / "again" / "classifier.json").read_text("utf-8"))
+    assert about["settings"]["classes"] == [no, yes]
+    assert not mark.exists()

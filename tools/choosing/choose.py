@@ -7,7 +7,6 @@ import json
 import math
 import os
 import random
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -314,7 +313,9 @@ class Choice:
 
     def place(self, name: str) -> Path:
         """Return the folder of one encoder."""
-        return self.folder / "probes" / re.sub(r"[^A-Za-z0-9.+-]+", "_", name)
+        from ..studies.definition import plain_name
+
+        return self.folder / "probes" / plain_name(name)
 
     def probe(self, *, folds: int, resamples: int) -> tuple[dict[str, dict[str, Any]], Any]:
         """Probe all encoders; one whose weights do not fit is left out.
@@ -401,6 +402,7 @@ class Choice:
         """
         from common.errors import SettingsError
         from common.files import write_json
+        from common.literals import as_data
 
         from ..studies.execution import check_results
         from ..studies.reading import study_from
@@ -414,7 +416,8 @@ class Choice:
             encoder = self.candidates[name]
             resolved = encoder.resolved()
             known = _known(encoder.bundle, config)
-            own = {key: resolved[key] for key in (*NETWORK_SETTINGS, "spacing_mm") if key in resolved and key in known}
+            names = [key for key in (*NETWORK_SETTINGS, "spacing_mm") if key in resolved and key in known]
+            own = {key: as_data(resolved[key]) for key in names}  # what is written beside weights is no command
             arms[name] = {"bundle": encoder.bundle, "weights": encoder.weights, "settings": own}
             backbone = backbone_of(encoder.bundle)
             scratch = {"bundle": encoder.bundle, "weights": "scratch"}

@@ -21,9 +21,7 @@ Every encoder is asked at the same voxels in the same folds, so that differences
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import json
 import shutil
 import warnings
@@ -48,11 +46,15 @@ from common.bundles import read_config
 from common.data import SegmentationTask
 from common.data.cases import Case, case_name, images_of
 from common.data.checking.checks import read_image, tell_outside
+from common.data.identity import stamp_of
 from common.engines.features import FeatureFolder, VolumeEmbedder, extract_features, read_features
 from common.engines.probing import ProbeResult, probe_features, read_target
 from common.errors import DataError, SettingsError, WeightsError
 from common.files import replace_file, sha256, write_json
+from common.literals import as_data
 from common.metrics.statistics import bootstrap_interval, known_mean
+from common.paths import output_file
+from common.tables import write_table
 from common.transforms import OUTSIDE, volume_preprocessing, whole_numbers
 from common.weights.transfer import origin_receipt
 
@@ -231,17 +233,16 @@ class Encoder:
         """
         path = ROOT / "bundles" / self.bundle / "configs" / "features.yaml"
         parser = ConfigParser(read_config(path))
-        parser.update(
-            {
-                **self.resolved(),
-                "bundle_root": str(path.parent.parent),
-                "output_dir": str(folder),
-                "pretrained": self.weights or "",
-                "from_scratch": self.weights is None,
-                "seed": self.seed,
-                **settings,
-            }
-        )
+        told = {
+            **self.resolved(),  # also what is written beside the weights
+            "bundle_root": str(path.parent.parent),
+            "output_dir": str(folder),
+            "pretrained": self.weights or "",
+            "from_scratch": self.weights is None,
+            "seed": self.seed,
+            **settings,
+        }
+        parser.update({name: as_data(value) for name, value in told.items()})
         return parser
 
     def load(self, folder: Path, *, stages: Sequence[int] | None = None) -> tuple[VolumeEmbedder, dict[str, Any]]:
@@ -305,7 +306,7 @@ def collect_voxels(
     found = []
     lost: dict[str, Mapping[int, int]] = {}
     for number, case in enumerate(tqdm(cases, desc=name, unit="case", leave=False)):
-        kept = folder / f"{case_name(case)}.npz" if folder else None
+        kept = output_file(folder, case_name(case), ".npz") if folder else None
         before = _read_voxels(kept, case_name(case), digest) if kept else None
         if before is not None:
             found.append(before)
@@ -617,7 +618,7 @@ def probe_encoder(
         "weights_sha256": None if encoder.weights is None else sha256(encoder.weights),
         "seed": encoder.seed if encoder.weights is None else None,
         "settings": settings,
-        "cases": [[str(file), *_stamp(file)] for case in cases for file in (*images_of(case), str(case["label"]))],
+        "cases": [[str(file), *stamp_of(file)] for case in cases for file in (*images_of(case), str(case["label"]))],
         "groups": [str(case[group]) for case in cases] if group else None,
         "task": [task.plain_labels, task.regions, task.ignore_label],
         "voxels": count,
@@ -659,11 +660,6 @@ def probe_encoder(
     write_json(content, file)
     shutil.rmtree(folder / "voxels", ignore_errors=True)
     return content
-
-
-def _stamp(file: str) -> list[int]:
-    stat = Path(file).stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def probe_cases(
@@ -713,10 +709,7 @@ def probe_cases(
         )
     names, values = read_features(folder / "features")
     table = folder / "targets.csv"
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["case", target, *([group] if group else [])])
-    writer.writerows([case_name(case), case[target], *([case[group]] if group else [])] for case in cases)
-    replace_file(table, lambda temporary: Path(temporary).write_text(text.getvalue(), "utf-8"))
+    columns = [target, *([group] if group else [])]
+    write_table(table, ["case", *columns], ([case_name(case), *map(case.get, columns)] for case in cases))
     wanted = read_target(table, names, target=target, group=group)
     return probe_features(values, wanted, folds=folds, repeats=repeats, resamples=resamples, seed=seed)

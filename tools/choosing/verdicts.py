@@ -207,10 +207,7 @@ def draw(panels: Mapping[str, Mapping[str, tuple[float, Sequence[float] | None, 
         panels: by title: by arm the score, its interval and the colour.
         path: PNG to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from common.figures import plt
 
     shown = {title: bars for title, bars in panels.items() if bars}
     most = max(len(bars) for bars in shown.values())

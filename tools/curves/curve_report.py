@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from common.tables import write_table
 
 __all__ = ["curve_table", "write_curve"]
 
@@ -162,20 +163,14 @@ def write_curve(
         part = folder / f".{name}.part"
         part.write_text(text, "utf-8")
         os.replace(part, folder / name)
-    with open(folder / "curve.csv", "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(folder / "curve.csv", list(rows[0]), [list(row.values()) for row in rows])
     _draw(rows, folder / "curve.png", bundle=str(asked["bundle"]))
     print(f"\n{table}\n\n{notes}\nwritten: {folder}/curve.csv, curve.json, curve.md, curve.png")
     return rows
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], path: Path, *, bundle: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    from common.figures import plt
 
     counts = [row["cases"] for row in rows]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")

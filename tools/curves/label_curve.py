@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import os
@@ -65,11 +64,11 @@ class Curve:
         self.settings, self.pretraining, self.pretrained = dict(settings), dict(pretraining), pretrained
         self.rates: dict[str, float] = {}
 
-    def run(self, config: str, log: Path, **settings: Any) -> None:
-        """Run a config of the bundle in this process, with those of the settings that it knows."""
+    def run(self, config: str, log: Path, *, told: Mapping[str, Any] | None = None, **data: Any) -> None:
+        """Run a config of the bundle in this process, see :func:`tools.studies.execution.run_config`."""
         from ..studies.execution import run_config
 
-        run_config(self.bundle, config, log, **settings)
+        run_config(self.bundle, config, log, told=told, **data)
 
     def datalist(self, path: Path, **parts: Sequence[dict[str, Any]]) -> str:
         """Write a datalist and return its path."""
@@ -89,7 +88,7 @@ class Curve:
             self.run(
                 "pretrain",
                 folder / "log.txt",
-                **{**self.settings, **self.pretraining},
+                told={**self.settings, **self.pretraining},
                 datalist=self.datalist(folder / "datalist.json", training=images),
                 store_dir=str(self.folder / "store"),
                 output_dir=str(folder),
@@ -109,7 +108,8 @@ class Curve:
         self.run(
             "train",
             folder / "log.txt",
-            **{**self.settings, **settings},
+            told=self.settings,
+            **settings,
             labels=self.labels,
             from_scratch=arm == "from scratch",
             pretrained="" if arm == "from scratch" else self.encoder(fold),
@@ -162,6 +162,8 @@ class Curve:
 
     def measure(self, run: Run) -> None:
         """Fine-tune, predict the unseen fold and score it; leaves result.json."""
+        from common.tables import read_table
+
         folder = self.folder / run.name
         result = folder / "result.json"
         if result.exists():
@@ -175,9 +177,8 @@ class Curve:
         self.run(
             "inference",
             folder / "log.txt",
-            **{name: value for name, value in self.settings.items() if name in ("num_workers", "device", "amp")},
+            told={k: v for k, v in self.settings.items() if k in ("num_workers", "device", "amp", "channels")},
             datalist=datalist,
-            channels=self.settings.get("channels", 1),
             model=str(folder / "models" / "model_final.pt"),
             output_dir=str(folder / "predictions"),
             overwrite=True,
@@ -196,8 +197,7 @@ class Curve:
             resamples=0,
             strict=True,
         )
-        with open(folder / "scores.csv", newline="", encoding="utf-8") as stream:
-            rows = [(row["case"], row["class"], row["dice"]) for row in csv.DictReader(stream)]
+        rows = [(row["case"], row["class"], row["dice"]) for _, row in read_table(folder / "scores.csv", exact=True)]
         scores: dict[str, dict[str, float]] = {}
         for case, name, dice in rows:
             if dice not in ("", "nan"):
@@ -302,6 +302,7 @@ def label_curve(
 
     from common.errors import DataError, SettingsError
 
+    from ..studies.contents import contents_of
     from ..studies.execution import note
 
     backbone = "resenc_l" if bundle.endswith("resenc_l") else "primus_m"
@@ -337,7 +338,9 @@ def label_curve(
     }
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / "settings.json"
-    if marker.exists() and json.loads(marker.read_text("utf-8")) != json.loads(json.dumps(asked)):
+    before = json.loads(marker.read_text("utf-8")) if marker.exists() else None
+    contents = before.pop("contents", None) if before else None
+    if before not in (None, json.loads(json.dumps(asked))):
         raise SystemExit(f"Stopped: {folder} holds a curve of other settings; give another --output")
     os.chdir(ROOT)
     logging.getLogger("monai").setLevel(logging.WARNING)
@@ -353,7 +356,12 @@ def label_curve(
         )
     except (DataError, SettingsError) as error:
         raise SystemExit(f"Stopped: {error}") from error
-    marker.write_text(json.dumps(asked, indent=1), "utf-8")
+    found = contents_of([case for part in parts for cases in part.values() for case in cases], folder)
+    if contents not in (None, found):
+        raise SystemExit(f"Stopped: {folder} holds a curve of other images or labels; give another --output")
+    if before and contents is None:
+        print(f"note: nothing tells of which files the runs in {folder} are, which an earlier version made")
+    marker.write_text(json.dumps(asked | {"contents": found}, indent=1), "utf-8")
     if labels is None:
         if data == "mni":
             from ..preparing.template import LABELS

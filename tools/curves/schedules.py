@@ -24,12 +24,8 @@ def schedules(
         decoder_epochs: of sawtooth and valley; the same unless given.
         output: picture to write.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     from common.errors import SettingsError
+    from common.figures import plt
     from common.optimizers import FineTuningSchedule
     from common.optimizers.schedules import SCHEDULES
 

@@ -78,6 +78,10 @@ class Derived:
     labels: Sequence[str]
     channels: Sequence[str] = field(default_factory=lambda: ["image"])
 
+    def settings(self) -> dict[str, Any]:
+        """Return what they are to the configs."""
+        return {"labels": list(self.labels), "channels": len(self.channels)}
+
 
 def bundle_names(which: str = "all") -> list[str]:
     """Return the bundles of the collection that ``which`` names: one, several with commas between, or ``all``.
@@ -125,18 +129,26 @@ def _on_its_own(value: Any, bundle: str) -> Any:
 
 
 def _with_settings(
-    config: dict[str, Any], name: str, settings: Mapping[str, Any], *, task: bool = False
+    config: dict[str, Any],
+    name: str,
+    settings: Mapping[str, Any],
+    *,
+    data: Mapping[str, Any] | None = None,
+    task: bool = False,
 ) -> dict[str, Any]:
     """Return a config with other defaults; what it reads from a trained model's JSON keeps doing so.
 
     Args:
         config: of one workflow.
         name: of the workflow.
-        settings: of which it takes those that it has and that mean the same there.
+        settings: of which it takes those that it has and that mean the same there; a text may be an expression.
+        data: further ones, below these, which are what they are, such as the names of classes.
         task: they are of a derived task, which only its segmentation follows.
     """
+    from common.literals import as_data, literal
+
     changed = dict(config)
-    for key, value in settings.items():
+    for key, value in {**(data or {}), **settings}.items():
         if key not in config or (task and name not in _OF_TASK.get(key, (name,))):
             continue
         if name != "train" and _is_rule(key, value):
@@ -144,7 +156,10 @@ def _with_settings(
         if key == "patch_size" and "crop_size" in config:  # there it is the region that the crops are cut from
             continue
         from_model = re.match(r"\$@trained\.get\('(\w+)'", str(config[key]))
-        changed[key] = f"$@trained.get({from_model[1]!r}, {value!r})" if from_model else value
+        if from_model:
+            changed[key] = f"$@trained.get({from_model[1]!r}, {literal(value)})"
+        else:
+            changed[key] = value if key in settings else as_data(value)
     return changed
 
 
@@ -181,7 +196,10 @@ def _of_model(bundle: str, model: Path, settings: Mapping[str, Any]) -> dict[str
 
 
 def _configs(
-    bundle: str, settings: Mapping[str, Any], of_model: Mapping[str, Any] | None = None, *, task: bool = False
+    bundle: str,
+    settings: Mapping[str, Any],
+    of_model: Mapping[str, Any] | None = None,
+    derived: Derived | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Return the complete configs of a bundle by the names of their JSON files.
 
@@ -190,23 +208,26 @@ def _configs(
         settings: other defaults for all of them.
         of_model: what a fine-tuned model was made for: defaults of segmentation, the network's size of all, and the
             input that an encoder is fitted to, of features.
-        task: the settings are of a derived task.
+        derived: task that the bundle is made for, whose classes and channels all of them have.
     """
     from common.bundles import read_config
 
     configs, of_model = {}, of_model or {}
+    of_task = {} if derived is None else derived.settings()
     network = read_config(BUNDLES / bundle / "configs" / "train.yaml")["network_settings"]
     sizes = {key: value for key, value in of_model.items() if key in network}
     for file in sorted((BUNDLES / bundle / "configs").glob("*.yaml")):
-        config = read_config(file)
+        config = _on_its_own(read_config(file), bundle)
         own = dict(of_model if file.stem in ("train", "inference", "evaluate") else sizes)
         if file.stem == "train" and isinstance(own.get("normalization"), list):
             # figures of the model's data; training finds its own
             own["normalization"] = ["ct" if isinstance(one, dict) else one for one in own["normalization"]]
         if file.stem == "features" and "patch_size" in of_model:
             own["patch_size"] = of_model["patch_size"]
-        changed = _with_settings(config, file.stem, own | {**settings}, task=task)
-        configs[f"{file.stem}.json"] = _on_its_own(changed, bundle)
+        changed = _on_its_own(dict(settings), bundle)
+        configs[f"{file.stem}.json"] = _with_settings(
+            config, file.stem, changed, data={**own, **of_task}, task=derived is not None
+        )
     for source, name in OVERLAYS.items():
         if (overlay := ROOT / "common" / "configs" / source).is_file():
             configs[name] = _on_its_own(read_config(overlay), bundle)
@@ -423,9 +444,16 @@ def _card(page: str, bundle: str, licence: str, receipt: Receipt | None) -> str:
 
 
 def _weights(
-    bundle: str, target: Path, encoder: Path, settings: Mapping[str, Any], from_scratch: bool
+    bundle: str, target: Path, encoder: Path | None, settings: Mapping[str, Any], data: Mapping[str, Any]
 ) -> Receipt | None:
     """Write the encoder, fitted to the network of the segmentation, and a model to start from; return its receipt.
+
+    Args:
+        bundle: of the collection.
+        target: folder to write to.
+        encoder: pre-trained; None for a random network.
+        settings: as in :func:`_with_settings`.
+        data: as there.
 
     Raises:
         WeightsError: if the encoder does not fit; nothing is written then.
@@ -440,11 +468,11 @@ def _weights(
     from common.weights import differences, read_checkpoint, transfer_weights, write_checkpoint
 
     config = read_config(BUNDLES / bundle / "configs" / "train.yaml")
-    parser = ConfigParser(_with_settings(config, "train", settings))
+    parser = ConfigParser(_with_settings(config, "train", settings, data=data))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # equal exports are equal to the bit
         network = parser.get_parsed_content("network_def")
-    if from_scratch:
+    if encoder is None:
         write_checkpoint(mark_untrained(network.state_dict()), target / MODEL)
         return None
     receipt = transfer_weights(network, encoder)
@@ -545,7 +573,8 @@ def write_bundle(
     check_target(target, overwrite=overwrite)
     check_links(BUNDLES / bundle)
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    of_model = _of_model(bundle, model, settings) if model is not None else {}
+    of_task = {} if derived is None else derived.settings()
+    of_model = _of_model(bundle, model, {**of_task, **settings}) if model is not None else {}
     target.parent.mkdir(parents=True, exist_ok=True)
     source = BUNDLES / bundle
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
@@ -554,21 +583,21 @@ def write_bundle(
             ROOT / "common", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__", "configs", "*.pyc")
         )
         random = {"from_scratch": True} if from_scratch else {}
-        configs = _configs(bundle, {**settings, **random}, of_model, task=derived is not None)
-        settings = {**of_model, **settings}
+        configs = _configs(bundle, {**settings, **random}, of_model, derived)
+        data = {**of_model, **of_task}
         for name, config in configs.items():
             write_json(config, folder / "configs" / name)
         start = "to be fine-tuned from the encoder of"
         if model is not None or from_scratch:
             start = f"{'fine-tuned' if model is not None else 'to be trained from scratch'} with the network of"
-        metadata = _metadata(bundle, settings, derived, start)
+        metadata = _metadata(bundle, {**data, **settings}, derived, start)
         write_json(metadata, folder / "configs" / "metadata.json")
         for name in ("configs/logging.conf", "LICENSE"):
             shutil.copyfile(source / name, folder / name)
         receipt = None
         if encoder is not None or from_scratch:
             try:
-                receipt = _weights(bundle, folder, encoder or Path(), settings, from_scratch)
+                receipt = _weights(bundle, folder, None if from_scratch else encoder, settings, data)
             except WeightsError:
                 if not optional:
                     raise

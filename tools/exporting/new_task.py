@@ -78,7 +78,7 @@ def new_task(
     write_bundle(
         bundle,
         target,
-        settings=settings | {"labels": names, "channels": len(images)},
+        settings=settings,
         encoder=encoder if encoder.is_file() and not from_scratch else None,
         optional=trained is not None and pretrained is None,
         model=trained,
@@ -113,10 +113,21 @@ def _parts(option: str, value: object) -> list[str]:
     parts = value.split(",") if isinstance(value, str) else value
     if not isinstance(parts, (list, tuple)) or any(isinstance(part, (list, tuple, dict, set)) for part in parts):
         raise SystemExit(f'Stopped: {option} is {value!r}; give names with commas between: --{option} "one,two"')
-    names = [str(part).strip() for part in parts]
+    return _named(option, [str(part).strip() for part in parts])
+
+
+def _named(option: str, names: list[str]) -> list[str]:
+    """Return names that a bundle can have.
+
+    Raises:
+        SystemExit: if one would be a command.
+    """
     for name in names:
         if name[:1] in ("$", "@", "%"):
-            raise SystemExit(f"Stopped: {option} {name!r}: a config takes what starts with $, @ or % for a command")
+            raise SystemExit(
+                f"Stopped: {option} {name!r}: in a bundle MONAI takes what starts with $, @ or % for a command; "
+                "choose another name"
+            )
     return names
 
 
@@ -179,7 +190,7 @@ def _of_model(model: Path, labels: object, channels: object) -> tuple[list[str],
             f"Stopped: the classes of {model} are not numbered 0, 1, 2, ..., which a bundle of this kind needs; "
             "predict with the bundle that it was trained with"
         )
-    names = list(map(str, told["labels"])) if "labels" in told else _labels(labels)
+    names = _named("labels", list(map(str, told["labels"]))) if "labels" in told else _labels(labels)
     if labels is not None and _labels(labels)[1:] != names[1:]:
         raise SystemExit(
             f"Stopped: {model} was trained for the classes {', '.join(names[1:])}, and --labels names "

@@ -9,6 +9,7 @@ central of all. An uncertainty says nothing before a model is trained; this need
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -131,17 +132,12 @@ class ScanEmbeddings:
         try:
             parser = ConfigParser()
             parser.read_config(str(self.config))
-            parser["bundle_root"], parser["output_dir"] = str(self.bundle), str(folder)
+            as_data = importlib.import_module("scripts.literals").as_data
+            parser["bundle_root"], parser["output_dir"] = as_data(str(self.bundle)), as_data(str(folder))
             if self.device:
                 parser["device"] = self.device
-            parser["scans"] = {
-                "_target_": "scripts.engines.embed_files",
-                "files": list(files),
-                "embedder": "@embedder",
-                "preprocessing": "@preprocessing",
-                "channels": "@channels",
-            }
-            yield from parser.get_parsed_content("scans")
+            settings = {name: parser.get_parsed_content(name) for name in ("embedder", "preprocessing", "channels")}
+            yield from importlib.import_module("scripts.engines").embed_files(list(files), **settings)
         finally:
             sys.path.remove(str(self.bundle))
 

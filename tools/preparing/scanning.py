@@ -17,6 +17,7 @@ from ..commanding.commands import truth, whole
 if TYPE_CHECKING:
     from common.data.cases import Case
     from common.data.checking.survey import Measures, Survey
+    from common.data.problems import LeftOut
 
 __all__ = ["list_cases", "scan"]
 
@@ -48,7 +49,7 @@ def scan(
 
     quality, threads = truth(quality), whole("threads", threads, least=1)
     target = _output_folder(Path(output)) if output else None
-    cases, problems, kind, _, _ = _cases(folder, source, mask_polarity)
+    cases, left_out, kind, _, _ = _cases(folder, source, mask_polarity)
     found = survey(cases, threads=threads)
     groups = [str(case.get("modality") or "unknown") for case in cases]
     rows = np.flatnonzero(found.readable)
@@ -75,7 +76,7 @@ def scan(
         if plane is not None:
             slices[row] = plane, aspect
     odd = hints(measures, groups)
-    report = _report(cases, found, groups, problems, folder=folder, kind=kind)
+    report = _report(cases, found, groups, left_out, folder=folder, kind=kind)
     report["hints"] = [{"image": cases[row]["image"], "hint": hint} for row, hint in sorted(odd.items())]
     report["measured"] = sum(each is not None for each in measures)
     print(_table(report))
@@ -141,11 +142,14 @@ def list_cases(
         exclude=_entries(exclude),
         duplicates=truth(duplicates),
     )
-    cases, problems, kind, root, parts = _cases(folder, source, mask_polarity)
+    cases, left_out, kind, root, parts = _cases(folder, source, mask_polarity)
     _output_folder(target.parent)
     cache = target.with_name(f".{target.stem}.digests.json")
     result = filters.apply(cases, root=root, threads=threads, cache=cache)
-    report(problems + result.problems)
+    by_source = len(left_out)
+    for problem in result.problems:
+        left_out.note(problem)
+    report(left_out)
     subjects = subjects_of(result.cases, root)
     earlier = Path(keep).expanduser() if keep else target if target.exists() else None
     if earlier is not None:
@@ -159,7 +163,7 @@ def list_cases(
         "filters": filters.settings(),
         "found": len(cases),
         "removed": result.removed,
-        "left out by the source": len(problems),
+        "left out by the source": by_source,
         "split": {
             "seed": seed,
             "by": "subject",
@@ -215,13 +219,14 @@ def _paths() -> tuple[str, ...]:
 
 def _cases(
     folder: str, source: str | None, mask_polarity: Any
-) -> tuple[list[Case], list[str], str, Path, dict[str, str]]:
+) -> tuple[list[Case], LeftOut, str, Path, dict[str, str]]:
     """Return the cases of a source, what it leaves out, which it is, where it is, and the split that it comes with."""
     from common.data.cases import images_of
     from common.data.listing.datalists import read_datalist
     from common.data.listing.sources import detect, read_source
     from common.data.listing.sources.base import inverted
     from common.data.listing.splits import kept_parts
+    from common.data.problems import LeftOut
     from common.errors import SettingsError
 
     turned = inverted(mask_polarity)
@@ -230,7 +235,7 @@ def _cases(
     root = place if place.is_dir() else place.parent
     if kind != "datalist":
         found = read_source(place, kind, mask_polarity=mask_polarity)
-        return found.cases, found.problems, kind, root, {}
+        return found.cases, found.left_out, kind, root, {}
     if turned:
         raise SettingsError(
             f"mask_polarity is {mask_polarity!r}, but {place} is a datalist, which says itself with inverted_masks "
@@ -239,7 +244,7 @@ def _cases(
     lists = read_datalist(place, "", keys=_paths(), channels=True)
     parts = kept_parts(lists, root) if lists["training"] and lists["validation"] else {}
     unique = {tuple(images_of(case)): case for members in lists.values() for case in members}
-    return list(unique.values()), [], kind, root, parts
+    return list(unique.values()), LeftOut(), kind, root, parts
 
 
 def _texts(value: Any) -> tuple[str, ...]:
@@ -275,7 +280,7 @@ def _relative(case: Case, base: Path) -> Case:
 
 
 def _report(
-    cases: Sequence[Case], found: Survey, groups: Sequence[str], problems: Sequence[str], *, folder: str, kind: str
+    cases: Sequence[Case], found: Survey, groups: Sequence[str], left_out: LeftOut, *, folder: str, kind: str
 ) -> dict[str, Any]:
     """Gather what scan prints and writes."""
     from common.data.cases import images_of
@@ -319,7 +324,7 @@ def _report(
         "modalities": table,
         "notes": noted,
         "problems": [{"kind": kind, "count": len(each), "example": each[0]} for kind, each in kinds.items()],
-        "left out": {"count": len(problems), "examples": list(problems[:5])},
+        "left out": {"count": len(left_out), "told": left_out.told()},
     }
 
 
@@ -368,8 +373,8 @@ def _table(report: Mapping[str, Any]) -> str:
         lines.append(f"{len(report['notes']):,} volume(s) are read differently by other programs; nothing is left out:")
         lines += [f"  {count:>6,} x {example}" for count, example in _kinds_of_notes(report["notes"])]
     if report["left out"]["count"]:
-        lines.append(f"{report['left out']['count']:,} entries are left out, such as:")
-        lines += [f"  {example}" for example in report["left out"]["examples"]]
+        lines.append(f"{report['left out']['count']:,} files or folders are left out:")
+        lines += [f"  {sentence}" for sentence in report["left out"]["told"]]
     if report["measured"]:
         lines.append(
             f"{len(report['hints']):,} of {report['measured']:,} measured volumes look odd; nothing is left out:"
@@ -397,12 +402,8 @@ def _draw(
     path: Path,
 ) -> None:
     """Draw histograms of spacings and sizes, and the middle axial slices of a few volumes with their aspects."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     from common.data.cases import case_name
+    from common.figures import plt
     from common.files import replace_file
 
     count = -(-max(len(slices), 1) // 6)
@@ -423,7 +424,7 @@ def _draw(
         axis.imshow(plane.T, cmap="gray", origin="lower", aspect=aspect, vmax=np.percentile(plane, 99.5))
         name = case_name(cases[row])[:28].encode(errors="backslashreplace").decode()
         name = "".join(letter if letter.isprintable() else "?" for letter in name)
-        axis.set_title(name + ("\nodd" if row in odd else ""), fontsize=7, parse_math=False)
+        axis.set_title(name + ("\nodd" if row in odd else ""), fontsize=7)
     for axis in lower.axes:
         axis.axis("off")
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))

@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
+from common.paths import output_file
+
+from ..studies.definition import plain_name
 from ..studies.results import Block, Results
 from .cells import best_and_worst
 from .comparison import baseline, case_scores
@@ -38,16 +41,12 @@ def curves_part(results: Results, own: Mapping[str, Look]) -> list[Part]:
             histories = [(arm, history) for arm, history in found if history]
             if histories:
                 title = f"{data_set}, {budget_words(budget)}"
-                name = f"curves_{_file_name(data_set)}_{budget}.png"
+                name = f"curves_{plain_name(data_set)}_{budget}.png"
                 parts.append(Heading(title, 3))
                 parts.append(Picture(name, draw_curves(histories, own), f"training curves, {title}"))
     told = "A thin line for each run (fold and seed), one colour for each arm; runs that were cut as far as they came."
     head = Heading("Training curves", short="Curves")
     return [head, Text(told, "note"), *parts] if parts else [head, Text("No run has written a history yet.")]
-
-
-def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def _history(folder: Path) -> list[dict[str, Any]]:
@@ -105,7 +104,8 @@ def _picture(
     for arm in arms:
         same = results.planned(arm=arm, data_set=block.data_set, budget=block.budget, fold=str(run["fold"]))
         same.sort(key=lambda other: other["seed"] != run["seed"])
-        there = [results.folder / "runs" / other["name"] / "predictions" / f"{case}.nii.gz" for other in same]
+        runs = results.folder / "runs"
+        there = [output_file(runs / other["name"] / "predictions", case, ".nii.gz") for other in same]
         there = [file for file in there if file.is_file()]
         if not there:
             without.append(arm)
@@ -120,7 +120,7 @@ def _picture(
         content = draw_case(entry["image"][0], entry["label"], files, labels=labels)
     except (OSError, ValueError, KeyError, IndexError, ImageFileError) as error:
         return Text(f"The {title}, cannot be drawn: {error}", "note")
-    name = f"case_{_file_name(block.data_set)}_{kind}.png"
+    name = f"case_{plain_name(block.data_set)}_{kind}.png"
     return Picture(
         name, content, f"The {title}: scan, label, and predictions of {', '.join(files)}.{missing}", caption=True
     )

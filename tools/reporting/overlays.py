@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from common.drawing import canonical_voxels
+from common.figures import Figure
 
 from .pictures import png
 

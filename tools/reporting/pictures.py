@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+
+from common.figures import Figure
 
 from .cells import Cell
 from .significance import ALPHA, Ranks

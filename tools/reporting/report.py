@@ -14,15 +14,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from common.files import replace_file
+from common.tables import write_table
 
 from ..studies.results import METRICS, Block, Results, blocks_of, read_results
 from .cells import Cell, all_cells, case_rows, group_rows
@@ -92,7 +89,8 @@ def write_report(folder: str | Path) -> Path:
         "groups": groups,
     }.items():
         columns = _COLUMNS.get(name) or tuple(field.name for field in fields(Cell))
-        _write_csv(rows, columns, target / f"{name}.csv")
+        cells_of = ([row[column] for column in columns] for row in rows)
+        write_table(target / f"{name}.csv", columns, cells_of, digits=6)
     write_markdown(title, parts, target / "report.md")
     write_html(title, parts, target / "report.html")
     _print(results, blocks, cells, outcome)
@@ -116,21 +114,6 @@ def _rank_rows(ranks: Sequence[tuple[str, str, str, Ranks]]) -> list[dict[str, A
         for task, budget, metric, each in ranks
         for index, arm in enumerate(each.arms)
     ]
-
-
-def _write_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], path: Path) -> None:
-    """Write rows; what is not defined is an empty field."""
-    stream = io.StringIO(newline="")
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([[_plain(row[column]) for column in columns] for row in rows])
-    replace_file(path, lambda temporary: Path(temporary).write_bytes(stream.getvalue().encode("utf-8")))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return f"{value:.6g}" if math.isfinite(value) else ""
-    return "" if value is None else value
 
 
 def _print(results: Results, blocks: Sequence[Block], cells: Sequence[Cell], outcome: Sequence[str]) -> None:

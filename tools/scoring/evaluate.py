@@ -12,20 +12,17 @@ __all__ = ["evaluate"]
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:
-    """Return the volumes below a folder by their path in it without endings, hidden ones left out."""
+    """Return the volumes below a folder by their path in it without endings, and print what is left out."""
+    from common.data.listing.folders import volumes_in
     from common.errors import DataError
-    from common.transforms import ENDINGS, without_ending
+    from common.transforms import without_ending
 
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        inner = path.relative_to(folder)
-        if path.name.lower().endswith(ENDINGS) and not any(part.startswith(".") for part in inner.parts):
-            name = without_ending(inner.as_posix())
-            if name in found:
-                raise DataError(f"{folder} holds both {found[name].name} and {path.name}; keep one of them")
-            found[name] = path
-    if not found:
-        raise DataError(f"{folder} holds no file ending in {', '.join(ENDINGS)}; give the folder with the label maps")
+    for path in volumes_in(folder):
+        name = without_ending(path.relative_to(folder).as_posix())
+        if name in found:
+            raise DataError(f"{folder} holds both {found[name].name} and {path.name}; keep one of them")
+        found[name] = path
     return found
 
 
@@ -67,8 +64,9 @@ def evaluate(
     from common.data.cases import stem
     from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
     from common.errors import DataError, SettingsError
+    from common.paths import as_path
 
-    predicted, wanted = Path(str(predictions)).expanduser(), Path(str(references)).expanduser()
+    predicted, wanted = as_path(predictions), as_path(references)
     for path in (predicted, wanted):
         if not path.exists():
             raise DataError(f"there is no file or folder {path}; check the path")

@@ -8,14 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
+from common.figures import plt
 
 __all__ = ["draw_map"]
 

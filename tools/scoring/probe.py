@@ -3,11 +3,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,13 +40,15 @@ def probe(
     """
     from common.engines.features import FROZEN_CAVEAT, read_features
     from common.engines.probing import probe_features, read_target
-    from common.files import replace_file, write_json
+    from common.files import write_json
+    from common.paths import as_path, file_name
+    from common.tables import write_table
 
     from .feature_map import draw_map
 
-    source = Path(str(features)).expanduser()
+    source = as_path(features)
     beside = source if source.is_dir() else source.parent
-    folder = Path(str(output)) if output else beside / f"probe_{re.sub(r'[^A-Za-z0-9_.-]+', '_', str(target))}"
+    folder = as_path(output) if output else beside / f"probe_{file_name(str(target))}"
     cases, values = read_features(source)
     wanted = read_target(str(table), cases, target=str(target), group=None if group is None else str(group), task=task)
     result = probe_features(values, wanted, folds=folds, repeats=repeats, resamples=resamples, seed=seed)
@@ -60,7 +58,7 @@ def probe(
     write_json(
         {
             "features": str(source.absolute()),
-            "table": str(Path(str(table)).absolute()),
+            "table": str(as_path(table).absolute()),
             "target": wanted.name,
             "task": wanted.task,
             "classes": wanted.classes,
@@ -76,8 +74,7 @@ def probe(
         },
         folder / "probe.json",
     )
-    text = _predictions(result)
-    replace_file(folder / "probe.csv", lambda temporary: Path(temporary).write_text(text, "utf-8"))
+    write_table(folder / "probe.csv", *_predictions(result))
     for note in result.notes:
         print(f"note: {note}")
     print(_table(result, repeats))
@@ -117,13 +114,12 @@ def _cell(score: dict[str, Any]) -> str:
     return f"{score['estimate']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
-def _predictions(result: ProbeResult) -> str:
-    """Return every out-of-fold prediction as CSV."""
+def _predictions(result: ProbeResult) -> tuple[list[str], list[list[Any]]]:
+    """Return the names of the columns, and a row for every out-of-fold prediction."""
     target = result.target
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    head = ["case", *(["group"] if target.groups is not None else []), "model", "repeat", "fold", "target"]
-    writer.writerow([*head, "prediction", *(f"p_{name}" for name in target.classes)])
+    columns = ["case", *(["group"] if target.groups is not None else []), "model", "repeat", "fold", "target"]
+    columns += ["prediction", *(f"p_{name}" for name in target.classes)]
+    rows: list[list[Any]] = []
 
     def named(value: Any) -> str:
         return target.classes[int(value)] if target.classes else str(float(value))
@@ -134,5 +130,5 @@ def _predictions(result: ProbeResult) -> str:
                 member = [target.groups[index]] if target.groups is not None else []
                 said = [named(target.values[index]), named(decisions[index, repeat])]
                 likely = [f"{p:.6g}" for p in result.scores[model][index, repeat]] if target.classes else []
-                writer.writerow([case, *member, model, repeat, int(result.fold[index, repeat]), *said, *likely])
-    return text.getvalue()
+                rows.append([case, *member, model, repeat, int(result.fold[index, repeat]), *said, *likely])
+    return columns, rows

@@ -12,13 +12,10 @@ import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
 from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
+
+from common.figures import Figure, plt
 
 __all__ = ["threshold_baseline", "write_report"]
 

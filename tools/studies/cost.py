@@ -100,9 +100,9 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
             datalist = write_datalist(folder / "list.json", training=images, validation=images)
 
             def fit(length: Mapping[str, Any]) -> None:
-                places = {"output_dir": str(folder / "train"), "ckpt_dir": str(folder / "models")}
-                told: dict[str, Any] = {**study.pretraining_settings(arm, data), "warmup_epochs": 0, **places, **length}
-                run_config(arm.bundle, "pretrain", folder / "log.txt", datalist=datalist, **told)
+                places = {"output_dir": str(folder / "train"), "ckpt_dir": str(folder / "models"), "datalist": datalist}
+                told = {**study.pretraining_settings(arm, data), "warmup_epochs": 0}
+                run_config(arm.bundle, "pretrain", folder / "log.txt", told=told, **{**places, **length})
         else:
             whole: dict[str, Any] = {"schedule": "default"}
             samples = 1

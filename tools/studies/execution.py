@@ -7,7 +7,6 @@ complete JSON. A piece that was cut goes on where it was; one that another proce
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -15,12 +14,11 @@ import platform
 import shutil
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from copy import deepcopy
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,11 @@ from filelock import FileLock, Timeout
 from common.data.cases import Case, case_name, images_of
 from common.errors import SettingsError, sentence
 from common.files import sha256, write_json
+from common.literals import as_data
+from common.paths import output_file
+from common.tables import read_table
 
+from .contents import contents_of, sizes_of
 from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
 from .results import read_json
 
@@ -63,26 +65,37 @@ def logged(log: Path) -> Iterator[None]:
         yield
 
 
-def run_config(bundle: str, config: str, log: Path, *, record: Path | None = None, **settings: Any) -> None:
+def run_config(
+    bundle: str,
+    config: str,
+    log: Path,
+    *,
+    told: Mapping[str, Any] | None = None,
+    record: Path | None = None,
+    **data: Any,
+) -> None:
     """Run a config of a bundle in this process, with those of the settings that it knows, and its output in a file.
 
     Args:
         bundle: name.
         config: train, inference, ...
         log: file that the output is added to.
+        told: settings as somebody wrote them for the config, in which a text may be an expression.
         record: where the complete config is written; it can be run again with ``monai.bundle run``.
-        settings: of the config; None is null.
+        data: further settings, which are what they are: names, paths and numbers; None is null.
     """
     from monai.bundle import ConfigParser, run
 
     file = f"bundles/{bundle}/configs/{config}.yaml"
     known = bundle_config(bundle, config)
     # MONAI drops an override that is None
-    chosen = {name: "$None" if value is None else value for name, value in settings.items() if name in known}
+    settings = {name: "$None" if value is None else value for name, value in (told or {}).items()}
+    settings |= {name: as_data(value) for name, value in data.items()}
+    chosen = {name: value for name, value in settings.items() if name in known}
     with logged(log):
         if record is not None:
             parser = ConfigParser(deepcopy(known))
-            parser.update({"bundle_root": f"bundles/{bundle}", **chosen})
+            parser.update({"bundle_root": f"bundles/{bundle}", **deepcopy(chosen)})
             parser.resolve_macro_and_relative_ids()
             write_json(parser.get(), record)
         run(config_file=file, bundle_root=f"bundles/{bundle}", logging_file=False, **chosen)
@@ -238,6 +251,9 @@ def check_same(folder: Path, about: Mapping[str, Any]) -> None:
         raise SettingsError(f"{file} cannot be read, so nothing tells what {folder} holds; remove that folder")
     before, now = (_flat(each) for each in (content, json.loads(json.dumps(about))))
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if "contents" not in before and "contents" in changed:  # of an earlier version
+        changed.remove("contents")
+        print(f"note: {folder} tells its files by their sizes alone; if one was replaced since, remove that folder")
     if not changed:
         return
     raise SettingsError(
@@ -266,11 +282,13 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
             "fold": run.fold,
             "settings": study.pretraining_settings(arm, data),
             "unseen": unseen,
-            "files": _files_of(part["training"]),
+            "files": sizes_of(part["training"]),
+            "contents": contents_of(part["training"], study.folder),
         }
     task = {name: data.card.get(name) for name in ("regions", "ignore_label")}
     if order := data.card.get("regions_class_order"):
         task["regions_class_order"] = order
+    cases = [*study.training_cases(run), *part["validation"]]
     return {
         **asdict(run),
         "bundle": arm.bundle,
@@ -278,34 +296,14 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
         "weights_sha256": _digest_of(arm),
         "pretraining": pretraining_of(study, run),
         "task": {**task, "target": data.target, "classes": data.classes, "group": data.group},
-        "files": _files_of([*study.training_cases(run), *part["validation"]]),
+        "files": sizes_of(cases),
+        "contents": contents_of(cases, study.folder),
         "settings": study.training_settings(arm, data),
         "inference": study.merged("inference", arm, data),
         "labels": data.labels,
         "training": sorted(case_name(case) for case in study.training_cases(run)),
         "unseen": unseen,
     }
-
-
-def _files_of(cases: Sequence[Case]) -> str:
-    """Return a digest of what is said of cases, with the sizes of their files instead of where these are."""
-    return digest(sorted([case_name(case), *((name, _sized(case[name])) for name in sorted(case))] for case in cases))
-
-
-def _sized(value: Any) -> Any:
-    """Return a value of a case with the size of each file in place of its path."""
-    if isinstance(value, (list, tuple)):
-        return [_sized(each) for each in value]
-    return size_of(value) if isinstance(value, str) and os.sep in value else value
-
-
-@cache
-def size_of(path: str) -> int | str:
-    """Return the size of a file in bytes, or the text itself if there is no such file."""
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return path
 
 
 _DIGESTS: dict[tuple[str, float], str] = {}
@@ -336,16 +334,14 @@ def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
         arm.bundle,
         "pretrain",
         folder / _LOG,
+        told=study.pretraining_settings(arm, data),
         record=folder / "pretrain.json",
-        **{
-            **study.pretraining_settings(arm, data),
-            "datalist": write_datalist(folder / "datalist.json", training=images),
-            "strict": True,
-            "store_dir": str(study.folder / "store"),
-            "output_dir": str(folder / "pretrain"),
-            "ckpt_dir": str(folder),
-            "resume": (folder / _STATE).exists(),  # without it, what an encoder there is of cannot be told
-        },
+        datalist=write_datalist(folder / "datalist.json", training=images),
+        strict=True,
+        store_dir=str(study.folder / "store"),
+        output_dir=str(folder / "pretrain"),
+        ckpt_dir=str(folder),
+        resume=(folder / _STATE).exists(),  # without it, what an encoder there is of cannot be told
     )
     return {"seconds": {"training": time.monotonic() - began}, "peak_gib": round(peak_gib(), 2)}
 
@@ -408,9 +404,11 @@ def train(
 ) -> None:
     """Fine-tune on cases; the last epoch is the model, as published, so that nothing is chosen by the unseen ones."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
-    settings: dict[str, Any] = {"val_iterations": 0, "picture_interval": 0}
+    own: dict[str, Any] = {"val_iterations": 0, "picture_interval": 0}
+    settings: dict[str, Any] = {}
     if data.task == "classification":
-        settings |= {"target": data.target, "group": data.group, "val_interval": 10**6}
+        own["val_interval"] = 10**6
+        settings = {"target": data.target, "group": data.group}
         if not isinstance(data.target, list):
             settings["classes"] = data.classes
     else:
@@ -423,10 +421,10 @@ def train(
         arm.bundle,
         study.config_of(data, "train"),
         folder / _LOG,
+        told={**own, **study.training_settings(arm, data)},
         record=folder / "train.json",
         **{
             **settings,
-            **study.training_settings(arm, data),
             **starting_weights(study, run),
             "datalist": write_datalist(folder / "datalist.json", training=cases, validation=cases[:1], test=unseen),
             "seed": run.seed,
@@ -442,22 +440,25 @@ def train(
 def predict(study: Study, run: Run, folder: Path, **changes: Any) -> None:
     """Predict the test entries of the run's datalist."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
-    told = study.training_settings(arm, data)
-    settings: dict[str, Any] = {name: told[name] for name in ("num_workers", "device", "amp") if name in told}
+    trained = study.training_settings(arm, data)
+    told: dict[str, Any] = {name: trained[name] for name in ("num_workers", "device", "amp") if name in trained}
     if data.task == "classification":
-        settings |= {"model": str(folder / "models" / "classifier.pt"), "resamples": 0, "group": data.group}
-        settings |= {"store_dir": str(study.folder / "store")}
+        told["resamples"] = 0
+        model = "classifier.pt"
     else:
-        settings |= {"model": str(folder / "models" / "model_final.pt"), "pictures": 0, "channels": data.channels}
+        told |= {"pictures": 0, "channels": data.channels}
+        model = "model_final.pt"
     run_config(
         arm.bundle,
         study.config_of(data, "inference"),
         folder / _LOG,
+        told={**told, **study.merged("inference", arm, data)},
         record=folder / "inference.json",
         **{
-            **settings,
-            **study.merged("inference", arm, data),
+            "model": str(folder / "models" / model),
+            "group": data.group,
             "datalist": str(folder / "datalist.json"),
+            "store_dir": str(study.folder / "store"),
             "output_dir": str(folder / "predictions"),
             "overwrite": True,
             "strict": True,
@@ -489,20 +490,19 @@ def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> 
     )
     files = {case_name(case): case for case in unseen}
     found: dict[str, dict[str, Any]] = {}
-    with open(folder / "evaluation" / "scores.csv", newline="", encoding="utf-8") as stream:
-        for row in csv.DictReader(stream):
-            case = files[row["case"]]
-            one = found.setdefault(
-                row["case"],
-                {"group": row["group"] or None, "image": images_of(case), "label": case["label"], "scores": {}},
-            )
-            one["scores"][row["class"]] = {name: _number(row[name]) for name in _SCORES}
+    for _, row in read_table(folder / "evaluation" / "scores.csv", exact=True):
+        case = files[row["case"]]
+        one = found.setdefault(
+            row["case"],
+            {"group": row["group"] or None, "image": images_of(case), "label": case["label"], "scores": {}},
+        )
+        one["scores"][row["class"]] = {name: _number(row[name]) for name in _SCORES}
     os.replace(folder / "evaluation" / "scores.csv", folder / "scores.csv")
     means = {name: _mean([scores["dice"] for scores in one["scores"].values()]) for name, one in found.items()}
     ranked = sorted((name for name, mean in means.items() if mean is not None), key=lambda name: means[name] or 0.0)
     kept = {"worst": ranked[0], "median": ranked[len(ranked) // 2], "best": ranked[-1]} if ranked else {}
     if "predictions" not in study.keep:
-        _keep(folder / "predictions", [f"{name}.nii.gz" for name in kept.values()])
+        _keep(folder / "predictions", {output_file(folder / "predictions", name, ".nii.gz") for name in kept.values()})
     shutil.rmtree(folder / "evaluation", ignore_errors=True)
     return {"cases": found, "kept": kept, "tolerance_mm": settings["tolerance_mm"]}
 
@@ -513,8 +513,7 @@ def _classified(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) ->
     columns = data.target if isinstance(data.target, list) else None
     names = [str(name) for name in columns or data.classes or []]
     found: dict[str, dict[str, Any]] = {}
-    with open(folder / "predictions" / "predictions.csv", newline="", encoding="utf-8") as stream:
-        rows = {row["case"]: row for row in csv.DictReader(stream)}
+    rows = {row["case"]: row for _, row in read_table(folder / "predictions" / "predictions.csv", exact=True)}
     groups = {case_name(case): case for case in unseen}
     for name, row in rows.items():
         truth: Any = [int(row[f"true_{each}"]) for each in names] if columns else names.index(row["true"])
@@ -527,11 +526,13 @@ def _classified(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) ->
     return {"cases": found, "classes": names, "target": data.target}
 
 
-def _keep(folder: Path, names: Sequence[str]) -> None:
-    for path in folder.iterdir():
+def _keep(folder: Path, kept: Collection[Path]) -> None:
+    """Remove all files of a folder and below but these, and folders that are left empty."""
+    for path in sorted(folder.rglob("*"), reverse=True):
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in names:
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path not in kept:
             path.unlink()
 
 

@@ -17,7 +17,9 @@ from common.data import classified_lists, labelled_lists, segmentation_task, spl
 from common.data.cases import case_name
 from common.errors import DataError, SettingsError
 from common.files import write_json
+from common.literals import as_data
 from common.optimizers.schedules import SCHEDULES
+from common.paths import as_path
 from common.settings import unknown_settings
 
 from ..commanding.environment import ROOT
@@ -50,15 +52,23 @@ _DATA_SET = (
 )
 _LEVEL = ("settings", "pretraining", "inference")  # what every level may hold: settings of these configs
 _KEEP = ("models", "predictions")
+_NAMES = {  # entries that are texts, whatever they look like
+    *("name", "output", "bundle", "weights", "card", "folder", "datalist", "splits", "groups", "group"),
+    *("table", "target"),
+}
 _MEANS = ("ID", "OOD", "All")  # columns of the report that no data set may be called like
 _POSITIVE = ("epochs", "iterations_per_epoch", "batch_size", "lr", "patch_size", "input_size", "spacing_mm", "channels")
 _EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")  # numbers that YAML takes for texts without a point or a sign
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a name that is written twice, of which YAML would take the last."""
+    """Refuses a name that is written twice, of which YAML would take the last, and keeps names and paths as written."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        for key, value in node.value:  # 20_24 would be 2024, and yes true
+            for each in (key, *([value] if str(key.value) in _NAMES else [])):
+                if each.tag.rsplit(":", 1)[-1] in ("int", "float", "bool", "timestamp"):
+                    each.tag = "tag:yaml.org,2002:str"
         names = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
         if (twice := next((name for name in names if names.count(name) > 1), None)) is not None:
             raise SettingsError(f"{twice!r} is written twice below line {node.start_mark.line}; leave one out")
@@ -72,7 +82,7 @@ def read_study(path: str | Path, *, output: str | Path | None = None) -> Study:
         SettingsError: naming the entry that does not fit, and the remedy.
         DataError: if labelled cases or a split cannot be read.
     """
-    file = Path(path).expanduser().absolute()
+    file = as_path(path).absolute()
     try:
         content = yaml.load(file.read_text("utf-8"), _Loader)
     except SettingsError as error:
@@ -103,7 +113,7 @@ def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, so
     """
     _known(content, _TOP, "the study")
     levels = {level: _settings(content, level, "the study") for level in _LEVEL}
-    folder = (base / Path(output).expanduser()).absolute()
+    folder = (base / as_path(output)).absolute()
     arms = _arms(content, base)
     folds, used = _folds(content.get("folds", 1))
     sets = content.get("data_sets")
@@ -268,7 +278,7 @@ def _weights(value: Any, bundle: str, base: Path, where: str) -> str:
         file = ROOT / "bundles" / bundle / "models" / "pretrained_encoder.pt"
         remedy = f"fetch it with tools/import_checkpoint.py {bundle}, pre-train it, or say weights: scratch"
     else:
-        file = base / Path(str(value)).expanduser()
+        file = base / as_path(value, f"weights of {where}")
         remedy = "give the path of an encoder, scratch or pretraining"
     if not file.is_file():
         raise SettingsError(f"{where}: there are no weights {file}; {remedy}")
@@ -300,12 +310,12 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
 
     def path(key: str) -> str | None:
         value = entry.get(key)
-        return None if value is None else str(base / Path(str(value)).expanduser())
+        return None if value is None else str(base / as_path(value, f"{key} of {where}"))
 
     segmentation = about["task"] == "segmentation"
     labels = entry.get("labels", about.get("labels"))
     if isinstance(labels, str):
-        labels = str(base / Path(labels).expanduser())
+        labels = str(base / as_path(labels))
     channels = _number(entry.get("channels", len(about.get("channels") or [1])), f"channels of {where}", least=1)
     group, splits = entry.get("group"), path("splits")
     data_folder, datalist = path("folder") or "", path("datalist")
@@ -361,7 +371,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         group=group,
         target=target if not segmentation else None,
         classes=classes if not segmentation else None,
-        settings={**(about.get("settings") or {}), **_task_settings(about), **_settings(entry, "settings", where)},
+        settings={**_of_card(about), **_task_settings(about), **_settings(entry, "settings", where)},
         pretraining=_settings(entry, "pretraining", where),
         inference=_settings(entry, "inference", where),
     )
@@ -387,6 +397,12 @@ def _check_parts(parts: Sequence[Mapping[str, Sequence[dict[str, Any]]]], where:
                 f"fold {fold} of {where} would test on {min(both)}, on which it trains; mend the splits, or give at "
                 "least two cases"
             )
+
+
+def _of_card(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that a card asks for, in which nothing is a command."""
+    told = card.get("settings") or {}
+    return {name: value if value is None else as_data(value) for name, value in told.items()}
 
 
 def _task_settings(card: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ...errors import DataError, SettingsError
 from ...files import write_json
+from ...paths import as_path
 from ...transforms import read_volume
 from ..cases import Case, images_of
 from ..listing.folders import behind
@@ -184,7 +185,7 @@ def _first_of_each(
     shapes = [tuple(found.shape[row].tolist()) for row in rows]
     shared = Counter(shapes)
     candidates = [place for place, shape in enumerate(shapes) if shared[shape] > 1]
-    kept = Path(cache) if cache else None
+    kept = as_path(cache) if cache else None
     known: dict[str, str] = {}
     seen: dict[str, str] = {}
     if kept is not None and kept.is_file():

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ...errors import DataError, SettingsError
 from ...files import write_json
+from ...paths import as_path
 from ...views import SpatialCrop, reading_stream
 from ..cases import ANATOMY, ANONYMISED
 from ..listing.datalists import pretraining_lists
@@ -218,5 +218,5 @@ def prepare_pretraining_data(
         )
         skipped += [str(problem) for problem in problems if str(problem) not in skipped]
     if skipped and (not dist.is_initialized() or dist.get_rank() == 0):
-        write_json(skipped, Path(output_dir) / "skipped.json")
+        write_json(skipped, as_path(output_dir) / "skipped.json")
     return prepared

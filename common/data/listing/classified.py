@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
+from ...tables import read_table
 from ...tasks import TARGET, ClassificationTask
 from ...transforms import without_ending
 from ..cases import Case, case_name, images_of
@@ -31,7 +33,6 @@ from ..problems import settle
 from .datalists import channel_cases, read_datalist
 from .folders import LABELLED, existing_folder, volumes_in
 from .labelled import split_cases
-from .tables import read_table
 
 __all__ = [
     "class_weights",
@@ -228,6 +229,12 @@ def prediction_cases(
     """
     lists = classified_cases(dataset_dir, datalist, table=table, channels=channels, strict=strict)
     cases = lists["test"] or lists["validation"] or lists["training"]
+    twice = [name for name, count in Counter(case["case"] for case in cases).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"several cases are called {twice[0]}, and what is predicted for them could not be told apart; give each a "
+            f'"name" of its own in {datalist or dataset_dir}'
+        )
     columns = [target] if isinstance(target, str) else [str(name) for name in target]
     if table:
         _check_columns(cases, [*columns, *([group] if group else [])], table)

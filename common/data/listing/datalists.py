@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError
+from ...paths import as_path
 from ..cases import INVERTED, MASKS, PROBABILITIES, Case, images_of, stem
 from ..problems import report
 from .folders import existing_folder, named_series, volumes_in
@@ -41,7 +42,7 @@ def read_datalist(
     Raises:
         DataError: if the file is not such a datalist.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     try:
         content: Any = json.loads(path.read_text("utf-8-sig"))
     except OSError as error:
@@ -51,7 +52,7 @@ def read_datalist(
     if not isinstance(content, dict):
         raise DataError(f'{path} holds a {type(content).__name__}; a datalist is an object with a "training" list')
     here = os.path.abspath(path.parent)
-    there = os.path.abspath(Path(base or path.parent).expanduser())
+    there = os.path.abspath(as_path(base or path.parent))
 
     def absolute(value: str) -> str:
         value = os.path.expanduser(value)
@@ -126,11 +127,11 @@ def pretraining_lists(
         if lists["training"] and lists["validation"]:
             return {name: _plain_cases(lists[name]) for name in ("training", "validation")}
         cases = lists["training"] or lists["validation"] or lists["test"]
-        root = Path(datalist).expanduser().absolute().parent
+        root = as_path(datalist).absolute().parent
     else:
-        place = Path(datalist).expanduser() if datalist else existing_folder(dataset_dir)
+        place = as_path(datalist) if datalist else existing_folder(dataset_dir)
         found = read_source(place, source, mask_polarity=mask_polarity)
-        report(found.problems)
+        report(found.left_out)
         cases, root = found.cases, place.absolute()
     parts = split_by_subject(cases, subjects_of(cases, root), seed=seed, least=least)
     return {name: _plain_cases(part) for name, part in parts.items()}
@@ -206,8 +207,10 @@ def image_list(
     inner = next((folder / name for name in ("imagesTs", "images", "imagesTr") if (folder / name).is_dir()), folder)
     files = [path.absolute() for path in volumes_in(inner)]
     if output_dir is not None:
-        written = Path(output_dir).expanduser().absolute()
-        before = [file for file in files if file.parent in (written, written / PROBABILITIES)]
+        written = as_path(output_dir).absolute()
+        inside = inner.absolute() in written.parents  # then in its folders too, of cases with folders in their names
+        ours = {written, written / PROBABILITIES}
+        before = [file for file in files if (written in file.parents if inside else file.parent in ours)]
         files = [file for file in files if file not in before]
         if not files or (before and written.resolve() == inner.resolve()):
             raise DataError(f"the images lie in output_dir {output_dir} itself; give another --output_dir")

@@ -27,6 +27,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
+from ...paths import as_path
 from ...tasks import SegmentationTask
 from ...transforms import ENDINGS
 from ..cases import Case
@@ -69,7 +70,7 @@ def segmentation_task(
     if not isinstance(labels, str) or not labels.endswith(".json"):
         return SegmentationTask(labels, regions, ignore_label, regions_class_order)  # type: ignore[arg-type]
     try:
-        content = json.loads(Path(labels).expanduser().read_text("utf-8"))
+        content = json.loads(as_path(labels).read_text("utf-8"))
         names, found, ignored = _labels(content["labels"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if isinstance(error, SettingsError):

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from ...errors import DataError
-from ...transforms import ENDINGS, files_behind, may_be_dicom, series_in, volume_format, without_ending
+from ...paths import as_path
+from ...transforms import ENDINGS, file_kind, files_behind, may_be_dicom, series_in, volume_format, without_ending
 from ..cases import Case, images_of
+from ..problems import LeftOut, report
 
 __all__ = [
     "LABELLED",
@@ -37,7 +37,7 @@ def existing_folder(folder: str | Path) -> Path:
     Raises:
         DataError: if none is given or it is not there.
     """
-    path = Path(folder).expanduser()
+    path = as_path(folder)
     if not str(folder):
         raise DataError("no data given; add --dataset_dir FOLDER with your volumes")
     if not path.is_dir():
@@ -65,23 +65,75 @@ def behind(file: str, seen: dict[str, str]) -> str:
     return seen[key]
 
 
-def walk(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield every folder below ``folder`` with the names of its files, both sorted.
+def walk(folder: Path, left_out: LeftOut) -> Iterator[tuple[Path, list[str]]]:
+    """Yield every folder below ``folder`` with the names of its files, sorted; hidden ones are left out.
 
-    Hidden ones are left out. Links to files are followed, links to folders are not, so that no loop is walked; folders
-    that cannot be read or searched are told.
+    Links to files are followed. Links to folders are followed once all real folders are done, and each folder is read
+    once, whatever leads to it; a link back to a folder that it lies in is not followed.
+
+    Args:
+        folder: to look into.
+        left_out: counts folders that cannot be read, and links that are not followed.
     """
+    read: set[tuple[int, int]] = set()
+    rounds = [str(folder)]
+    while rounds:
+        links: list[str] = []
+        waiting = rounds[::-1]
+        while waiting:
+            here = waiting.pop()
+            try:
+                status = os.stat(here)
+                if (status.st_dev, status.st_ino) in read:
+                    left_out.add("link(s) to folders that are listed already", here, "nothing is lost")
+                    continue
+                read.add((status.st_dev, status.st_ino))
+                folders, linked, names = _entries(here, left_out)
+            except OSError as error:
+                left_out.add(f"folder(s) that cannot be read ({error.strerror})", here, "correct their rights")
+                continue
+            waiting += folders[::-1]
+            links += linked
+            yield Path(here), names
+        rounds = sorted(links)
 
-    def unreadable(error: OSError) -> None:
-        tqdm.write(f"the folder {error.filename} cannot be read ({error.strerror}) and is left out")
 
-    for here, folders, names in os.walk(folder, onerror=unreadable):
-        if not os.access(here, os.X_OK):  # its names can be listed and nothing else
-            unreadable(PermissionError(errno.EACCES, os.strerror(errno.EACCES), here))
-            folders.clear()
-            continue
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield Path(here), sorted(name for name in names if not name.startswith("."))
+def _entries(folder: str, left_out: LeftOut) -> tuple[list[str], list[str], list[str]]:
+    """Return the paths of the folders in a folder, those of links to folders, and the names of its files, sorted."""
+    if not os.access(folder, os.X_OK):  # its names can be listed and nothing else
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+    folders: list[str] = []
+    links: list[str] = []
+    names: list[str] = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            is_folder = _is_folder(entry)
+            if not entry.is_symlink():
+                (folders if is_folder else names).append(entry.path if is_folder else entry.name)
+            elif is_folder:
+                around, inside = os.path.realpath(entry.path), os.path.realpath(folder)
+                if os.path.commonpath([around, inside]) == around:
+                    left_out.add("link(s) back to a folder that they lie in", entry.path, "nothing is lost")
+                else:
+                    links.append(entry.path)
+            elif entry.name.lower().endswith(ENDINGS) or may_be_dicom(entry.name) or os.path.exists(entry.path):
+                names.append(entry.name)  # a volume that is not there is told when it is read
+            else:
+                left_out.add(*_nowhere(entry.path))
+    return sorted(folders), links, sorted(names)
+
+
+def _nowhere(path: str) -> tuple[str, str, str]:
+    return "link(s) that lead nowhere", path, "restore what they lead to, or remove them"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def labelled_folders(folder: Path) -> set[Path]:
@@ -89,14 +141,14 @@ def labelled_folders(folder: Path) -> set[Path]:
     return {folder / labels for images, labels in LABELLED if (folder / images).is_dir()}
 
 
-def volumes_below(folder: Path, *, problems: list[str] | None = None) -> list[tuple[Path, Any]]:
+def volumes_below(folder: Path, left_out: LeftOut) -> list[tuple[Path, Any]]:
     """Return all volumes below ``folder``, sorted, leaving out hidden files and folders.
 
     A DICOM series is named by its folder, or by its first file where a folder holds several.
 
     Args:
         folder: to look into.
-        problems: gathers a sentence for each DICOM file that cannot be read; printed if not given.
+        left_out: counts volumes of formats that are not read, and what :func:`walk` and DICOM files leave out.
 
     Returns:
         paths, each with the header of the first file of a DICOM series, else None.
@@ -105,17 +157,29 @@ def volumes_below(folder: Path, *, problems: list[str] | None = None) -> list[tu
         DataError: if there are none.
     """
     found: list[tuple[Path, Any]] = []
-    for here, names in walk(folder):
-        found += [(here / name, None) for name in names if name.lower().endswith(ENDINGS)]
-        series = series_in(here / name for name in names if not name.lower().endswith(ENDINGS) and may_be_dicom(name))
-        for problem in series.problems:
-            tqdm.write(f"left out: {problem}") if problems is None else problems.append(str(problem))
+    for here, names in walk(folder, left_out):
+        for name in names:
+            kind = None if may_be_dicom(name) else file_kind(here / name)
+            if kind is not None and kind.remedy:
+                left_out.add(f"file(s) of {kind.name}, which are not read", here / name, kind.remedy)
+            elif kind is not None:
+                found.append((here / name, None))
+        slices = [here / name for name in names if may_be_dicom(name)]
+        series = series_in(slices)
+        for problem in map(str, series.problems):
+            left_out.note(problem)
+        for file in slices:
+            if not os.path.lexists(file) or os.path.exists(file):
+                continue
+            if not any(str(file) in str(problem) for problem in series.problems):
+                left_out.add(*_nowhere(str(file)))
         alone = len(series.files) == 1
         found += [(here if alone else files[0][0], files[0][1]) for files in series.files.values()]
     if not found:
+        others = "".join(f"; it holds {sentence}" for sentence in left_out.told(1))
         raise DataError(
-            f"{folder} holds no file ending in {', '.join(ENDINGS)} and no DICOM series; check the folder or convert "
-            "your images"
+            f"{folder} holds no file ending in {', '.join(ENDINGS)} and no DICOM series{others}; check the folder or "
+            "convert your images"
         )
     return sorted(found, key=lambda each: each[0])
 
@@ -131,5 +195,8 @@ def named_series(cases: list[Case], folder: Path) -> list[Case]:
 
 
 def volumes_in(folder: Path) -> list[Path]:
-    """Return the paths of :func:`volumes_below`."""
-    return [path for path, _ in volumes_below(folder)]
+    """Return the paths of :func:`volumes_below`, and print what is left out."""
+    left_out = LeftOut()
+    found = [path for path, _ in volumes_below(folder, left_out)]
+    report(left_out)
+    return found

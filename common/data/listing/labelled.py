@@ -15,12 +15,13 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
+from ...paths import as_path
+from ...tables import read_table
 from ...transforms import ENDINGS, without_ending
 from ..cases import Case, case_name
 from .datalists import channel_cases, read_datalist
 from .descriptions import described_cases
 from .folders import LABELLED, existing_folder, volumes_in
-from .tables import read_table
 
 __all__ = ["add_columns", "labelled_lists", "split_cases"]
 
@@ -226,7 +227,7 @@ def _folds(
 
 def _given_split(cases: Sequence[Case], splits: str, fold: int) -> dict[str, list[Case]]:
     try:
-        content: Any = json.loads(Path(splits).expanduser().read_text("utf-8"))
+        content: Any = json.loads(as_path(splits).read_text("utf-8"))
         parts = {"training": list(content[fold]["train"]), "validation": list(content[fold]["val"])}
     except IndexError as error:
         raise SettingsError(f"{splits} has no fold {fold}; it holds {len(content)}, counted from 0") from error

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
 from ...files import write_json
+from ...paths import as_path
 from ...transforms.preprocessing import cropped_volumes
 from ...weights.transfer import origin_receipt
 from ..cases import LABEL, Case, images_of
@@ -85,7 +86,7 @@ def fingerprint(
                 status = Path(file).stat()
                 identity += [str(Path(file).resolve()), status.st_size, status.st_mtime_ns]
     digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:20]
-    kept = Path(cache_dir or tempfile.gettempdir()) / f"fingerprint-{digest}.json"
+    kept = as_path(cache_dir or tempfile.gettempdir()) / f"fingerprint-{digest}.json"
     if cache_dir and kept.is_file():
         return dict(json.loads(kept.read_text("utf-8")))
     chain = Compose(cropped_volumes(["image", LABEL], reorient=reorient, channels=channels))
@@ -207,7 +208,7 @@ def preprocessing_settings(
 
 
 def _pretraining_spacing(pretrained: str) -> Any:
-    spacing = origin_receipt(pretrained).spacing_mm if Path(pretrained).is_file() else None
+    spacing = origin_receipt(pretrained).spacing_mm if as_path(pretrained).is_file() else None
     if spacing is None:
         raise SettingsError(
             f"nothing beside {pretrained} says at what spacing it was made; give --spacing_mm in millimetres"

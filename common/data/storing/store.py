@@ -37,6 +37,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ...errors import DataError
+from ...paths import as_path
 from ..cases import ANATOMY, LABEL, Case, images_of, inverted_of
 from ..checking.checks import tell_slants
 from ..preparing.estimates import DiskEstimate
@@ -73,7 +74,7 @@ class VolumeStore:
     """
 
     def __init__(self, root: str | Path, settings: StoreSettings) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = as_path(root).absolute()
         self.settings = settings
         self._naming = Naming(settings)
         self._catalogues = Catalogues(self.root / "catalogues")

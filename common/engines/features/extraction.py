@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from ...data.cases import Case, case_name, images_of
 from ...data.checking.checks import check_case, explain
+from ...data.identity import identity_of
 from ...data.problems import settle
 from ...errors import DataError, SettingsError
 from ...weights.receipt import CAVEAT
 from ...weights.transfer import fine_tuning_network
 from .embedder import VolumeEmbedder
 from .folder import FROZEN_CAVEAT, TABLE, FeatureFolder
-from .provenance import stamp_of
 
 __all__ = ["embed_files", "extract_features", "frozen_encoder"]
 
@@ -59,7 +59,7 @@ class _Item:
 
     case: Case
     image: Any = None
-    stamp: list[list[int]] = field(default_factory=list)
+    identity: list[dict[str, Any]] = field(default_factory=list)
     problem: DataError | None = None
 
 
@@ -78,8 +78,8 @@ class _Volumes(Dataset[_Item]):
         case = self.cases[index]
         try:
             check_case(case, channels=self.channels)
-            stamp = stamp_of(case)
-            return _Item(case, self.preprocessing({"image": case["image"]})["image"], stamp)
+            identity = identity_of(case)
+            return _Item(case, self.preprocessing({"image": case["image"]})["image"], identity)
         except DataError as error:
             return _Item(case, problem=error)
         except (OSError, RuntimeError, ValueError) as error:
@@ -130,7 +130,7 @@ def extract_features(
             if item.problem is not None:
                 raise item.problem
             found = embedder(item.image)
-            folder.write(item.case, found, stamp=item.stamp)
+            folder.write(item.case, found, images=item.identity)
             small += [name] if found.positions < _FEW_POSITIONS else []
         except DataError as error:
             file = images_of(item.case)[0]

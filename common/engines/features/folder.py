@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,11 +13,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ...data.cases import Case, case_name, images_of
+from ...data.identity import same_images
 from ...errors import DataError, SettingsError, WeightsError
 from ...files import read_record, replace_file, sha256, write_json
+from ...paths import as_path, check_names, file_name, output_file
+from ...tables import table_rows, write_table
 from ...weights.missing import encoder_remedy
 from ...weights.receipt import CAVEAT
-from .provenance import provenance_of, stamp_of, versions
+from .provenance import provenance_of, versions
 
 if TYPE_CHECKING:
     from .embedder import Embedding
@@ -68,47 +69,59 @@ class FeatureFolder:
         settings: Mapping[str, Any],
         overwrite: bool = False,
     ) -> None:
-        if not from_scratch and not Path(pretrained).is_file():
+        if not from_scratch and not as_path(pretrained).is_file():
             raise WeightsError(
                 f"there is no pre-trained encoder {pretrained}; {encoder_remedy(pretrained)}, or look at a random "
                 "encoder with --from_scratch true"
             )
-        twice = [name for name, count in Counter(map(case_name, cases)).items() if count > 1]
-        if twice:
-            raise DataError(f"several images are called {twice[0]}, and their features would replace each other")
-        self.folder = Path(output_dir)
+        check_names(map(case_name, cases))
+        self.folder = as_path(output_dir)
         self.identity: dict[str, Any] = json.loads(
-            json.dumps({"weights_sha256": None if from_scratch else sha256(pretrained), "settings": dict(settings)})
+            json.dumps(
+                {"weights_sha256": None if from_scratch else sha256(as_path(pretrained)), "settings": dict(settings)}
+            )
         )
-        self.weights = None if from_scratch else str(Path(pretrained).absolute())
+        self.weights = None if from_scratch else str(as_path(pretrained).absolute())
         self.pending: list[Case] = []
         self.strangers: list[str] = []
-        there = {path.stem: provenance_of(path) for path in sorted(self.folder.glob("*.npz"))}
-        listed = {case_name(case): case for case in cases}
-        for name, about in there.items():
+        there = {self._key(path): provenance_of(path) for path in sorted(self.folder.rglob("*.npz"))}
+        listed = {file_name(case_name(case)): case for case in cases}
+        for key, about in there.items():
             other = about is not None and self._differs(about)
-            if other and overwrite and name not in listed:
-                self.strangers.append(name)
+            if other and overwrite and key not in listed:
+                self.strangers.append(key)
             elif other and not overwrite:
                 raise SettingsError(
-                    f"{self.folder / name}.npz was made with {other}; give another --output_dir, or redo everything "
+                    f"{self.folder / key}.npz was made with {other}; give another --output_dir, or redo everything "
                     "there with --overwrite true"
                 )
-        for name, case in listed.items():
-            about = None if overwrite else there.get(name)
+        seen: dict[str, str] = {}
+        untold = 0
+        for key, case in listed.items():
+            about = None if overwrite else there.get(key)
+            untold += about is not None and not about.get("images")
+            if about is not None and _is_of(about, case, seen, otherwise=about["source"] == images_of(case)):
+                continue
             if about is not None and about["source"] != images_of(case):
                 raise DataError(
-                    f"{self.folder / name}.npz was made of {about['source'][0]}, not of {images_of(case)[0]}; rename "
+                    f"{self.folder / key}.npz was made of {about['source'][0]}, not of {images_of(case)[0]}; rename "
                     "one, give another --output_dir, or redo it with --overwrite true"
                 )
-            if about is None or (Path(images_of(case)[0]).exists() and about["source_stamp"] != stamp_of(case)):
-                self.pending.append(case)
+            self.pending.append(case)
+        self._seen, self._listed = seen, listed
+        if untold:
+            tqdm.write(
+                f"nothing tells of which content {untold} embedding(s) are that an earlier version wrote: redone"
+            )
         self.kept = len(listed) - len(self.pending)
         if self.kept:
             tqdm.write(
                 f"{self.kept} of {len(listed)} embeddings are in {self.folder} already and are kept; "
                 "--overwrite true redoes them"
             )
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.folder).as_posix().removesuffix(".npz")
 
     def _differs(self, about: Mapping[str, Any]) -> str:
         """Return in words how features differ from those of this run, empty if they do not."""
@@ -126,8 +139,8 @@ class FeatureFolder:
             wrong.insert(0, "other weights (sha256 {}, here {})".format(*told))
         return "; ".join(wrong[:3])
 
-    def write(self, case: Case, embedding: Embedding, *, stamp: list[list[int]]) -> None:
-        """Write the file of one case, whose source had this stamp when it was read, whole or not at all."""
+    def write(self, case: Case, embedding: Embedding, *, images: list[dict[str, Any]]) -> None:
+        """Write the file of one case, whose images had this identity when they were read, whole or not at all."""
         arrays: dict[str, np.ndarray] = {"embedding": embedding.vector}
         if len(embedding.stages) > 1:
             arrays |= {f"stage_{stage}": values for stage, values in embedding.stages.items()}
@@ -136,7 +149,7 @@ class FeatureFolder:
         about = {
             "case": case_name(case),
             "source": images_of(case),
-            "source_stamp": stamp,
+            "images": images,
             "weights": self.weights,
             **self.identity,
             "versions": versions(),
@@ -147,7 +160,7 @@ class FeatureFolder:
             with open(temporary, "wb") as stream:
                 np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
 
-        replace_file(self.folder / f"{case_name(case)}.npz", write)
+        replace_file(output_file(self.folder, case_name(case), ".npz"), write)
 
     def finish(self, *, columns: Sequence[Mapping[str, Any]], problems: Mapping[str, str]) -> int:
         """Write the table of everything in the folder, and where it comes from.
@@ -160,21 +173,23 @@ class FeatureFolder:
             how many rows it has.
         """
         rows, vectors = [], []
-        for path in sorted(self.folder.glob("*.npz")):
-            about = provenance_of(path)
-            if about is None or path.stem in self.strangers or path.stem in problems:
+        changed: list[str] = []
+        skipped = {file_name(name) for name in problems}
+        for path in sorted(self.folder.rglob("*.npz")):
+            about, key = provenance_of(path), self._key(path)
+            if about is None or key in self.strangers or key in skipped:
+                continue
+            if key not in self._listed and not _is_of(about, {"image": about["source"]}, self._seen, otherwise=True):
+                changed.append(about["case"])
                 continue
             with np.load(path, allow_pickle=False) as content:
                 vectors.append(content["embedding"])
-            rows.append([path.stem, ";".join(about["source"])])
+            case = self._listed.get(key, {"image": about["source"]})
+            rows.append([about["case"], ";".join(images_of(case))])
         digits = max(3, len(str(len(columns) - 1)))
         names = [f"f{index:0{digits}d}" for index in range(len(columns))]
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["case", "source", *names])
-        for row, vector in zip(rows, vectors, strict=True):
-            writer.writerow([*row, *(str(value) for value in vector)])  # the shortest text that reads back as float32
-        replace_file(self.folder / TABLE, lambda temporary: Path(temporary).write_text(text.getvalue(), "utf-8"))
+        numbers = ([*row, *vector] for row, vector in zip(rows, vectors, strict=True))
+        write_table(self.folder / TABLE, ["case", "source", *names], numbers)
         receipt = self.folder / "weights_receipt.json"
         write_json(
             {
@@ -194,9 +209,22 @@ class FeatureFolder:
                 f"{len(self.strangers)} file(s) there, such as {self.strangers[0]}.npz, are of other weights or "
                 "settings and are not in the table; remove them"
             )
+        if changed:
+            tqdm.write(
+                f"{len(changed)} embedding(s) there, such as that of {changed[0]}, are of images that were changed "
+                "since, or nothing tells of which content: they are not in the table; embed these images again"
+            )
         if len(vectors) > 1 and not np.ptp(np.stack(vectors), axis=0).any():
             tqdm.write("warning: all embeddings are the same; choose finer --stages, or check the weights")
         return len(rows)
+
+
+def _is_of(about: Mapping[str, Any], case: Case, seen: dict[str, str], *, otherwise: bool) -> bool:
+    """Return whether features are those of the images of a case, ``otherwise`` where these are gone."""
+    try:
+        return same_images(about.get("images"), case, seen)
+    except OSError:
+        return otherwise
 
 
 def read_features(path: str | Path) -> tuple[list[str], np.ndarray]:
@@ -211,23 +239,18 @@ def read_features(path: str | Path) -> tuple[list[str], np.ndarray]:
     Raises:
         DataError: if it is missing, damaged, or holds something else.
     """
-    table = Path(path).expanduser()
+    table = as_path(path)
     table = table / TABLE if table.is_dir() else table
     if not table.is_file():
         raise DataError(f"there is no table of features {table}; make one with a bundle's features config")
-    with open(table, newline="", encoding="utf-8-sig") as stream:
-        rows = list(csv.reader(stream))
-    if len(rows) < 2 or rows[0][:2] != ["case", "source"] or len(rows[0]) < 3:
+    rows = [list(row.items()) for _, row in table_rows(table, ("case", "source"), exact=True)]
+    if not rows or len(rows[0]) < 3 or [name for name, _ in rows[0][:2]] != ["case", "source"]:
         raise DataError(f"{table} is no table of features: it needs the columns case, source, f000, ... and a case")
     try:
-        values = np.array([[float(text) for text in row[2:]] for row in rows[1:]], dtype=np.float32)
+        values = np.array([[float(text) for _, text in row[2:]] for row in rows], dtype=np.float32)
     except ValueError as error:
-        raise DataError(
-            f"{table} has rows of other lengths or texts among its numbers ({error}); make it anew"
-        ) from error
-    if values.shape[1] != len(rows[0]) - 2:
-        raise DataError(f"{table} has {values.shape[1]} numbers under {len(rows[0]) - 2} names; make it anew")
-    names = [row[0] for row in rows[1:]]
+        raise DataError(f"{table} has texts or nothing among its numbers ({error}); make it anew") from error
+    names = [row[0][1] for row in rows]
     bad = [name for name, row in zip(names, values, strict=True) if not np.isfinite(row).all()]
     if bad:
         raise DataError(f"{table} holds NaN or infinite features of {bad[0]}; make it anew")

@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ...data.cases import Case, images_of
-
-__all__ = ["provenance_of", "stamp_of", "versions"]
-
-
-def stamp_of(case: Case) -> list[list[int]]:
-    """Return size and time of each file of a case, by which a changed file is told."""
-    stats = [Path(file).stat() for file in images_of(case)]
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+__all__ = ["provenance_of", "versions"]
 
 
 def provenance_of(path: Path) -> dict[str, Any] | None:
@@ -30,7 +22,7 @@ def provenance_of(path: Path) -> dict[str, Any] | None:
             content["embedding"]
     except Exception:
         return None
-    wanted = {"source", "source_stamp", "weights_sha256", "settings"}
+    wanted = {"case", "source", "weights_sha256", "settings"}
     return about if isinstance(about, dict) and wanted <= about.keys() else None
 
 

@@ -19,6 +19,7 @@ import re
 from pathlib import Path
 
 from ....errors import DataError, SettingsError
+from ....paths import as_path
 from .base import Found, Polarity, inverted
 from .bids import bids_roots, read_bids
 from .folder import read_folder
@@ -37,7 +38,7 @@ def detect(path: str | Path) -> str:
     Raises:
         DataError: if it is not there or not clear.
     """
-    place = Path(path).expanduser()
+    place = as_path(path)
     if place.is_dir():
         there = [name for name, file in (("openmind", TABLE), ("nnssl", INDEX)) if os.path.isfile(place / file)]
         if len(there) > 1:
@@ -70,7 +71,7 @@ def read_source(path: str | Path, source: str | None = None, *, mask_polarity: P
         DataError: if it cannot be read or nothing is there.
         SettingsError: if the source or the polarity is unknown.
     """
-    place = Path(path).expanduser()
+    place = as_path(path)
     source = source or detect(place)
     inverted(mask_polarity)
     if source == "openmind":
@@ -84,6 +85,6 @@ def read_source(path: str | Path, source: str | None = None, *, mask_polarity: P
     else:
         raise SettingsError(f"source is {source!r}; it must be one of {', '.join(SOURCES)}")
     if not found.cases:
-        more = f"; {found.problems[0]}" if found.problems else ""
+        more = "".join(f"; {sentence}" for sentence in found.left_out.told(1))
         raise DataError(f"{place} as {source} holds no volume{more}")
     return found

@@ -10,6 +10,7 @@ from typing import Any
 
 from ....errors import DataError, SettingsError
 from ...cases import MASKS, Case
+from ...problems import LeftOut
 
 __all__ = ["Found", "Polarity", "below", "inverted", "plain"]
 
@@ -19,16 +20,16 @@ _EMPTY = {"", "nan", "none", "null", "n/a"}
 
 @dataclass
 class Found:
-    """Cases of a source, and a sentence for each entry that is left out."""
+    """Cases of a source, and what is left out."""
 
     cases: list[Case] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
     _listed: set[str] = field(default_factory=set)
 
     def add(self, case: Case, where: str, entry: str) -> None:
         """Take a case of an index, or note that its image, ``entry`` there, was listed before."""
         if case["image"] in self._listed:
-            self.problems.append(f"{where}: {entry} is listed twice; the first counts")
+            self.left_out.note(f"{where}: {entry} is listed twice; the first counts")
             return
         self._listed.add(case["image"])
         self.cases.append(case)

@@ -8,12 +8,13 @@ standard does not know are left out and counted.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from sys import intern
 
 from ....errors import DataError
+from ....transforms import file_kind
 from ...cases import Case, stem
+from ...problems import LeftOut
 from ..folders import walk
 from .base import Found
 
@@ -22,13 +23,14 @@ __all__ = ["DESCRIPTION", "bids_roots", "read_bids"]
 DESCRIPTION = "dataset_description.json"
 _TAKEN = ("anat", "pet")
 _NO_SCANS = ("defacemask",)
+_NOT_OF_BIDS = "BIDS has NIfTI only; convert them, or read the folder with --source folder"
 _BESIDE = ("derivatives", "sourcedata", "code", "stimuli")
 
 
-def bids_roots(path: Path, *, problems: list[str] | None = None) -> list[Path]:
+def bids_roots(path: Path, left_out: LeftOut | None = None) -> list[Path]:
     """Return the data set that a folder is, or those that it holds if it holds nothing else.
 
-    Folders that cannot be read do not count; ``problems`` gathers a sentence for each.
+    Folders that cannot be read do not count, but in ``left_out``.
     """
     if os.path.isfile(path / DESCRIPTION):
         return [path]
@@ -43,8 +45,8 @@ def bids_roots(path: Path, *, problems: list[str] | None = None) -> list[Path]:
                 return []
             roots.append(each)
         except OSError as error:
-            if problems is not None:
-                problems.append(f"the folder {each} cannot be read ({error.strerror}) and is left out")
+            if left_out is not None:
+                left_out.add(f"folder(s) that cannot be read ({error.strerror})", each, "correct their rights")
     return roots
 
 
@@ -61,33 +63,34 @@ def read_bids(path: Path) -> Found:
             "BIDS is read with the package bids-validator, which is not installed; pip install bids-validator, or read "
             "the folder as it is with --source folder"
         ) from error
-    found, left_out, examples = Found(), Counter[str](), dict[str, str]()
-    roots = bids_roots(path, problems=found.problems)
+    found = Found()
+    left_out = found.left_out
+    roots = bids_roots(path, left_out)
     if not roots:
         raise DataError(f"{path} is no BIDS data set: there is no {DESCRIPTION}; add it, or take --source folder")
     for root in roots:
         dataset = intern("" if root == path else root.name)
-        for here, names in walk(root):
+        for here, names in walk(root, left_out):
             inner = here.relative_to(root)
-            if inner.parts and inner.parts[0] in _BESIDE:
-                continue
+            beside = inner.parts[0] if inner.parts and inner.parts[0] in _BESIDE else ""
             for name in names:
-                if not name.lower().endswith((".nii", ".nii.gz")):
+                if beside or not name.lower().endswith((".nii", ".nii.gz")):
+                    if found_kind := file_kind(here / name):
+                        where = f" in {beside}" if beside else ""
+                        how = (
+                            "read their folder with --source folder if they are wanted" if beside else found_kind.remedy
+                        )
+                        left_out.add(f"file(s) of {found_kind.name}{where}", here / name, how or _NOT_OF_BIDS)
                     continue
                 entities = BIDSValidator.parse(f"/{(inner / name).as_posix()}")
                 kind = entities.get("datatype") or "a name that BIDS does not know"
                 if kind not in _TAKEN or entities["suffix"] in _NO_SCANS:
                     kind = entities.get("suffix", kind) if kind in _TAKEN else kind
-                    left_out[kind] += 1
-                    examples.setdefault(kind, str(here / name))
+                    left_out.add(f"file(s) of {kind}", here / name, f"only {' and '.join(_TAKEN)} are taken")
                     continue
                 case: Case = {"image": str((here / name).absolute()), "name": f"{dataset}_{stem(name)}".lstrip("_")}
                 case |= {"dataset": dataset, "subject": intern(f"sub-{entities['subject']}")}
                 if "session" in entities:
                     case["session"] = intern(f"ses-{entities['session']}")
                 found.cases.append(case | {"modality": intern(entities["suffix"])})
-    found.problems += [
-        f"{count} file(s) are {kind}, such as {examples[kind]}; only {' and '.join(_TAKEN)} are taken"
-        for kind, count in left_out.items()
-    ]
     return found

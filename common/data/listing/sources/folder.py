@@ -28,8 +28,9 @@ def read_folder(path: Path) -> Found:
     """
     found = Found()
     maps = labelled_folders(path)
-    for file, dicom in volumes_below(path, problems=found.problems):
+    for file, dicom in volumes_below(path, found.left_out):
         if not maps.isdisjoint(file.parents):
+            found.left_out.add("label map(s)", file, "only images are listed")
             continue
         inner = file.relative_to(path).as_posix()
         case: Case = {"image": str(file.absolute())}

@@ -15,6 +15,7 @@ from sys import intern
 from typing import Any
 
 from ....errors import DataError
+from ....paths import as_path
 from ...cases import INVERTED, MASKS, Case, stem
 from .base import Found, Polarity, below, inverted, plain
 
@@ -52,7 +53,7 @@ def read_nnssl(path: Path, *, mask_polarity: Polarity = "as_named") -> Found:
                 value = os.environ.get(variable)
                 if not value:
                     raise LookupError(variable)
-                roots[variable] = Path(value).expanduser().absolute()
+                roots[variable] = as_path(value).absolute()
             return f"{roots[variable]}/{below(rest)}"
         return entry if os.path.isabs(entry) else f"{index.absolute().parent}/{below(entry)}"
 
@@ -65,7 +66,7 @@ def read_nnssl(path: Path, *, mask_polarity: Polarity = "as_named") -> Found:
                 f"{index} names paths below ${variable}, which is not set; export {variable}=FOLDER and run again"
             ) from None
         except DataError as error:
-            found.problems.append(f"{index}, {where}: {error}")
+            found.left_out.note(f"{index}, {where}: {error}")
             continue
         if wrong := [mask for mask in turned if mask in case]:
             case[INVERTED] = wrong

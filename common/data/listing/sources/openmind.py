@@ -15,8 +15,8 @@ from pathlib import Path
 from sys import intern
 
 from ....errors import DataError
+from ....tables import table_rows
 from ...cases import INVERTED, MASKS, Case, stem
-from ..tables import table_rows
 from .base import Found, Polarity, below, inverted, plain
 
 __all__ = ["TABLE", "read_openmind"]
@@ -46,7 +46,7 @@ def read_openmind(path: Path, *, mask_polarity: Polarity = "as_named") -> Found:
         try:
             case = _case(row, root, turned)
         except DataError as error:
-            found.problems.append(f"{table}, line {line}: {error}")
+            found.left_out.note(f"{table}, line {line}: {error}")
             continue
         found.add(case, f"{table}, line {line}", row["image_path"])
     return found
