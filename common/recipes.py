@@ -60,14 +60,17 @@ def _described(value: Any, name: str) -> dict[str, Any]:
             for index, each in enumerate(value)
             for path, inner in _described(each, f"{name}.{index}").items()
         }
-    kept = {f"{name}.class": type(value).__name__}
+    package = __name__.split(".")[0]
+    # full sharding puts a class of its own above that of a module
+    kind = next((base for base in type(value).__mro__ if base.__module__.split(".")[0] == package), type(value))
+    kept = {f"{name}.class": kind.__name__}
     own = getattr(value, "defaults", None)
     if isinstance(own, Mapping):  # an optimizer, whose groups may stand at another rate by now
         return kept | _described({key: each for key, each in own.items() if key not in _HOW_ONLY}, name)
-    if type(value).__module__.split(".")[0] != __name__.split(".")[0]:
+    if kind.__module__.split(".")[0] != package:
         return kept
-    for argument in inspect.signature(type(value).__init__).parameters:
-        if argument != "self" and argument in vars(value):
+    for argument in inspect.signature(kind).parameters:
+        if argument in vars(value):
             kept |= _described(vars(value)[argument], f"{name}.{argument}")
     return kept
 
