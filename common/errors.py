@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import signal
 import sys
@@ -171,7 +172,9 @@ def end_in_a_sentence() -> None:
 
     Names of files that cannot be printed are printed with escapes. Ctrl-C and SIGTERM end in a sentence, too.
     """
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    in_main = threading.current_thread() is threading.main_thread()
+    alone = "RANK" not in os.environ  # a process that waits for others in a collective call would never come to it
+    if in_main and alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
