@@ -246,9 +246,11 @@ def test_whatever_changes_the_mathematics_is_another_run(
     ):
         refused(where, RESENC, labelled, folder, **{name: value})
     weights = read_checkpoint(file)
+    file.with_suffix(".json").unlink(missing_ok=True)  # which says what the file was
     write_checkpoint({name: value + 1 for name, value in weights.items()}, file)  # the same path, another encoder
     refused("another encoder", RESENC, labelled, folder)
     assert (folder / "models" / "finetuning_state.pt").read_bytes() == state
+    file.with_suffix(".json").unlink(missing_ok=True)
     write_checkpoint(weights, file)
     train(RESENC, labelled, folder, num_workers=1, save_interval=2, val_interval=2)  # none of these changes it
     history = json.loads((folder / "out" / "history.json").read_text())

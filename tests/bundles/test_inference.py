@@ -236,6 +236,10 @@ def test_strict_stops_at_the_first(tmp_path: Path) -> None:
     (tmp_path / "images" / "four.nii.gz").unlink()
     with pytest.raises((DataError, SettingsError, RuntimeError)) as error:
         predict(tmp_path, tmp_path / "out", strict=True)
+    assert "cut.nii.gz" in str(sentence(error.value)), "whose packed stream ends too early"
+    (tmp_path / "images" / "cut.nii.gz").unlink()
+    with pytest.raises((DataError, SettingsError, RuntimeError)) as error:
+        predict(tmp_path, tmp_path / "out", strict=True)
     assert "constant where it is not zero" in str(sentence(error.value)), "the first in the order of names"
 
 
@@ -418,7 +422,7 @@ def test_a_setting_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
             trained_network(network, path, settings={name: value})
     trained_network(network, path, settings={"spacing_mm": [1.0, 1.0, 1.0], "channels": 4})  # the same; not recorded
     (tmp_path / "model.json").write_text("{")
-    with pytest.raises(WeightsError, match=r"model\.json is not what training writes"):
+    with pytest.raises(WeightsError, match=r"model\.json is not the JSON object that was written"):
         trained_settings(path)
     assert trained_settings(str(tmp_path / "none.pt")) == {}
     with pytest.raises(WeightsError, match="names no file"):
