@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_an_interrupted_run_ends_in_a_sentence(
     temporary.mkdir()
     with open(tmp_path / "log", "w") as log:
         process = subprocess.Popen(
-            command("mae_resenc_l", "pretrain", *arguments),
+            [sys.executable, *command("mae_resenc_l", "pretrain", *arguments)[1:]],  # really started: signals meet it
             cwd=ROOT,
             env=os.environ | {"TMPDIR": str(temporary)},
             stdout=log,

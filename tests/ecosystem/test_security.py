@@ -19,8 +19,9 @@ import pytest
 import torch
 from torch import nn
 
+from common.data.storing.checksums import checksums_beside
 from common.data.storing.stored import StoredVolume
-from common.errors import WeightsError, causes
+from common.errors import DataError, WeightsError, causes
 from tools.checkpoints.importing import import_checkpoint
 from tools.exporting.distribution import write_bundle
 
@@ -97,14 +98,21 @@ def test_nor_can_a_store_of_volumes(tmp_path: Path) -> None:
     stored = blosc2.asarray(np.zeros((4, 4, 4)), urlpath=str(tmp_path / "a.b2nd"), mode="w")
     (stored + 1).save(urlpath=str(tmp_path / "lazy.b2nd"), mode="w")
     volume = StoredVolume(path=str(tmp_path / "lazy.b2nd"), shape=(4, 4, 4), source="a.nii.gz")
-    with pytest.raises(ValueError, match="deserialize"):
+    with pytest.raises(DataError, match="is damaged"):  # without the JSON of a volume it is none
         volume.read((0, 0, 0), (2, 2, 2))
+    (tmp_path / "lazy.json").write_text('{"masks": {}}')
+    with pytest.raises(DataError, match="is damaged") as refused:
+        volume.read((0, 0, 0), (2, 2, 2))
+    assert "deserialize" in str(refused.value.__cause__)
+    checksums_beside.cache_clear()
+    (tmp_path / "lazy.crc").unlink()
     np.save(tmp_path / "lazy.voxels.npy", np.array([Command(tmp_path / "executed")], dtype=object))
     with pytest.raises(ValueError, match="Python objects"):
         StoredVolume(path=str(tmp_path / "lazy.b2nd"), shape=(4, 4, 4), source="a.nii.gz", places={1: (0, 1)}).voxel(
             [1], np.random.default_rng(0)
         )
     assert not (tmp_path / "executed").exists()
+    checksums_beside.cache_clear()
 
 
 def strange_bundle(folder: Path, network: dict[str, Any]) -> Path:

@@ -134,7 +134,15 @@ class Checksums:
 
     def _compared_whole(self, file: Path) -> dict[str, Any]:
         """Compare a volume of an earlier version with the SHA-256 in its JSON, and write its checksums."""
-        meta = json.loads(self.path.with_suffix(".json").read_text("utf-8"))
+        try:
+            meta = json.loads(self.path.with_suffix(".json").read_text("utf-8"))
+            return self._compared_with(meta, file)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise self._damaged(self.path) from error
+
+    def _compared_with(self, meta: Mapping[str, Any], file: Path) -> dict[str, Any]:
         names = [_ARRAY, *(f".{mask}{_ARRAY}" for mask in meta.get("masks", {}))]
         content = {name: self.path.with_name(self.path.stem + name).read_bytes() for name in names}
         for table in self.path.parent.glob(f"{self.path.stem}*{_TABLE}"):
