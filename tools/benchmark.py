@@ -18,13 +18,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.benchmarking.settings import Benchmark
+from tools.commanding.running import main
+
+__all__ = ["benchmark"]
+
+
+def benchmark(settings: Benchmark) -> None:
+    """Measure and print Markdown; progress goes to the error stream."""
+    from tools.benchmarking.benchmark import benchmark as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.benchmarking.benchmark import benchmark
-
-    fire.Fire(benchmark)
+    main(benchmark, __doc__)

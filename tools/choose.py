@@ -25,13 +25,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.choosing.settings import Choose
+from tools.commanding.running import main
+
+__all__ = ["choose"]
+
+
+def choose(settings: Choose) -> None:
+    """Rank the encoders at hand for one's own task, and recommend one, or say that it is too close to call."""
+    from tools.choosing.choose import choose as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.choosing.choose import choose
-
-    fire.Fire(choose)
+    main(choose, __doc__)

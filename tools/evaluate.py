@@ -20,12 +20,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.scoring.settings import Evaluate
+
+__all__ = ["evaluate"]
+
+
+def evaluate(settings: Evaluate) -> None:
+    """Score predictions."""
+    from tools.scoring.evaluate import evaluate as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    from tools.commanding.commands import run
-    from tools.scoring.evaluate import evaluate
-
-    run(evaluate, sys.argv[1:])
+    main(evaluate, __doc__)

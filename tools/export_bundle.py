@@ -17,13 +17,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.exporting.settings import ExportBundle
+
+__all__ = ["export_bundle"]
+
+
+def export_bundle(settings: ExportBundle) -> None:
+    """Export bundles."""
+    from tools.exporting.bundles import export_bundle as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.exporting.bundles import export_bundle
-
-    fire.Fire(export_bundle)
+    main(export_bundle, __doc__)

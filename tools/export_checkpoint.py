@@ -15,13 +15,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.checkpoints.settings import ExportCheckpoint
+from tools.commanding.running import main
+
+__all__ = ["export_checkpoint"]
+
+
+def export_checkpoint(settings: ExportCheckpoint) -> None:
+    """Export weights."""
+    from tools.checkpoints.exporting import export_checkpoint as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.checkpoints.exporting import export_checkpoint
-
-    fire.Fire(export_checkpoint)
+    main(export_checkpoint, __doc__)

@@ -18,13 +18,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.federating.settings import Federated
+
+__all__ = ["federated"]
+
+
+def federated(settings: Federated) -> None:
+    """Run or write a federation."""
+    from tools.federating.federation import federated as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.federating.federation import federated
-
-    fire.Fire(federated)
+    main(federated, __doc__)

@@ -19,13 +19,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.checkpoints.settings import ImportCheckpoint
+from tools.commanding.running import main
+
+__all__ = ["import_checkpoint"]
+
+
+def import_checkpoint(settings: ImportCheckpoint) -> None:
+    """Import a checkpoint."""
+    from tools.checkpoints.importing import import_checkpoint as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.checkpoints.importing import import_checkpoint
-
-    fire.Fire(import_checkpoint)
+    main(import_checkpoint, __doc__)

@@ -13,12 +13,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.checkpoints.settings import InspectWeights
+from tools.commanding.running import main
+
+__all__ = ["inspect_weights"]
+
+
+def inspect_weights(settings: InspectWeights) -> None:
+    """Print what a weights file is."""
+    from tools.checkpoints.inspecting import inspect_weights as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    from tools.checkpoints.inspecting import inspect_weights
-    from tools.commanding.commands import run
-
-    run(inspect_weights, sys.argv[1:])
+    main(inspect_weights, __doc__)

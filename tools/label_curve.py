@@ -23,13 +23,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.curves.settings import LabelCurve
+
+__all__ = ["label_curve"]
+
+
+def label_curve(settings: LabelCurve) -> None:
+    """Measure the curve and draw it."""
+    from tools.curves.label_curve import label_curve as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.curves.label_curve import label_curve
-
-    fire.Fire(label_curve)
+    main(label_curve, __doc__)

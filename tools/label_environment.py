@@ -12,8 +12,24 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from tools.commanding.label_environment import label_python
+from tools.commanding.running import main
+from tools.commanding.settings import settings
+
+__all__ = ["LabelEnvironment", "label_environment"]
+
+
+@settings
+class LabelEnvironment:
+    """``label_environment`` needs to be told nothing."""
+
+
+def label_environment(_: LabelEnvironment) -> None:
+    """Make the environment, and print its interpreter."""
+    print(label_python())
+
 
 if __name__ == "__main__":
-    print(label_python())
+    main(label_environment, __doc__, files=())

@@ -14,23 +14,29 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import DEVELOPMENT, RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.environment import DEVELOPMENT, RUNTIME
+from tools.commanding.running import main
+from tools.commanding.settings import settings
+
+__all__ = ["Lock", "lock"]
 
 
-def lock(upgrade: bool = False) -> None:
-    """Make the locks.
+@settings
+class Lock:
+    """What ``lock`` is told."""
 
-    Args:
-        upgrade: take the newest versions of what is not pinned.
-    """
-    from tools.commanding import locks
+    upgrade: bool = False
+    """Take the newest versions of what is not pinned."""
 
-    print("\n".join(f"written: {name}" for name in locks.lock(upgrade=upgrade)))
+
+def lock(settings: Lock) -> None:
+    """Make the locks."""
+    from tools.commanding.locks import lock as run
+
+    print("\n".join(f"written: {name}" for name in run(upgrade=settings.upgrade)))
 
 
 if __name__ == "__main__":
-    ensure(RUNTIME, DEVELOPMENT)
-    from tools.commanding.commands import run
-
-    run(lock, sys.argv[1:])
+    main(lock, __doc__, files=(RUNTIME, DEVELOPMENT))

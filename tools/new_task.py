@@ -16,13 +16,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.exporting.settings import NewTask
+
+__all__ = ["new_task"]
+
+
+def new_task(settings: NewTask) -> None:
+    """Make a bundle for a task."""
+    from tools.exporting.new_task import new_task as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.exporting.new_task import new_task
-
-    fire.Fire(new_task)
+    main(new_task, __doc__)

@@ -16,13 +16,47 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.preparing.settings import ListCases, Prepare, Scan, Verify
+
+__all__ = ["list_cases", "prepare", "scan", "verify"]
+
+
+def scan(settings: Scan) -> None:
+    """Print what is in a folder, from headers alone: volumes, subjects, modalities, sizes, spacings, problems."""
+    from tools.preparing.scanning import scan as run
+
+    run(settings)
+
+
+def list_cases(settings: ListCases) -> None:
+    """Write a datalist to pre-train on: what passes the filters, split by subject."""
+    from tools.preparing.scanning import list_cases as run
+
+    run(settings)
+
+
+def prepare(settings: Prepare) -> None:
+    """Prepare every volume that pre-training would use, unless it is there. Stop and start it as you like.
+
+    Settings must be those of pretrain.yaml, or pre-training prepares the volumes again.
+    """
+    from tools.preparing.filling import prepare as run
+
+    run(settings)
+
+
+def verify(settings: Verify) -> None:
+    """Read every file of a store and compare it with the checksum that was noted when it was written.
+
+    What is damaged is printed and written to STORE/damaged.txt; the exit status is 1 if there is any and it stays.
+    """
+    from tools.preparing.filling import verify as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    from tools.commanding.commands import run
-    from tools.preparing.filling import prepare, verify
-    from tools.preparing.scanning import list_cases, scan
-
-    run({"scan": scan, "list": list_cases, "prepare": prepare, "verify": verify}, sys.argv[1:])
+    main({"scan": scan, "list": list_cases, "prepare": prepare, "verify": verify}, __doc__)

@@ -22,12 +22,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.scoring.settings import Probe
+
+__all__ = ["probe"]
+
+
+def probe(settings: Probe) -> None:
+    """Probe features."""
+    from tools.scoring.probe import probe as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    from tools.commanding.commands import run
-    from tools.scoring.probe import probe
-
-    run(probe, sys.argv[1:])
+    main(probe, __doc__)

@@ -16,12 +16,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.starting.settings import Quickstart
+
+__all__ = ["quickstart"]
+
+
+def quickstart(settings: Quickstart) -> None:
+    """Run the chain and write the report."""
+    from tools.starting.quickstart import quickstart as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    from tools.commanding.commands import run
-    from tools.starting.quickstart import quickstart
-
-    run(quickstart, sys.argv[1:])
+    main(quickstart, __doc__)

@@ -10,12 +10,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.curves.settings import Schedules
+
+__all__ = ["schedules"]
+
+
+def schedules(settings: Schedules) -> None:
+    """Draw the learning rates."""
+    from tools.curves.schedules import schedules as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    from tools.commanding.commands import run
-    from tools.curves.schedules import schedules
-
-    run(schedules, sys.argv[1:])
+    main(schedules, __doc__)

@@ -13,13 +13,20 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.benchmarking.settings import Sharding
+from tools.commanding.running import main
+
+__all__ = ["sharding"]
+
+
+def sharding(settings: Sharding) -> None:
+    """Measure and print a table, the largest of all processes in each place."""
+    from tools.benchmarking.sharding import sharding as run
+
+    run(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    import fire
-
-    from tools.benchmarking.sharding import sharding
-
-    fire.Fire(sharding)
+    main(sharding, __doc__)

@@ -15,14 +15,65 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.commanding.environment import RUNTIME, ensure
+if not __package__:  # run as a file
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.running import main
+from tools.studies.settings import Measure, Piece, Plan, Report, Run, Slurm, WriteCard
+
+__all__ = ["card", "measure", "one", "plan", "report", "run", "slurm"]
+
+
+def plan(settings: Plan) -> None:
+    """Measure some steps of each distinct run here, and say what the study will cost."""
+    from tools.studies.commands import plan as run_it
+
+    run_it(settings)
+
+
+def run(settings: Run) -> None:
+    """Do all runs that are not done, and list those that failed."""
+    from tools.studies.commands import run as run_it
+
+    run_it(settings)
+
+
+def report(settings: Report) -> None:
+    """Write the report of what is finished."""
+    from tools.reporting.commands import report as run_it
+
+    run_it(settings)
+
+
+def slurm(settings: Slurm) -> None:
+    """Write a script for sbatch whose array shares the runs."""
+    from tools.studies.commands import slurm as run_it
+
+    run_it(settings)
+
+
+def card(settings: WriteCard) -> None:
+    """Write a data set card for a labelled folder, to be completed by hand."""
+    from tools.studies.commands import card as run_it
+
+    run_it(settings)
+
+
+def one(settings: Piece) -> None:
+    """Do one piece; what run starts in a process of its own."""
+    from tools.studies.commands import one as run_it
+
+    run_it(settings)
+
+
+def measure(settings: Measure) -> None:
+    """Try one kind of run for some steps; what plan starts in a process of its own."""
+    from tools.studies.commands import measure as run_it
+
+    run_it(settings)
+
 
 if __name__ == "__main__":
-    ensure(RUNTIME)
-    from tools.commanding.commands import run
-    from tools.reporting.commands import report
-    from tools.studies import commands
-
-    several = (commands.plan, commands.run, report, commands.slurm, commands.card, commands.one, commands.measure)
-    run({each.__name__: each for each in several}, sys.argv[1:])
+    main(
+        {"plan": plan, "run": run, "report": report, "slurm": slurm, "card": card, "one": one, "measure": measure},
+        __doc__,
+    )

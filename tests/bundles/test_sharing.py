@@ -20,9 +20,10 @@ from common.bundles import bundle_name, check_links, completed, read_config, rea
 from common.engines.settings import elsewhere
 from common.errors import SettingsError
 from tools.curves import label_curve
-from tools.exporting import distribution
+from tools.exporting import configs, distribution
 from tools.linking import links
 from tools.starting import quickstart
+from tools.starting.settings import Quickstart
 from tools.studies import cards, definition
 
 from ..conftest import BUNDLES, ROOT, WHOLE_CHAIN, method_of
@@ -264,16 +265,17 @@ def test_where_links_are_texts_every_tool_says_so(tmp_path: Path, monkeypatch: p
     )
     for module in (definition, cards, label_curve, quickstart):
         monkeypatch.setattr(module, "ROOT", root)
-    monkeypatch.setattr(distribution, "BUNDLES", root / "bundles")
+    for module in (configs, distribution):
+        monkeypatch.setattr(module, "BUNDLES", root / "bundles")
     cards._known_settings.cache_clear()
     definition.bundle_config.cache_clear()
     calls: dict[str, Any] = {
         "export, new task": lambda: distribution.write_bundle("mae_resenc_l", root / "out", settings={}),
-        "settings of an export": lambda: distribution.known_settings("mae_resenc_l"),
+        "settings of an export": lambda: configs.known_settings("mae_resenc_l"),
         "study, choose, probe": lambda: definition.bundle_config("mae_resenc_l", "train"),
         "cards": cards._known_settings,
         "label curve": lambda: label_curve._published_rate("mae_resenc_l", "from scratch"),
-        "quickstart": lambda: quickstart.quickstart("mae_resenc_l", output=str(root / "out")),
+        "quickstart": lambda: quickstart.quickstart(Quickstart("mae_resenc_l", output=root / "out")),
         "all of a bundle": lambda: check_links(bundle),
     }
     for name, call in calls.items():

@@ -38,6 +38,7 @@ from common.data.storing.tables import pack
 from common.errors import DataError, SettingsError
 from common.views import SpatialCrop, reading_stream
 from tools.preparing.filling import prepare, verify
+from tools.preparing.settings import Prepare, Verify
 
 from ..conftest import ROOT, blobs, write_volume
 
@@ -282,7 +283,7 @@ def test_a_store_of_the_first_layout_is_read(tmp_path: Path, capsys: pytest.Capt
     voxels = {volume.anatomy_voxel(np.random.default_rng(seed)) for seed in range(20)}
     assert len(voxels) > 10
     assert all(voxel is not None and ball.transpose(2, 1, 0)[voxel] for voxel in voxels)
-    verify(str(tmp_path / "store"))
+    verify(Verify(str(tmp_path / "store")))
     assert "1 of an earlier version without checksums" in capsys.readouterr().out
 
 
@@ -485,8 +486,8 @@ def test_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path) 
     assert children
     _, alive = psutil.wait_procs(children, timeout=20)
     assert not alive
-    prepare(str(tmp_path / "images"), str(tmp_path / "store"), spacing_mm=0.5, num_workers=1)
-    verify(str(tmp_path / "store"))
+    prepare(Prepare(str(tmp_path / "images"), str(tmp_path / "store"), spacing_mm=0.5, num_workers=1))
+    verify(Verify(str(tmp_path / "store")))
 
 
 def test_a_source_that_changes_meanwhile_is_not_taken(
@@ -579,10 +580,10 @@ def test_shards_together_are_the_whole_and_verify_finds_damage(
 ) -> None:
     root = tmp_path / "store"
     for shard in ("0/2", "1/2"):
-        prepare(str(images), str(root), num_workers=1, shard=shard)
+        prepare(Prepare(str(images), str(root), num_workers=1, shard=shard))
     assert len(list(root.glob("*.json"))) == 4
     capsys.readouterr()
-    verify(str(root))
+    verify(Verify(str(root)))
     assert "4 volumes, 0 damaged" in capsys.readouterr().out
     first, second, third, _ = sorted(root.glob("*.b2nd"))
     data = bytearray(first.read_bytes())
@@ -595,7 +596,7 @@ def test_shards_together_are_the_whole_and_verify_finds_damage(
     os.utime(root / left, (0, 0))
     (root / young).write_text("being written")
     with pytest.raises(SystemExit):
-        verify(str(root))
+        verify(Verify(str(root)))
     out = capsys.readouterr().out
     assert f"{first.stem}: {first.name} does not have the checksum" in out
     assert f"{second.stem}: {second.name} has" in out
@@ -604,13 +605,13 @@ def test_shards_together_are_the_whole_and_verify_finds_damage(
     assert "young" not in out
     assert "4 volumes, 4 damaged" in out
     assert len((root / "damaged.txt").read_text().splitlines()) == 4
-    verify(str(root), repair="true")
+    verify(Verify(str(root), repair="true"))
     assert sorted(path.name for path in root.glob("*.b2nd")) == sorted(
         [path.name for path in root.glob("case_3*.b2nd")] + [young]
     )
-    prepare(str(images), str(root), num_workers=1)
+    prepare(Prepare(str(images), str(root), num_workers=1))
     capsys.readouterr()
-    verify(str(root))
+    verify(Verify(str(root)))
     assert "4 volumes, 0 damaged" in capsys.readouterr().out
     assert not (root / "damaged.txt").exists()
 
@@ -626,7 +627,7 @@ def test_verify_touches_nothing_but_what_a_store_writes(images: Path, tmp_path: 
     for file in images.iterdir():
         os.utime(file, (0, 0))
     with pytest.raises(DataError, match=r"holds no prepared volume.*give the --store_dir of a run"):
-        verify(str(images), repair="true")
+        verify(Verify(str(images), repair="true"))
     assert content(images) == before, "neither removed nor damaged.txt written"
 
     VolumeStore(images, StoreSettings()).prepare([{"image": str(images / "case_0.nii.gz")}])
@@ -634,7 +635,7 @@ def test_verify_touches_nothing_but_what_a_store_writes(images: Path, tmp_path: 
     theirs = json.loads(sidecar.read_text()) | {"masks": {"../../x": 3}}
     theirs.pop("digest")
     sidecar.write_text(json.dumps(theirs))
-    verify(str(images), repair="true")
+    verify(Verify(str(images), repair="true"))
     left = content(images)
     assert left.pop("damaged.txt")
     assert left == before
@@ -652,11 +653,11 @@ def test_verify_finds_an_altered_json(images: Path, tmp_path: Path, capsys: pyte
     ):
         sidecar.write_text(json.dumps(written))
         with pytest.raises(SystemExit):
-            verify(str(store.root))
+            verify(Verify(str(store.root)))
         assert told in capsys.readouterr().out
     for whole in (older, meta):
         sidecar.write_text(json.dumps(whole))
-        verify(str(store.root))
+        verify(Verify(str(store.root)))
 
 
 @pytest.mark.parametrize(
@@ -678,14 +679,14 @@ def test_a_damaged_json_is_a_volume_that_is_not_there(damage: bytes, images: Pat
 
 def test_commands_refuse_in_a_sentence(images: Path, tmp_path: Path) -> None:
     for shard in ("2/2", "a", "1", "-1/3"):
-        with pytest.raises(SettingsError, match="write i/n"):
-            prepare(str(images), str(tmp_path / "store"), shard=shard)
-    with pytest.raises(SettingsError, match="write a number"):
-        prepare(str(images), str(tmp_path / "store"), spacing_mm="one")
+        with pytest.raises(SettingsError, match="it must be i/n"):
+            prepare(Prepare(str(images), str(tmp_path / "store"), shard=shard))
+    with pytest.raises(SettingsError, match="it must be a number"):
+        prepare(Prepare(str(images), str(tmp_path / "store"), spacing_mm="one"))
     with pytest.raises(DataError, match="there is no folder"):
-        verify(str(tmp_path / "nothing"))
+        verify(Verify(str(tmp_path / "nothing")))
     with pytest.raises(DataError, match="holds no prepared volume"):
-        verify(str(images))
+        verify(Verify(str(images)))
 
 
 def test_names_stay_within_the_store_and_its_limits(images: Path, tmp_path: Path) -> None:
@@ -766,7 +767,7 @@ def test_dask_workers_prepare_the_volumes(tmp_path: Path) -> None:
         while not file.exists():
             time.sleep(0.2)
         address = json.loads(file.read_text())["address"]
-        prepare(str(tmp_path / "images"), str(tmp_path / "store"), scheduler=address)
+        prepare(Prepare(str(tmp_path / "images"), str(tmp_path / "store"), scheduler=address))
     finally:
         for process in reversed(processes):
             process.terminate()
@@ -775,4 +776,4 @@ def test_dask_workers_prepare_the_volumes(tmp_path: Path) -> None:
     VolumeStore(tmp_path / "one", StoreSettings()).prepare(listed(tmp_path / "images"))
     assert content(tmp_path / "store") == content(tmp_path / "one")
     with pytest.raises(SettingsError, match="no Dask scheduler answers"):
-        prepare(str(tmp_path / "images"), str(tmp_path / "other"), scheduler="tcp://127.0.0.1:1")
+        prepare(Prepare(str(tmp_path / "images"), str(tmp_path / "other"), scheduler="tcp://127.0.0.1:1"))

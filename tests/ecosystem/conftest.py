@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from common.bundles import read_config
 from common.files import sha256, write_json
 from common.weights import write_checkpoint
-from tools.exporting.distribution import write_bundle
+from tools.exporting.distribution import Carried, write_bundle
 
 from ..conftest import NETWORK, ROOT, small_settings
 
@@ -54,7 +54,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         target = folder / bundle
         if not target.exists():
             encoder = write_encoder(bundle, folder / f"{bundle}_encoder.pt", small_settings(bundle))
-            write_bundle(bundle, target, settings=narrow_settings(bundle), encoder=encoder)
+            write_bundle(bundle, target, settings=narrow_settings(bundle), carried=Carried(encoder=encoder))
         return target
 
     return export

@@ -18,7 +18,8 @@ from common.files import sha256, write_json
 from common.networks import ResEncUNet
 from common.settings import unknown_settings
 from common.weights import write_checkpoint
-from tools.exporting.distribution import Derived, write_bundle
+from tools.exporting.configs import Derived
+from tools.exporting.distribution import Carried, write_bundle
 
 from ..conftest import BUNDLES, ROOT
 
@@ -134,9 +135,11 @@ def test_code_and_weights_have_licences_of_their_own(
         "mae_resenc_l",
         tmp_path / "mae_resenc_l",
         settings=SIZES,
-        encoder=encoder(tmp_path, **about) if about else None,
-        model=model(tmp_path) if trained else None,
-        weights_url="https://host.example/weights",
+        carried=Carried(
+            encoder=encoder(tmp_path, **about) if about else None,
+            model=model(tmp_path) if trained else None,
+            address="https://host.example/weights",
+        ),
     )
     found, card = front_matter(folder), (folder / "README.md").read_text()
     assert found["license"] == licence
@@ -161,7 +164,9 @@ def test_code_and_weights_have_licences_of_their_own(
 def test_the_page_of_a_task_takes_its_labels_as_they_are_set(tmp_path: Path) -> None:
     derived = Derived("gliomas", ["background", "edema", "core"], ["T1", "FLAIR"])
     settings = SIZES | {"labels": derived.labels, "channels": 2}
-    folder = write_bundle("mae_resenc_l", tmp_path / "gliomas", settings=settings, from_scratch=True, derived=derived)
+    folder = write_bundle(
+        "mae_resenc_l", tmp_path / "gliomas", settings=settings, carried=Carried(from_scratch=True), derived=derived
+    )
     card = (folder / "README.md").read_text()
     assert front_matter(folder)["license"] == "apache-2.0", "a random network is nobody's work"
     assert "# gliomas: edema, core\n" in card

@@ -20,10 +20,13 @@ from huggingface_hub import constants
 from monai.apps.utils import HashCheckError
 from monai.bundle import download_large_files
 
+from common.errors import SettingsError, WeightsError
 from common.files import sha256, write_json
 from common.networks import ResEncUNet
 from common.weights import write_checkpoint
+from tools.commanding.settings import filled
 from tools.exporting.bundles import export_bundle
+from tools.exporting.settings import ExportBundle
 
 from ..conftest import ROOT, blobs, write_volume
 from .hub import TOKEN, USER, Hub, Repository, running_hub
@@ -181,7 +184,9 @@ def hosted(hub: Hub, encoder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """A bundle whose weights are fetched from elsewhere."""
     folder = tmp_path_factory.mktemp("hosted")
     address = f"{hub.address}/weights"
-    export_bundle(BUNDLE, output=str(folder), pretrained=str(encoder), weights_url=address, **SIZES)
+    export_bundle(
+        filled(ExportBundle, BUNDLE, output=str(folder), pretrained=str(encoder), weights_url=address, **SIZES)
+    )
     for file in (folder / f"{BUNDLE}_weights").iterdir():
         hub.files[file.name] = file.read_bytes()
     return folder / BUNDLE
@@ -231,7 +236,7 @@ def logged_in(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 def push(folder: Path, to: Any, **more: Any) -> Path:
     """Upload a bundle without weights."""
-    export_bundle(BUNDLE, output=str(folder), weights=False, push=to, **more)
+    export_bundle(filled(ExportBundle, BUNDLE, output=str(folder), weights=False, push=to, **more))
     return folder / BUNDLE
 
 
@@ -263,7 +268,9 @@ def test_a_later_version_takes_the_place_of_the_one_before(
 @pytest.mark.usefixtures("logged_in")
 def test_an_upload_that_fails_leaves_no_version_and_can_be_repeated(hub: Hub, tmp_path: Path) -> None:
     hub.broken = {f"/api/models/{USER}/narrow/commit": 400}
-    with pytest.raises(SystemExit, match=f"uploading to {USER}/narrow failed .* run this again with --overwrite true"):
+    with pytest.raises(
+        SettingsError, match=f"uploading to {USER}/narrow failed .* run this again with --overwrite true"
+    ):
         push(tmp_path, f"{USER}/narrow")
     hub.broken = {}
     assert hub.repositories[f"{USER}/narrow"].tags == {}
@@ -278,7 +285,7 @@ def test_what_cannot_be_uploaded_is_refused_before_anything_is_written(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(to: Any, **more: Any) -> str:
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SettingsError) as stopped:
             push(tmp_path / "out", to, **more)
         assert TOKEN not in str(stopped.value)
         assert "\n" not in str(stopped.value)
@@ -312,5 +319,7 @@ def test_what_cannot_be_uploaded_is_refused_before_anything_is_written(
 
 
 def test_weights_that_do_not_exist_cannot_be_hosted(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="no weights of mae_resenc_l"):
-        export_bundle(BUNDLE, output=str(tmp_path), weights=False, weights_url="https://host.example")
+    with pytest.raises(WeightsError, match="no weights of mae_resenc_l"):
+        export_bundle(
+            filled(ExportBundle, BUNDLE, output=str(tmp_path), weights=False, weights_url="https://host.example")
+        )

@@ -23,10 +23,13 @@ from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
 from monai.networks.utils import get_state_dict
 
+from common.errors import DataError, SettingsError
 from common.files import sha256
 from common.optimizers import FineTuningSchedule, Poly
 from common.weights import read_checkpoint
+from tools.commanding.settings import filled
 from tools.federating import federation as federated
+from tools.federating.settings import Federated
 
 from ..conftest import ROOT, blobs, small_settings, write_volume
 from .conftest import code_of
@@ -282,24 +285,24 @@ def test_the_client_of_nvflare(
 
 
 def test_the_tool_says_what_is_wrong(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match="name each once, with its folder"):
-        federated._sites("A=/data/a,A=/data/b")
-    assert federated._sites("A=/data/a, B=$DATA") == {"A": "/data/a", "B": "$DATA"}
+    with pytest.raises(SettingsError, match="name each once, with its folder"):
+        Federated(str(bundle), "pretrain", sites="A=/data/a,A=/data/b")
+    assert Federated(str(bundle), "pretrain", "A=/data/a, B=$DATA").sites == {"A": "/data/a", "B": "$DATA"}
     monkeypatch.setitem(sys.modules, "nvflare", None)
-    with pytest.raises(SystemExit, match="pip install nvflare"):
-        federated.federated(str(bundle), "pretrain", sites="A=/data/a")
+    with pytest.raises(SettingsError, match="pip install nvflare"):
+        federated.federated(filled(Federated, str(bundle), "pretrain", sites="A=/data/a"))
     for module, names in NVFLARE.items():
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(**dict.fromkeys(names)))
     for told, workflow, more in (
-        ("there is no", "evaluation", {}),
+        ("it must be pretrain or train", "evaluation", {}),
         ("unknown setting --epoch", "pretrain", {"epoch": 3}),
         ("a federation sets epochs itself", "pretrain", {"epochs": 3}),
-        ("must be at least 1", "pretrain", {"rounds": 0}),
+        ("--rounds is 0; it must be a whole number from 1", "pretrain", {"rounds": 0}),
         ("add --site_bundle", "pretrain", {"job": "job"}),
         ("--tuning lora", "train", {"tuning": "lora"}),
     ):
-        with pytest.raises(SystemExit, match=told):
-            federated.federated(str(bundle), workflow, sites="A=/data/a", **more)
+        with pytest.raises((DataError, SettingsError), match=told):
+            federated.federated(filled(Federated, str(bundle), workflow, sites="A=/data/a", **more))
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)

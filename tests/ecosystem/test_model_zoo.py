@@ -40,10 +40,10 @@ from torch import Tensor, nn
 
 from common.bundles import read_config
 from common.engines import GaussianSlidingWindow
-from common.errors import WeightsError
+from common.errors import SettingsError, WeightsError
 from common.files import write_json
 from common.weights import read_checkpoint, write_checkpoint
-from tools.exporting.distribution import write_bundle
+from tools.exporting.distribution import Carried, write_bundle
 
 from ..conftest import BUNDLES, ROOT, WHOLE_CHAIN, blobs, write_volume
 from ..starts import python
@@ -123,8 +123,7 @@ def test_weights_stay_out_of_git_on_request(exported: Export, tmp_path: Path) ->
         "mae_resenc_l",
         tmp_path / "mae_resenc_l",
         settings=narrow_settings("mae_resenc_l"),
-        encoder=encoder,
-        weights_url=(tmp_path / "mae_resenc_l_weights").as_uri(),
+        carried=Carried(encoder=encoder, address=(tmp_path / "mae_resenc_l_weights").as_uri()),
     )
     assert not list(folder.rglob("*.pt"))
     download_large_files(bundle_path=str(folder))
@@ -414,7 +413,7 @@ def trained_bundle(bundle: str, folder: Path, told: dict[str, Any]) -> Path:
     write_checkpoint(network.state_dict(), folder / "model.pt")
     about = {"bundle": bundle, "labels": ["background", "foreground"], "channels": 1, "regions": None}
     write_json({"settings": settings | about | told}, folder / "model.json")
-    return write_bundle(bundle, folder / bundle, settings={}, model=folder / "model.pt")
+    return write_bundle(bundle, folder / bundle, settings={}, carried=Carried(model=folder / "model.pt"))
 
 
 def deployed(script: Path, image: np.ndarray, affine: np.ndarray) -> Tensor:
@@ -463,7 +462,7 @@ def test_monai_deploy_answers_as_the_bundle_does(bundle: str, tmp_path: Path, mo
 
 
 def test_a_model_of_another_bundle_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="was trained with simclr_resenc_l, not with mae_resenc_l"):
+    with pytest.raises(SettingsError, match="was trained with simclr_resenc_l, not with mae_resenc_l"):
         trained_bundle("mae_resenc_l", tmp_path, {"bundle": "simclr_resenc_l"})
     assert not (tmp_path / "mae_resenc_l").exists()
 
@@ -509,7 +508,7 @@ def test_at_the_published_size(bundle: str, tmp_path: Path) -> None:
     The instance norms of onnxruntime lose digits over so many voxels: six times PyTorch's error, against float64.
     """
     encoder = write_encoder(bundle, tmp_path / "encoder.pt", {})
-    folder = write_bundle(bundle, tmp_path / bundle, settings={}, encoder=encoder)
+    folder = write_bundle(bundle, tmp_path / bundle, settings={}, carried=Carried(encoder=encoder))
     with code_of(folder):
         monai_verify_net_in_out(**command_arguments(folder), device="cpu")
         network = network_of(folder)

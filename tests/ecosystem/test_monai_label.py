@@ -23,7 +23,9 @@ import torch
 from common.networks import Primus, ResEncUNet
 from common.weights import write_checkpoint
 from tools.commanding.label_environment import label_python
+from tools.commanding.settings import filled
 from tools.exporting.new_task import new_task
+from tools.exporting.settings import NewTask
 
 from ..conftest import NETWORK, ROOT, blobs
 from .label_server import LabelServer, RefusedError
@@ -58,7 +60,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         more: dict[str, Any] = sizes | OWN[name] | {"patch_size": [16, 16, 16], "num_workers": 0}
         more |= {"iterations_per_epoch": 25, "val_iterations": 4}
         made[name] = folder / name
-        new_task(source, str(made[name]), labels="Ball", pretrained=str(encoder), **more)
+        new_task(filled(NewTask, source, str(made[name]), labels="Ball", pretrained=str(encoder), **more))
     return made
 
 

@@ -23,6 +23,8 @@ from common.data.storing.checksums import checksums_beside
 from common.data.storing.stored import StoredVolume
 from common.errors import DataError, WeightsError, causes
 from tools.checkpoints.importing import import_checkpoint
+from tools.checkpoints.settings import ImportCheckpoint
+from tools.commanding.settings import filled
 from tools.exporting.distribution import write_bundle
 
 from ..conftest import NETWORK, ROOT
@@ -90,7 +92,7 @@ def test_a_checkpoint_cannot_execute_anything(
 def test_nor_can_a_checkpoint_to_be_imported(tmp_path: Path) -> None:
     file, mark = malicious(tmp_path / "checkpoint_final.pth", tmp_path / "executed"), tmp_path / "executed"
     with pytest.raises(WeightsError, match="other things than tensors and plain values"):
-        import_checkpoint(BUNDLE, source=str(file), output=str(tmp_path / "encoder.pt"))
+        import_checkpoint(filled(ImportCheckpoint, BUNDLE, source=str(file), output=str(tmp_path / "encoder.pt")))
     assert not mark.exists()
 
 

@@ -16,10 +16,14 @@ import torch
 
 from common.errors import DataError, SettingsError, WeightsError
 from common.weights import write_checkpoint
+from tools.choosing import candidates, choice
 from tools.choosing import choose as tool
+from tools.choosing.data import read_data
 from tools.choosing.probes import Encoder, paired_difference
+from tools.choosing.settings import Choose
 from tools.choosing.verdicts import Difference, judge
-from tools.studies import execution, scheduling
+from tools.commanding.settings import filled
+from tools.studies import execution
 from tools.studies.reading import read_study
 
 from ..conftest import ROOT, write_volume
@@ -170,34 +174,33 @@ def test_what_is_at_hand_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for bundle in ("mae_primus_m", B):
         (tmp_path / "bundles" / bundle / "models").mkdir()
         (tmp_path / "bundles" / bundle / "models" / "pretrained_encoder.pt").touch()
-    monkeypatch.setattr(tool, "ROOT", tmp_path)
+    monkeypatch.setattr(candidates, "ROOT", tmp_path)
     other = tmp_path / "other.pt"
     other.touch()
-    assert list(tool.find_candidates()) == ["mae_primus_m", B]
-    assert list(tool.find_candidates(("mae_primus_m",))) == ["mae_primus_m"]
-    found = tool.find_candidates("none", f"simclr_resenc_l={other},{B}/mine={other}")
+    assert list(candidates.find_candidates()) == ["mae_primus_m", B]
+    assert list(candidates.find_candidates(("mae_primus_m",))) == ["mae_primus_m"]
+    found = candidates.find_candidates(["none"], [f"simclr_resenc_l={other}", f"{B}/mine={other}"])
     assert {name: encoder.bundle for name, encoder in found.items()} == {
         "simclr_resenc_l": "simclr_resenc_l",
         f"{B}/mine": B,
     }
-    assert list(tool.find_candidates(None, f"{B}={other}")) == ["mae_primus_m", B], (
+    assert list(candidates.find_candidates((), [f"{B}={other}"])) == ["mae_primus_m", B], (
         "a file goes before the bundle's own"
     )
-    assert tool.find_candidates(None, f"{B}={other}")[B].weights == str(other)
+    assert candidates.find_candidates((), [f"{B}={other}"])[B].weights == str(other)
 
 
 def test_median_spacing_and_ct_windows_become_numbers_for_the_probes(tmp_path: Path) -> None:
     folder = write_task(tmp_path, 3, spacing=0.8)
-    places: dict[str, Any] = {"table": None, "target": None, "groups": None, "group": None, "channels": 1}
-    data = tool.read_data(str(folder), labels=LABELS, most=None, seed=0, **places)
+    data = read_data(Choose(folder, labels=tuple(LABELS)))
     assert data.spacing_mm == pytest.approx([0.8, 0.8, 0.8], abs=1e-4)
-    told = tool._in_numbers({"normalization": "ct", "spacing_mm": "median", "lr": 0.1}, data)
+    told = choice._in_numbers({"normalization": "ct", "spacing_mm": "median", "lr": 0.1}, data)
     assert told["spacing_mm"] == pytest.approx([0.8, 0.8, 0.8], abs=1e-4)
     ((low, high, mean, _),) = (scheme["ct"] for scheme in told["normalization"])
     assert low < mean < high
-    assert tool._in_numbers({"spacing_mm": "pretrained", "lr": 0.1}, data) == {"lr": 0.1}
-    assert tool._in_numbers({"normalization": "zscore"}, data) == {"normalization": "zscore"}
-    assert len(tool.read_data(str(folder), labels=LABELS, most=2, seed=0, **places).cases) == 2
+    assert choice._in_numbers({"spacing_mm": "pretrained", "lr": 0.1}, data) == {"lr": 0.1}
+    assert choice._in_numbers({"normalization": "zscore"}, data) == {"normalization": "zscore"}
+    assert len(read_data(Choose(folder, labels=tuple(LABELS), cases=2)).cases) == 2
 
 
 # whole runs
@@ -207,7 +210,7 @@ def test_encoders_are_ranked_by_what_they_know(
     task_folder: Path, trained: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments: dict[str, Any] = {**SMALL, "labels": LABELS, "weights": named(trained), "best": 0}
-    tool.choose(str(task_folder), output=str(tmp_path / "out"), **arguments)
+    tool.choose(filled(Choose, str(task_folder), output=str(tmp_path / "out"), **arguments))
     content = read(tmp_path / "out")
     probes = content["probes"]
     ranked = sorted(probes, key=lambda name: -probes[name]["estimate"])
@@ -223,7 +226,7 @@ def test_encoders_are_ranked_by_what_they_know(
     assert told.split("\n\n")[2] in (tmp_path / "out" / "choose.md").read_text()
     assert matplotlib.image.imread(tmp_path / "out" / "choose.png").shape[2] >= 3
     before = (tmp_path / "out" / "choose.json").read_bytes()
-    tool.choose(str(task_folder), output=str(tmp_path / "out"), **arguments)
+    tool.choose(filled(Choose, str(task_folder), output=str(tmp_path / "out"), **arguments))
     assert capsys.readouterr().out.count("kept, probed before") == 4
     assert (tmp_path / "out" / "choose.json").read_bytes() == before
 
@@ -234,9 +237,9 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
 ) -> None:
     full, half, scratch = f"{B}/full", f"{B}/half", "scratch resenc_l"
     dice = {full: 0.6 + gain, half: 0.6 + gain / 2, scratch: 0.6}
-    monkeypatch.setattr(scheduling, "run_pieces", pretend(dice))
+    monkeypatch.setattr(choice, "run_pieces", pretend(dice))
     options = {**SMALL, "labels": LABELS, "weights": named(trained), "epochs": 3, "momentum": 0.9}
-    tool.choose(str(task_folder), output=str(tmp_path), **options)
+    tool.choose(filled(Choose, str(task_folder), output=str(tmp_path), **options))
     study = json.loads((tmp_path / "fine-tuning" / "study.json").read_text())
     assert list(study["arms"]) == [full, half, scratch]
     assert study["seeds"] == [0, 1, 2]
@@ -260,7 +263,7 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
     written = {file: file.read_bytes() for file in (tmp_path / "fine-tuning").glob("*.*")}
     assert {"study.yaml", "card.yaml", "cases.json"} < {file.name for file in written}
     with pytest.raises(SettingsError, match=r"was run with other .*settings#epochs.* another output"):
-        tool.choose(str(task_folder), output=str(tmp_path), **{**options, "epochs": 4, "cases": 7})
+        tool.choose(filled(Choose, str(task_folder), output=str(tmp_path), **{**options, "epochs": 4, "cases": 7}))
     assert {file: file.read_bytes() for file in written} == written, "a rerun that is refused changes nothing"
 
 
@@ -274,11 +277,11 @@ def test_arms_that_are_not_complete_are_not_compared(
 
     def ask(place: str, fails: Any, **changes: Any) -> tuple[dict[str, Any], str]:
         shutil.copytree(tmp_path / "probes", tmp_path / place / "probes")
-        monkeypatch.setattr(scheduling, "run_pieces", pretend(dice, fails=fails))
-        tool.choose(str(task_folder), output=str(tmp_path / place), **{**options, **changes})
+        monkeypatch.setattr(choice, "run_pieces", pretend(dice, fails=fails))
+        tool.choose(filled(Choose, str(task_folder), output=str(tmp_path / place), **{**options, **changes}))
         return read(tmp_path / place), (tmp_path / place / "choose.md").read_text()
 
-    tool.choose(str(task_folder), output=str(tmp_path), **{**options, "best": 0})
+    tool.choose(filled(Choose, str(task_folder), output=str(tmp_path), **{**options, "best": 0}))
     content, said = ask("one", lambda run: run.arm == half and run.fold == 1)
     assert content["verdict"]["best"] == full
     assert content["verdict"]["decided"]
@@ -311,10 +314,10 @@ def test_fine_files_are_warned_of_and_tried_at_their_own_spacing(
     fine = write_task(tmp_path / "fine", 3, spacing=0.5)
     own = "scratch resenc_l, own spacing"
     monkeypatch.setattr(
-        scheduling, "run_pieces", pretend({f"{B}/full": 0.6, "scratch resenc_l": 0.5, own: 0.8}, spread=0.0)
+        choice, "run_pieces", pretend({f"{B}/full": 0.6, "scratch resenc_l": 0.5, own: 0.8}, spread=0.0)
     )
     options = {**SMALL, "labels": LABELS, "weights": f"{B}/full={trained[2]}", "best": 1, "patch_size": [16, 16, 16]}
-    tool.choose(str(fine), output=str(tmp_path / "out"), **options)
+    tool.choose(filled(Choose, str(fine), output=str(tmp_path / "out"), **options))
     told = capsys.readouterr().out
     assert "warning: Your files have 0.5 x 0.5 x 0.5 mm voxels (median), far from the pre-training spacing" in told
     assert "does better from scratch at its own spacing" in told
@@ -344,16 +347,16 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pyt
     options |= {"table": str(tmp_path / "t.csv"), "weights": f"{B}={weights}", "best": 0, "patch_size": [16, 16, 16]}
     for group in (None, "@who"):
         out = tmp_path / f"out_{group}"
-        tool.choose(str(tmp_path / "images"), target="%kind", group=group, output=str(out), **options)
+        tool.choose(filled(Choose, str(tmp_path / "images"), target="%kind", group=group, output=str(out), **options))
         content = read(out)
         assert content["metric"]["probe"] == "AP"
         assert content["units"] == (8 if group else 16)
         assert content["probes"][B]["estimate"] > 0.6
         assert content["probes"][B]["over_random"] is not None
         assert "is not shown to tell more than a random encoder" in (out / "choose.md").read_text()
-    monkeypatch.setattr(scheduling, "run_pieces", pretend_classes({B: 0.9, "scratch resenc_l": 0.0}))
+    monkeypatch.setattr(choice, "run_pieces", pretend_classes({B: 0.9, "scratch resenc_l": 0.0}))
     options |= {"best": 1, "input_size": [16, 16, 16], "epochs": 2, "seeds": 5}
-    tool.choose(str(tmp_path / "images"), target="%kind", output=str(tmp_path / "out_None"), **options)
+    tool.choose(filled(Choose, str(tmp_path / "images"), target="%kind", output=str(tmp_path / "out_None"), **options))
     content = read(tmp_path / "out_None")
     assert content["verdict"]["by"] == "fine-tuning"
     assert content["verdict"]["decided"]
@@ -363,16 +366,16 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pyt
     assert told["data_sets"]["data"]["target"] == "%kind"
     assert told["data_sets"]["data"]["classes"] == ["$1/0", "=a"]
     with pytest.raises(DataError, match="no column 'grade'"):
-        tool.choose(str(tmp_path / "images"), target="grade", output=str(tmp_path / "x"), **options)
+        tool.choose(filled(Choose, str(tmp_path / "images"), target="grade", output=str(tmp_path / "x"), **options))
     with pytest.raises(SettingsError, match="needs both"):
-        tool.choose(str(tmp_path / "images"), output=str(tmp_path / "x"), **options)
+        tool.choose(filled(Choose, str(tmp_path / "images"), output=str(tmp_path / "x"), **options))
 
 
 def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: list[Path], tmp_path: Path) -> None:
     good: dict[str, Any] = {**SMALL, "labels": LABELS, "weights": f"{B}={trained[2]}", "best": 0}
 
     def ask(data: Path = task_folder, **changes: Any) -> None:
-        tool.choose(str(data), output=str(tmp_path / "out"), **{**good, **changes})
+        tool.choose(filled(Choose, str(data), output=str(tmp_path / "out"), **{**good, **changes}))
 
     one, unlabelled = tmp_path / "one", tmp_path / "unlabelled"
     for part in ("images", "labels"):
@@ -388,7 +391,7 @@ def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: lis
     for file in (empty / "labels").iterdir():
         nib.save(nib.Nifti1Image(np.zeros((24, 24, 24), np.uint8), np.eye(4)), file)
     for kind, words, changes in (
-        (WeightsError, r"no pre-trained encoders to choose from.*tools/import_checkpoint.py", {"weights": None}),
+        (WeightsError, r"no pre-trained encoders to choose from.*tools/import_checkpoint.py", {"weights": ""}),
         (WeightsError, "which does not exist; correct the path", {"weights": f"{B}={tmp_path}/none.pt"}),
         (SettingsError, "write NAME=PATH", {"weights": str(trained[0])}),
         (SettingsError, "write NAME=PATH", {"weights": f"unet={trained[0]}"}),
@@ -427,10 +430,15 @@ def test_too_few_cases_with_a_class_are_told_before_any_encoder_runs(
     shutil.copytree(task_folder, rare)
     for file in sorted((rare / "labels").iterdir())[1:]:
         nib.save(nib.Nifti1Image(np.zeros((24, 24, 24), np.uint8), np.eye(4)), file)
-    monkeypatch.setattr("tools.choosing.probes.probe_encoder", lambda *_, **__: pytest.fail("an encoder ran"))
+    monkeypatch.setattr("tools.choosing.choice.probe_encoder", lambda *_, **__: pytest.fail("an encoder ran"))
     with pytest.raises(DataError, match="only 1 of 8 cases hold any class"):
         tool.choose(
-            str(rare), output=str(tmp_path / "o"), **{**SMALL, "labels": LABELS, "weights": f"{B}={trained[2]}"}
+            filled(
+                Choose,
+                str(rare),
+                output=str(tmp_path / "o"),
+                **{**SMALL, "labels": LABELS, "weights": f"{B}={trained[2]}"},
+            )
         )
 
 
@@ -442,22 +450,22 @@ def test_the_answer_for_other_data_is_never_replaced(
     monkeypatch.setattr(tool, "find_candidates", lambda *_: {B: Encoder(B, str(trained[2]))})
     for patient in ("p1", "p2"):
         shutil.copytree(task_folder, tmp_path / patient / "scans")
-    monkeypatch.setattr(scheduling, "run_pieces", pretend({B: 0.7, "scratch resenc_l": 0.6}))
+    monkeypatch.setattr(choice, "run_pieces", pretend({B: 0.7, "scratch resenc_l": 0.6}))
     options: dict[str, Any] = {**SMALL, "labels": LABELS, "epochs": 1}
-    tool.choose(str(tmp_path / "p1" / "scans"), **{**options, "best": 0})
+    tool.choose(filled(Choose, str(tmp_path / "p1" / "scans"), **{**options, "best": 0}))
     answer = tmp_path / "choose" / "scans" / "choose.json"
     before = answer.read_bytes()
     with pytest.raises(SettingsError, match=r"holds the answer for .*p1/scans, not for .*p2/scans; .* with --output"):
-        tool.choose(str(tmp_path / "p2" / "scans"), **options)
+        tool.choose(filled(Choose, str(tmp_path / "p2" / "scans"), **options))
     assert answer.read_bytes() == before
     answer.unlink()  # as if it was cut during the fine-tunings
-    tool.choose(str(tmp_path / "p1" / "scans"), **options)
+    tool.choose(filled(Choose, str(tmp_path / "p1" / "scans"), **options))
     answer.unlink()
     study = read_study(answer.parent / "fine-tuning" / "study.yaml", output=answer.parent / "fine-tuning")
     run = study.runs()[0]
     (study.folder / "runs" / run.name / "run.json").write_text(json.dumps(execution._about(study, run, "runs")))
     with pytest.raises(SettingsError, match=r"holds fine-tunings of other cases.* with --output"):
-        tool.choose(str(tmp_path / "p2" / "scans"), **options)
+        tool.choose(filled(Choose, str(tmp_path / "p2" / "scans"), **options))
 
 
 @pytest.mark.parametrize(
@@ -468,13 +476,13 @@ def test_the_answer_for_other_data_is_never_replaced(
     ],
 )
 def test_numbers_that_cannot_be_are_told_before_any_work(
-    name: str, value: Any, monkeypatch: pytest.MonkeyPatch
+    name: str, value: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tool, "find_candidates", lambda *_: pytest.fail("it went on"))
     with pytest.raises(SettingsError, match=rf"--{name} is {value!r}; it must be a whole number from \d+"):
-        tool.choose("nowhere", **{name: value})
+        tool.choose(filled(Choose, tmp_path, **{name: value}))
     with pytest.raises(SettingsError, match="--gpus names 99, but this machine has"):
-        tool.choose("nowhere", gpus="99")
+        tool.choose(filled(Choose, tmp_path, gpus="99"))
 
 
 def test_weights_that_do_not_fit_are_left_out_and_told(task_folder: Path, trained: list[Path], tmp_path: Path) -> None:
@@ -483,7 +491,12 @@ def test_weights_that_do_not_fit_are_left_out_and_told(task_folder: Path, traine
     (tmp_path / "text.pt").write_text("no weights")
     weights = f"{B}={trained[1]},{B}/broken={broken},{B}/text={tmp_path / 'text.pt'}"
     tool.choose(
-        str(task_folder), output=str(tmp_path / "o"), **{**SMALL, "labels": LABELS, "weights": weights, "best": 0}
+        filled(
+            Choose,
+            str(task_folder),
+            output=str(tmp_path / "o"),
+            **{**SMALL, "labels": LABELS, "weights": weights, "best": 0},
+        )
     )
     content = read(tmp_path / "o")
     assert set(content["left_out"]) == {f"{B}/broken", f"{B}/text"}

@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from common.errors import SettingsError
-from tools.commanding import commands
+from tools import study as study_command
+from tools.commanding.parsing import parse
+from tools.commanding.running import run
 from tools.studies import commands as study_tool
 from tools.studies import cost
 from tools.studies.cost import _by_case, _hours_left, _kind, _measured, _needs, _shorter
@@ -24,10 +26,11 @@ from tools.studies.definition import Study, digest
 from tools.studies.execution import pieces
 from tools.studies.reading import read_study
 from tools.studies.scheduling import Place
+from tools.studies.settings import Measure, Piece, Slurm, WriteCard
 
 from ..conftest import ROOT, blobs, write_volume
 
-TOOLS = {each.__name__: each for each in (study_tool.plan, study_tool.run, study_tool.slurm, study_tool.one)}
+TOOLS = {name: getattr(study_command, name) for name in ("plan", "run", "slurm", "one")}
 ARMS = {
     "MAE": {"bundle": "mae_resenc_l", "weights": "pretraining"},
     "scratch": {"bundle": "mae_resenc_l", "weights": "scratch"},
@@ -208,10 +211,10 @@ def test_costs_are_measured_again_when_that_is_asked(folder: Path, monkeypatch: 
 
 def test_a_plan_hands_on_what_it_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[Any] = []
-    monkeypatch.setattr(cost, "write_plan", lambda *_, **settings: told.append(settings["again"]))
+    monkeypatch.setattr(study_tool, "write_plan", lambda *_, **settings: told.append(settings["again"]))
     file = str(written(folder))
     for more in ([], ["--again"], ["--again", "true"], ["--again", "false"]):
-        commands.run(TOOLS, ["plan", file, "--gpus", "", "--hours", "1.5", *more])
+        run(TOOLS, ["plan", file, "--gpus", "", "--hours", "1.5", *more])
     assert told == [False, True, True, False]
 
 
@@ -219,18 +222,18 @@ def test_a_plan_hands_on_what_it_is_told(folder: Path, monkeypatch: pytest.Monke
     ("line", "words"),
     [
         ("run s.yaml --jobs abc", "--jobs is 'abc'; it must be a whole number from 0"),
-        ("run s.yaml --jobs 1.5", "--jobs is 1.5; it must be a whole number"),
-        ("run s.yaml --jobs -1", "--jobs is -1; it must be a whole number from 0"),
-        ("run s.yaml --shard 3", "--shard is '3'; write i/n"),
+        ("run s.yaml --jobs 1.5", "--jobs is '1.5'; it must be a whole number"),
+        ("run s.yaml --jobs -1", "--jobs is '-1'; it must be a whole number from 0"),
+        ("run s.yaml --shard 3", "--shard is '3'; it must be i/n"),
         ("plan s.yaml --jobs x", "--jobs is 'x'"),
         ("plan s.yaml --hours abc", "--hours is 'abc'; it must be a number from 0"),
-        ("plan s.yaml --hours -2", "--hours is -2; it must be a number from 0"),
+        ("plan s.yaml --hours -2", "--hours is '-2'; it must be a number from 0"),
         ("plan s.yaml --memory_gib x", "--memory_gib is 'x'; it must be a number from 0"),
-        ("plan s.yaml --memory_gib 1e999", "--memory_gib is inf; it must be a number from 0"),
-        ("plan s.yaml --steps 0", "--steps is 0; it must be a whole number from 1"),
-        ("plan s.yaml --shards 0", "--shards is 0; it must be a whole number from 1"),
+        ("plan s.yaml --memory_gib 1e999", "--memory_gib is '1e999'; it must be a number from 0"),
+        ("plan s.yaml --steps 0", "--steps is '0'; it must be a whole number from 1"),
+        ("plan s.yaml --shards 0", "--shards is '0'; it must be a whole number from 1"),
         ("slurm s.yaml --tasks x", "--tasks is 'x'; it must be a whole number from 1"),
-        ("slurm s.yaml --tasks 0", "--tasks is 0; it must be a whole number from 1"),
+        ("slurm s.yaml --tasks 0", "--tasks is '0'; it must be a whole number from 1"),
         ("slurm s.yaml --options gpu", "--options is 'gpu'; it must hold options of sbatch in one line; write for"),
         ("slurm s.yaml --options=--comment='a", "in which a quotation is not closed; write for example"),
         ("slurm s.yaml --options --time=1:00:00", "a value that begins with a hyphen as --options=--time=1:00:00"),
@@ -239,7 +242,7 @@ def test_a_plan_hands_on_what_it_is_told(folder: Path, monkeypatch: pytest.Monke
 def test_numbers_are_judged_before_any_work(line: str, words: str, folder: Path) -> None:
     file = written(folder)
     with pytest.raises(SettingsError) as error:
-        commands.run(TOOLS, line.replace("s.yaml", str(file)).split())
+        run(TOOLS, line.replace("s.yaml", str(file)).split())
     assert words in str(error.value)
     assert not (folder / "study").exists()
 
@@ -247,29 +250,29 @@ def test_numbers_are_judged_before_any_work(line: str, words: str, folder: Path)
 def test_a_value_that_looks_like_a_setting_is_told_how_to_be_written() -> None:
     for value, written_so in (("-p gpu", "'-p gpu'"), ("--a=b --c=d", "'--a=b --c=d'")):
         with pytest.raises(SettingsError, match=f"hyphen as --options={written_so}"):
-            commands.check_arguments(TOOLS, ["slurm", "s.yaml", "--options", value])
-        commands.check_arguments(TOOLS, ["slurm", "s.yaml", f"--options={value}"])
+            parse("slurm", Slurm, [str(ROOT), "--options", value])
+        assert parse("slurm", Slurm, [str(ROOT), f"--options={value}"]).options.startswith(f"#SBATCH {value[:3]}")
 
 
 def test_a_piece_that_the_study_does_not_have_is_told(folder: Path) -> None:
     file = written(folder)
     piece = "runs/ball/scratch/budget_all/fold_0/seed_"
     with pytest.raises(SettingsError, match=f"no piece '{piece}7'; the nearest of its 1 is {piece}0"):
-        study_tool.one(str(file), f"{piece}7", str(folder / "out"))
+        study_tool.one(Piece(str(file), f"{piece}7", str(folder / "out")))
     with pytest.raises(SettingsError, match="no run 'x'"):
-        study_tool.measure(str(file), "x", "train", str(folder / "out"), "c.json")
+        study_tool.measure(Measure(str(file), "x", "train", str(folder / "out"), "c.json"))
     assert not (folder / "out").exists()
 
 
 def test_a_card_makes_its_folder(folder: Path) -> None:
-    study_tool.card(str(folder / "task"), output=str(folder / "new" / "c.yaml"))
+    study_tool.card(WriteCard(str(folder / "task"), output=str(folder / "new" / "c.yaml")))
     assert yaml.safe_load((folder / "new" / "c.yaml").read_text("utf-8"))["task"] == "segmentation"
 
 
 def test_a_script_for_sbatch_keeps_each_option_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = written(folder, name="two\nlines", seeds=[0, 1])
     options = "--time=1:00:00 -p gpu --comment='two words' --exclusive --mail-user a@b"
-    commands.run(TOOLS, ["slurm", str(file), "--output", str(folder / "my 5% out"), f"--options={options}"])
+    run(TOOLS, ["slurm", str(file), "--output", str(folder / "my 5% out"), f"--options={options}"])
     script = folder / "my 5% out" / "study.sbatch"
     lines = script.read_text("utf-8").splitlines()
     assert [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")] == [

@@ -16,6 +16,7 @@ from common.errors import DataError, SettingsError, WeightsError, sentence
 from tools.choosing import probes
 from tools.choosing.probes import (
     Encoder,
+    Rules,
     Voxels,
     draw_voxels,
     mean_score,
@@ -193,7 +194,7 @@ def test_encoders_of_known_quality_are_put_in_order(task_folder: Path, trained: 
     drawn = [Encoder("mae_resenc_l", seed=s, settings={**SMALL, **NARROW["resenc_l"]}) for s in range(2)]
     found = []
     for index, encoder in enumerate([full, half, *drawn]):
-        result = probe_encoder(encoder, cases, task=TASK, folder=tmp_path / str(index), resamples=500)
+        result = probe_encoder(encoder, cases, task=TASK, folder=tmp_path / str(index), rules=Rules(resamples=500))
         found.append(np.array([[row[name] for name in TASK.names] for row in result["cases"].values()]))
     for better, worse in ((0, 1), (1, 2), (1, 3), (0, 2)):
         assert paired_difference(found[better], found[worse])["interval"][0] > 0.05, (better, worse)
@@ -209,7 +210,7 @@ def test_a_probe_is_kept_and_a_cut_one_goes_on(
     cases = labelled_lists(str(task_folder), fold="all")["training"][:3]
     encoder = Encoder(f"mae_{backbone}", settings={**SMALL, **NARROW[backbone]})
     told: list[str] = []
-    options: dict[str, Any] = {"task": TASK, "resamples": 50, "count": 60, "tell": told.append}
+    options: dict[str, Any] = {"task": TASK, "rules": Rules(resamples=50, count=60), "tell": told.append}
     whole = probe_encoder(encoder, cases, folder=tmp_path / "whole", **options)
     assert probe_encoder(encoder, cases, folder=tmp_path / "whole", **options) == whole
     assert told == [f"mae_{backbone}: kept, probed before"]

@@ -28,7 +28,8 @@ from tools.studies.cost import estimate
 from tools.studies.definition import Study
 from tools.studies.execution import check_results, check_same, pieces, pretraining_of, starting_weights
 from tools.studies.reading import read_study
-from tools.studies.scheduling import ELSEWHERE, Place, places, run_pieces, shard_of
+from tools.studies.scheduling import ELSEWHERE, Place, places, run_pieces
+from tools.studies.settings import Run, Slurm, WriteCard
 
 from ..conftest import ROOT, blobs, write_volume
 from ..starts import python
@@ -328,13 +329,18 @@ def test_numbers_are_numbers_however_they_are_written(task: Path) -> None:
         read_study(file)
 
 
-def test_shards_share_all_runs() -> None:
-    names = [str(index) for index in range(7)]
-    shards = [shard_of(names, f"{index}/3") for index in range(3)]
-    assert sorted(name for shard in shards for name in shard) == names
+def test_shards_share_all_runs(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small(task.parent, arms={"scratch": TWO["scratch"]}, folds=2, seeds=[0, 1, 2, 3])
+    monkeypatch.setattr(scheduling, "_start", _pretend({}))
+    done: list[int] = []
+    for shard in ("0/3", "1/3", "2/3"):
+        told = Run(task, shard=shard).shard
+        assert run_pieces(study, [Place(None, 1)] * 2, shard=told or (0, 1)) == {}
+        done.append(len(list(study.folder.glob("runs/**/result.json"))))
+    assert done == [3, 6, 8]
     for wrong in ("3/3", "a/b", "1"):
         with pytest.raises(SettingsError, match="such as 0/8"):
-            shard_of(names, wrong)
+            Run(task, shard=wrong)
 
 
 def test_processes_share_the_cores() -> None:
@@ -391,7 +397,7 @@ def test_what_another_machine_does_is_waited_for(task: Path, monkeypatch: pytest
     study = small(task.parent)
     monkeypatch.setattr(scheduling, "_start", _pretend({"MAE": "elsewhere"}))
     monkeypatch.setattr(scheduling, "_POLL_ELSEWHERE", 0.1)
-    assert run_pieces(study, [Place(None, 1)], shard="0/1") == {}
+    assert run_pieces(study, [Place(None, 1)], shard=(0, 1)) == {}
     assert all((study.folder / name / "result.json").exists() for name in pieces(study))
 
 
@@ -406,7 +412,7 @@ def test_costs_add_up(task: Path) -> None:
 def test_a_cluster_gets_a_script(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     file = written(task.parent, folds=2)
-    study_tool.slurm(str(file), tasks=16, options="--gres=gpu:1 --time=24:00:00")
+    study_tool.slurm(Slurm(file, tasks=16, options="--gres=gpu:1 --time=24:00:00"))
     script = task.parent / "study" / "study.sbatch"
     text = script.read_text("utf-8")
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
@@ -418,12 +424,12 @@ def test_a_cluster_gets_a_script(task: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_card_is_proposed_and_not_written_over(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = task.parent / "proposed.yaml"
-    study_tool.card(str(task), output=str(file))
+    study_tool.card(WriteCard(task, output=file))
     assert "look at it" in capsys.readouterr().out
     study = small(task.parent, data_sets={"mine": {"card": "proposed.yaml", "folder": "task"}})
     assert len(study.data_sets["mine"].labels) == 2
-    with pytest.raises(SystemExit, match=r"proposed.yaml exists"):
-        study_tool.card(str(task), output=str(file))
+    with pytest.raises(SettingsError, match=r"proposed.yaml exists"):
+        study_tool.card(WriteCard(task, output=file))
 
 
 def study_py(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:

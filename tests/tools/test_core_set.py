@@ -23,7 +23,9 @@ from ..conftest import ROOT, blobs, write_volume
 sys.path.insert(0, str(ROOT / "tools" / "monai_label_app"))
 from core_set import ScanEmbeddings, farthest_first
 
+from tools.commanding.settings import filled
 from tools.exporting.new_task import new_task
+from tools.exporting.settings import NewTask
 
 
 def line(**places: float) -> dict[str, np.ndarray]:
@@ -54,7 +56,7 @@ def bundle(tmp_path: Path) -> Iterator[Path]:
     encoder, target = tmp_path / "encoder.pt", tmp_path / "bundles" / "small_task"
     sizes: dict[str, Any] = {"features_per_stage": [4, 8, 8], "blocks_per_stage": [1, 1, 1]}
     write_checkpoint(ResEncUNet(**sizes).state_dict(), encoder)
-    new_task("mae_resenc_l", str(target), labels="ball", pretrained=str(encoder), **sizes)
+    new_task(filled(NewTask, "mae_resenc_l", str(target), labels="ball", pretrained=str(encoder), **sizes))
     yield target
     for name in [name for name in sys.modules if name == "scripts" or name.startswith("scripts.")]:
         del sys.modules[name]
@@ -153,7 +155,7 @@ def test_the_transformer_embeds_with_the_input_that_its_encoder_is_fitted_to(
     original = Primus(input_size=32, **sizes).state_dict()
     write_checkpoint(original, tmp_path / "encoder.pt")
     target, given = tmp_path / "bundles" / "small_task", {"pretrained": str(tmp_path / "encoder.pt")} | sizes
-    new_task("mae_primus_m", str(target), labels="ball", patch_size=[16, 16, 16], **given)
+    new_task(filled(NewTask, "mae_primus_m", str(target), labels="ball", patch_size=[16, 16, 16], **given))
     fitted = read_checkpoint(target / "models" / "pretrained_encoder.pt")["encoder.transformer.position_embedding"]
     assert fitted.shape[2:] == (2, 2, 2)
     assert original["encoder.transformer.position_embedding"].shape[2:] == (4, 4, 4)

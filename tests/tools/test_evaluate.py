@@ -10,6 +10,7 @@ import pytest
 
 from common.errors import DataError, SettingsError
 from tools.scoring.evaluate import evaluate
+from tools.scoring.settings import Evaluate
 
 from ..conftest import ROOT, write_volume
 from ..starts import python
@@ -38,7 +39,7 @@ def test_values_of_the_references_are_the_classes(pair: tuple[str, str], capsys:
     write_volume(Path("pred/s0/mask.nii"), cube(1, 1) + cube(9, 8), spacing=2.0)
     write_volume(Path("pred/extra.nii.gz"), cube())
     write_volume(Path("ref/s9.nii.gz"), cube())
-    evaluate(*pair)
+    evaluate(Evaluate(*pair))
     content = written()
     assert [case["case"] for case in content["cases"]] == ["s0/mask", "s1/mask", "s2/mask"]
     assert content["settings"]["classes"] == {"class 1": [1], "class 4": [4], "class 9": [9]}
@@ -57,11 +58,15 @@ def test_values_of_the_references_are_the_classes(pair: tuple[str, str], capsys:
 
 def test_names_regions_and_an_ignored_value(pair: tuple[str, str]) -> None:
     write_volume(Path("ref/s0/mask.nii.gz"), np.maximum(cube(), cube(255, 4)), spacing=2.0)
-    evaluate(*pair, labels=["background", "a", "b", "c", "d"], regions={"any": [1, 4]}, ignore_label=255, output="o")
+    evaluate(
+        Evaluate(
+            *pair, labels=["background", "a", "b", "c", "d"], regions={"any": [1, 4]}, ignore_label=255, output="o"
+        )
+    )
     assert [case["scores"]["any"]["predicted_ml"] for case in written("o")["cases"]] == pytest.approx(
         [4 * 4 * 3 * 0.008, 0.512, 0.512]  # the slice beyond the cube is ignored
     )
-    evaluate(*pair, ignore_label=255, output="p")
+    evaluate(Evaluate(*pair, ignore_label=255, output="p"))
     assert list(written("p")["settings"]["classes"]) == ["class 1", "class 4"]
 
 
@@ -69,7 +74,7 @@ def test_a_dataset_json_says_classes_and_what_is_ignored(pair: tuple[str, str]) 
     write_volume(Path("ref/s0/mask.nii.gz"), np.maximum(cube(), cube(255, 4)), spacing=2.0)
     labels = {"background": 0, "a": 1, "b": 4, "ignore": 255}
     Path("dataset.json").write_text(json.dumps({"labels": labels}))
-    evaluate(*pair, labels="dataset.json")
+    evaluate(Evaluate(*pair, labels="dataset.json"))
     content = written()
     assert content["settings"]["classes"] == {"a": [1], "b": [4]}
     assert content["settings"]["ignore_label"] == 255
@@ -77,45 +82,45 @@ def test_a_dataset_json_says_classes_and_what_is_ignored(pair: tuple[str, str]) 
 
 
 def test_two_files(pair: tuple[str, str]) -> None:
-    evaluate("pred/s1/mask.nii", "ref/s1/mask.nii.gz", output="one")
+    evaluate(Evaluate("pred/s1/mask.nii", "ref/s1/mask.nii.gz", output="one"))
     summary = written("one")["summary"]["all"]
     assert summary["classes"]["class 1"]["dice"] == {"mean": 0.75, "interval": None, "cases": 1}
 
 
 def test_groups(pair: tuple[str, str]) -> None:
     Path("cases.csv").write_text("case,scanner\ns0/mask,1\ns1/mask,2\ns2/mask,2\n")
-    evaluate(*pair, groups="cases.csv", group="scanner")
+    evaluate(Evaluate(*pair, groups="cases.csv", group="scanner"))
     assert {name: each["cases"] for name, each in written()["summary"]["groups"].items()} == {"1": 1, "2": 2}
 
 
 def test_what_cannot_be_is_refused(pair: tuple[str, str]) -> None:
-    with pytest.raises(DataError, match="there is no file or folder nowhere"):
-        evaluate("nowhere", "ref")
+    with pytest.raises(SettingsError, match="--predictions is 'nowhere'; it must be a file or folder that is there"):
+        evaluate(Evaluate("nowhere", "ref"))
     with pytest.raises(SettingsError, match="must both be folders"):
-        evaluate("pred", "ref/s1/mask.nii.gz")
+        evaluate(Evaluate("pred", "ref/s1/mask.nii.gz"))
     with pytest.raises(SettingsError, match="belong together"):
-        evaluate(*pair, group="scanner")
+        evaluate(Evaluate(*pair, group="scanner"))
     with pytest.raises(SettingsError, match="regions need the names"):
-        evaluate(*pair, regions={"a": [1]})
+        evaluate(Evaluate(*pair, regions={"a": [1]}))
     with pytest.raises(SettingsError, match="ignore_label is 'x'"):
-        evaluate(*pair, ignore_label="x")  # type: ignore[arg-type]
+        evaluate(Evaluate(*pair, ignore_label="x"))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="has the name of one in"):
-        evaluate("pred/s1", "ref")
+        evaluate(Evaluate("pred/s1", "ref"))
     write_volume(Path("ref/s1/mask.nii"), cube())
     with pytest.raises(DataError, match=r"holds both mask.nii and mask.nii.gz"):
-        evaluate(*pair)
+        evaluate(Evaluate(*pair))
     Path("ref/s1/mask.nii").unlink()
     for index in range(3):
         write_volume(
             Path(f"ref/s{index}/mask.nii.gz"), np.arange(14 * 144, dtype=np.int16).reshape(14, 12, 12), spacing=2
         )
     with pytest.raises(DataError, match="2,016 different values; give label maps rather than images"):
-        evaluate(*pair)
+        evaluate(Evaluate(*pair))
     for index in range(3):
         write_volume(Path(f"ref/s{index}/mask.nii.gz"), cube(0), spacing=2)
         write_volume(Path(f"pred/s{index}/mask.nii"), cube(0), spacing=2)
     with pytest.raises(DataError, match="mark any voxel"):
-        evaluate(*pair)
+        evaluate(Evaluate(*pair))
 
 
 def test_the_command_says_what_failed_and_fails(pair: tuple[str, str], tmp_path: Path) -> None:

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import SettingsError
+from tools.commanding.settings import filled
 from tools.curves.curve_report import _verdict, curve_table, write_curve
 from tools.curves.label_curve import Curve, _counts
+from tools.curves.settings import LabelCurve
 
 from ..conftest import ROOT
 from ..starts import python
@@ -106,13 +109,16 @@ def test_one_seed_gives_no_verdict() -> None:
 
 def test_numbers_of_cases() -> None:
     folds = [{"training": list(range(20))}, {"training": list(range(19))}]
-    assert _counts("2,4,all", folds) == [2, 4, 19]
-    assert _counts((2, 4, "all"), folds) == [2, 4, 19], "as fire hands them on"
-    assert _counts(3, folds) == [3]
+
+    def counts(cases: str) -> list[int]:
+        return _counts(filled(LabelCurve, "mae_resenc_l", "mni", cases=cases).cases, folds)
+
+    assert counts("2,4,all") == [2, 4, 19]
+    assert counts("3") == [3]
     with pytest.raises(SystemExit, match="names 20"):
-        _counts("20", folds)
-    with pytest.raises(SystemExit, match="numbers with commas"):
-        _counts("few", folds)
+        counts("20")
+    with pytest.raises(SettingsError, match="--cases is 'few'; it must be"):
+        counts("few")
 
 
 def test_fewer_cases_are_among_more(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from common.engines.probing import (
 from common.errors import DataError, SettingsError
 from tools.scoring import probe as probe_tool
 from tools.scoring.feature_map import draw_map
+from tools.scoring.settings import Probe
 
 from ..conftest import ROOT, write_volume
 from ..engines.test_features import embed
@@ -303,7 +304,7 @@ def test_scans_that_differ_are_told_from_features_of_a_random_encoder(
         rows.append({"case": f"scan_{index:02d}.nii.gz", "kind": kind, "patient": index // 2})
     table = write_table(tmp_path / "labels.csv", rows)
     embed("mae_resenc_l", tmp_path / "images", tmp_path / "f", from_scratch=True, stages=[0, 1, 2])
-    probe_tool.probe(str(tmp_path / "f"), str(table), "kind", repeats=1, resamples=200)
+    probe_tool.probe(Probe(str(tmp_path / "f"), str(table), "kind", repeats=1, resamples=200))
     told = capsys.readouterr().out
     assert "kind of 24 cases (12 nothing, 12 plate); 5 folds, 1 time(s)" in told
     assert "few cases: the rarest class has 12" in told
@@ -323,9 +324,9 @@ def test_scans_that_differ_are_told_from_features_of_a_random_encoder(
 
     first = (folder / "probe.csv").read_bytes()
     table_of = str(tmp_path / "f" / "features.csv")
-    probe_tool.probe(table_of, str(table), "kind", repeats=1, resamples=200, output=str(tmp_path / "again"))
+    probe_tool.probe(Probe(table_of, str(table), "kind", repeats=1, resamples=200, output=str(tmp_path / "again")))
     assert (tmp_path / "again" / "probe.csv").read_bytes() == first, "a seed decides everything"
-    probe_tool.probe(table_of, str(table), "kind", group="patient", repeats=1, resamples=50)
+    probe_tool.probe(Probe(table_of, str(table), "kind", group="patient", repeats=1, resamples=50))
     assert "24 cases in 12 groups" in capsys.readouterr().out
 
 

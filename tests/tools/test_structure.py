@@ -31,6 +31,7 @@ COMMANDS = {
 FOLDERS: dict[str, set[str]] = {
     "commanding": set(),
     "linking": {"commanding"},
+    "checking": {"commanding", "linking"},
     "checkpoints": {"commanding"},
     "preparing": {"commanding"},
     "exporting": {"commanding", "checkpoints"},
@@ -91,6 +92,33 @@ def test_no_module_imports_itself_through_others() -> None:
         for name, path in names.items()
     }
     assert list(TopologicalSorter(graph).static_order())  # raises CycleError, naming the circle
+
+
+def functions() -> Iterator[tuple[str, int, int]]:
+    """Yield the place of every function, its lines and its arguments."""
+    for path in modules():
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                given = node.args
+                names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+                names += [each.arg for each in (given.vararg, given.kwarg) if each is not None]
+                count = len(names) - (names[:1] in (["self"], ["cls"]))
+                lines = node.end_lineno - node.lineno + 1 if node.end_lineno else 0
+                yield f"{path.relative_to(ROOT)}:{node.name}", lines, count
+
+
+def test_functions_are_short_and_take_few_arguments() -> None:
+    known = list(functions())
+    assert len(known) > 600
+    assert [place for place, lines, _ in known if lines > 80] == ["tools/curves/label_curve.py:label_curve"]
+    assert [place for place, _, count in known if count > 8] == []
+
+
+def test_commands_are_thin() -> None:
+    for path in TOOLS.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 15, f"{path.name}: {node.name}"
 
 
 def test_common_does_not_know_the_tools() -> None:

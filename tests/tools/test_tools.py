@@ -11,7 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tools import check
+from tools.checking.configs import config_problems
 from tools.commanding import environment
 from tools.preparing import template as template_data
 from tools.starting import report
@@ -133,14 +133,14 @@ def test_the_config_lint_finds_what_is_wrong(tmp_path: Path) -> None:
     folder.mkdir(parents=True)
     good = "lr: 0.1\nschedule:\n  _target_: common.optimizers.Poly\n  lr: '@lr'\n  epochs: 3\n"
     (folder / "good.yaml").write_text(good)
-    assert check._config_problems(folder / "good.yaml") == []
+    assert config_problems(folder / "good.yaml") == []
     for name, text, words in (
         ("twice", good + "lr: 0.2\n", "repeated key"),
         ("nothing", good.replace("@lr", "@rate"), "@rate refers to nothing"),
         ("target", good.replace("Poly", "Polly"), "there is no common.optimizers.Polly"),
     ):
         (folder / f"{name}.yaml").write_text(text)
-        assert any(words in problem for problem in check._config_problems(folder / f"{name}.yaml")), name
+        assert any(words in problem for problem in config_problems(folder / f"{name}.yaml")), name
 
 
 def test_the_benchmark_measures_a_cell_against_plain_code() -> None:
@@ -162,7 +162,7 @@ def test_the_benchmark_refuses_what_it_does_not_know() -> None:
         (["--cells", "nothing"], "there is no bundle 'nothing'"),
         (["--parts", "speed"], "there is no part 'speed'"),
         (["--cells", "mae_resenc_l", "--embed_dim", "24"], "--embed_dim is neither an option nor a setting"),
-        (["--parts", "data", "--scans", "nowhere.nii.gz"], "nowhere.nii.gz, which is not there"),
+        (["--parts", "data", "--scans", "nowhere.nii.gz"], "--scans is 'nowhere.nii.gz'; it must be paths"),
     ):
         command = [python(), str(ROOT / "tools" / "benchmark.py"), *arguments]
         result = subprocess.run(command, capture_output=True, text=True)

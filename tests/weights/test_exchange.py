@@ -38,6 +38,8 @@ from tools.checkpoints.cells import bundle_cell
 from tools.checkpoints.exporting import export_checkpoint as export_tool
 from tools.checkpoints.importing import import_checkpoint as import_tool
 from tools.checkpoints.inspecting import inspect_weights as inspect_tool
+from tools.checkpoints.settings import ExportCheckpoint, ImportCheckpoint, InspectWeights
+from tools.commanding.settings import filled
 
 from ..conftest import BUNDLES, ROOT, pretraining, run, small_settings
 from ..parity import golden
@@ -551,31 +553,40 @@ def test_the_tools_as_a_user_runs_them(
     _, file = unet
     small = small_settings("mae_resenc_l")
     target = tmp_path / "models" / "pretrained_encoder.pt"
-    import_tool("mae_resenc_l", source=str(file), output=str(target), **small)
+    import_tool(filled(ImportCheckpoint, "mae_resenc_l", source=str(file), output=str(target), **small))
     text = capsys.readouterr().out
     for words in ("method        MAE with ResEnc-L", "encoder covered 100.0 %", "please cite", "0.5 mm angiography"):
         assert words in text
     out = tmp_path / "out" / "checkpoint_final.pth"
-    export_tool("mae_resenc_l", source=str(target), output=str(out), **small)
-    inspect_tool(str(target))
+    export_tool(filled(ExportCheckpoint, "mae_resenc_l", source=str(target), output=str(out), **small))
+    inspect_tool(InspectWeights(str(target)))
     assert "encoder covered 100.0 %" in capsys.readouterr().out
     export_tool(
-        "mae_resenc_l", source=str(target), format="safetensors", output=str(tmp_path / "e.safetensors"), **small
+        filled(
+            ExportCheckpoint,
+            "mae_resenc_l",
+            source=str(target),
+            format="safetensors",
+            output=str(tmp_path / "e.safetensors"),
+            **small,
+        )
     )
     with pytest.raises(WeightsError, match="of the encoder of mae_resenc_l"):
-        import_tool("mae_resenc_l", source=str(file), output=str(target), allow_partial="false")
+        import_tool(
+            filled(ImportCheckpoint, "mae_resenc_l", source=str(file), output=str(target), allow_partial="false")
+        )
     with pytest.raises(WeightsError, match="it fits mae_resenc_l"):
-        import_tool("voco_resenc_l", source=str(file), output=str(target))
+        import_tool(filled(ImportCheckpoint, "voco_resenc_l", source=str(file), output=str(target)))
     with pytest.raises(WeightsError, match="there is no file"):
-        import_tool("mae_resenc_l", source=str(tmp_path / "none.pth"))
+        import_tool(filled(ImportCheckpoint, "mae_resenc_l", source=str(tmp_path / "none.pth")))
     for bundle, options, words in (
         ("simmim_resenc_l", {}, "has no published weights"),
-        ("nothing", {}, "choose one of"),
+        ("nothing", {}, "there is no bundle 'nothing'; choose one of"),
         ("mae_resenc_l", {"sorce": str(file)}, "unknown setting --sorce"),
-        ("mae_resenc_l", {"source": str(file), "resume": "nope"}, "'nope' is neither true nor false"),
+        ("mae_resenc_l", {"source": str(file), "resume": "nope"}, "--resume is 'nope'; it must be true or false"),
     ):
-        with pytest.raises(SystemExit, match=words):
-            import_tool(bundle, **options)
+        with pytest.raises(SettingsError, match=words):
+            import_tool(filled(ImportCheckpoint, bundle, **options))
 
 
 def test_a_refusal_ends_the_tool_in_a_sentence(tmp_path: Path) -> None:
@@ -594,7 +605,7 @@ def test_pre_training_goes_on_from_an_imported_state(
     target = tmp_path / "models" / "pretrained_encoder.pt"
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     small = small_settings("mae_resenc_l")
-    import_tool("mae_resenc_l", source=str(file), output=str(target), resume=True, **small)
+    import_tool(filled(ImportCheckpoint, "mae_resenc_l", source=str(file), output=str(target), resume=True, **small))
     before = read_checkpoint(target)
     result = run("mae_resenc_l", "pretrain", *pretraining(tmp_path, images, epochs=1))
     assert "the optimizer starts afresh" in result.stdout + result.stderr
@@ -675,13 +686,13 @@ def test_the_published_file_is_compared_once_one_was_seen(
     monkeypatch.setattr(importing, "record_digest", lambda *told: recorded.append(told) or "kept in the catalogue")
     options = {"output": str(tmp_path / "encoder.pt")} | small_settings("mae_resenc_l")
     monkeypatch.setattr(importing, "published_file", lambda _: (address, file, None))
-    import_tool("mae_resenc_l", source=str(file), **options)
+    import_tool(filled(ImportCheckpoint, "mae_resenc_l", source=str(file), **options))
     assert recorded == [], "a file of one's own says nothing of the published one"
-    import_tool("mae_resenc_l", **options)
+    import_tool(filled(ImportCheckpoint, "mae_resenc_l", **options))
     assert recorded == [("mae_resenc_l", sha256(file))]
     assert "kept in the catalogue" in capsys.readouterr().out
     monkeypatch.setattr(importing, "published_file", lambda _: (address, file, "0" * 64))
     with pytest.raises(
         WeightsError, match=r"not 0000\w+, which large_files\.yml of mae_resenc_l says; .*remove hash_val"
     ):
-        import_tool("mae_resenc_l", **options)
+        import_tool(filled(ImportCheckpoint, "mae_resenc_l", **options))

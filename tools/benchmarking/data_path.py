@@ -19,7 +19,29 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import blosc2
+import nibabel as nib
 import numpy as np
+import psutil
+import torch
+from monai.data import CacheDataset, PersistentDataset
+from monai.transforms import (
+    Compose,
+    EnsureChannelFirstd,
+    EnsureTyped,
+    LoadImaged,
+    NormalizeIntensityd,
+    Orientationd,
+    RandSpatialCropd,
+    Spacingd,
+)
+from scipy.ndimage import zoom
+
+from common.data import CropDataset, EpochSampler, StoreSettings, VolumeStore, crop_loader
+from common.transforms import read_volume
+from common.views import SpatialCrop
+
+from ..preparing.template import simulate_scan, template
 
 __all__ = ["data_tables", "measure_data_path"]
 
@@ -27,7 +49,7 @@ _VOLUMES = 4
 _STEPS = (0.25, 0.5, 1.0)  # seconds of an optimizer step, assumed
 
 
-def measure_data_path(folder: Path, side: int, crop: int, repeats: int, scans: Sequence[str] = ()) -> dict[str, Any]:
+def measure_data_path(folder: Path, side: int, crop: int, repeats: int, scans: Sequence[Path] = ()) -> dict[str, Any]:
     """Measure preparation, reads of random crops and loaders.
 
     Args:
@@ -37,13 +59,10 @@ def measure_data_path(folder: Path, side: int, crop: int, repeats: int, scans: S
         repeats: timed rounds; each way reads 8 crops for each.
         scans: files to measure with instead of simulated ones, continued at their edges as in a mirror.
     """
-    import blosc2
-    import torch
-
     torch.set_num_threads(1)
     blosc2.set_nthreads(1)
     kinds = {}
-    for index, kind in enumerate(scans or ("skull-stripped", "noisy background")):
+    for index, kind in enumerate(map(str, scans) if scans else ("skull-stripped", "noisy background")):
         made = _mirrored(kind, side) if scans else _scans(kind, side)
         with redirect_stdout(sys.stderr):  # what preparing says is no part of the figures
             kinds[Path(kind).name] = _measure_kind(folder / str(index), made, crop, repeats)
@@ -51,10 +70,6 @@ def measure_data_path(folder: Path, side: int, crop: int, repeats: int, scans: S
 
 
 def _scans(kind: str, side: int) -> Iterator[np.ndarray]:
-    from scipy.ndimage import zoom
-
-    from ..preparing.template import simulate_scan, template
-
     image = template()[0]
     inside = np.nonzero(image > 0)
     image = image[tuple(slice(a.min(), a.max() + 1) for a in inside)]
@@ -69,8 +84,6 @@ def _scans(kind: str, side: int) -> Iterator[np.ndarray]:
 
 def _mirrored(file: str, side: int) -> Iterator[np.ndarray]:
     """Yield volumes of a scan's own voxels and noise: without interpolation, the scan continued as in a mirror."""
-    from common.transforms import read_volume
-
     values = np.asarray(read_volume(file)[0], np.float32)
     repeats = [(0, max(side - n, 0)) for n in values.shape]
     for axis in range(_VOLUMES):
@@ -80,40 +93,13 @@ def _mirrored(file: str, side: int) -> Iterator[np.ndarray]:
 
 
 def _measure_kind(folder: Path, scans: Iterator[np.ndarray], crop: int, repeats: int) -> dict[str, Any]:
-    import nibabel as nib
-    import torch
-    from monai.data import CacheDataset, PersistentDataset
-    from monai.transforms import (
-        Compose,
-        EnsureChannelFirstd,
-        EnsureTyped,
-        LoadImaged,
-        NormalizeIntensityd,
-        Orientationd,
-        RandSpatialCropd,
-        Spacingd,
-    )
-
-    from common.data import CropDataset, StoreSettings, VolumeStore
-    from common.views import SpatialCrop
-
     folder.mkdir(parents=True)
     cases = []
     for index, scan in enumerate(scans):
         path = folder / f"scan_{index}.nii.gz"
         nib.save(nib.Nifti1Image(scan, np.diag([1.0, 1.0, 1.0, 1.0])), path)
         cases.append({"image": str(path)})
-    chain = Compose(
-        [
-            LoadImaged("image", image_only=True),
-            EnsureChannelFirstd("image"),
-            Orientationd("image", axcodes="RAS", labels=None),
-            Spacingd("image", pixdim=(1, 1, 1)),
-            NormalizeIntensityd("image"),
-            EnsureTyped("image", dtype=torch.float32, track_meta=False),
-            RandSpatialCropd("image", roi_size=[crop] * 3, random_size=False),
-        ]
-    )
+    chain = _monai_chain(crop)
     store = VolumeStore(folder / "store", StoreSettings())
     persistent = PersistentDataset(cases, chain, cache_dir=folder / "persistent")
     preparing = _in_turn(
@@ -163,6 +149,21 @@ def _measure_kind(folder: Path, scans: Iterator[np.ndarray], crop: int, repeats:
     return result
 
 
+def _monai_chain(crop: int) -> Compose:
+    """Return MONAI's transforms that give such crops."""
+    return Compose(
+        [
+            LoadImaged("image", image_only=True),
+            EnsureChannelFirstd("image"),
+            Orientationd("image", axcodes="RAS", labels=None),
+            Spacingd("image", pixdim=(1, 1, 1)),
+            NormalizeIntensityd("image"),
+            EnsureTyped("image", dtype=torch.float32, track_meta=False),
+            RandSpatialCropd("image", roi_size=[crop] * 3, random_size=False),
+        ]
+    )
+
+
 def _in_turn(ways: dict[str, Callable[[int], Any]], rounds: int) -> dict[str, list[float]]:
     """Run all ways in turn and return the processor time of every call."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -193,9 +194,6 @@ def _cold(ways: dict[str, Callable[[int], Any]], files: dict[str, list[Path]], r
 
 def _formats(folder: Path, whole: Sequence[np.ndarray], spatial: Any, repeats: int) -> list[dict[str, Any]]:
     """Compare precisions, codecs and chunks of the store."""
-    import blosc2
-    import torch
-
     codecs, filters = blosc2.Codec, blosc2.Filter
     own, small, large = ((64,) * 3, (16, 16, 32)), ((64,) * 3, (32,) * 3), ((128,) * 3, (32,) * 3)
     variants: dict[str, tuple[str, Any, int, Any, Any]] = {
@@ -234,11 +232,6 @@ def _formats(folder: Path, whole: Sequence[np.ndarray], spatial: Any, repeats: i
 
 def _loaders(table: Any, persistent: Any, crop: int, batches: int) -> dict[str, dict[str, float]]:
     """Return samples per second of processor time that one loader process gives, as published and as MONAI."""
-    import torch
-
-    from common.data import CropDataset, EpochSampler, crop_loader
-    from common.views import SpatialCrop
-
     published = CropDataset(table, spatial=SpatialCrop(crop), seed=0)
     plain = CropDataset(table, spatial=SpatialCrop(crop, rotation_probability=0, zoom_probability=0), seed=0)
     steps = batches + 8
@@ -256,8 +249,6 @@ def _loaders(table: Any, persistent: Any, crop: int, batches: int) -> dict[str, 
 
 
 def _processor_time(loader: Any, batches: int) -> dict[str, float]:
-    import psutil
-
     iterator = iter(loader)
     for _ in range(4):
         next(iterator)

@@ -10,12 +10,21 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from monai.bundle import ConfigParser
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import spawn
+
+from common.errors import SettingsError
+from common.processes import leave_processes
 
 from ..commanding.environment import ROOT
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
+from .settings import Benchmark, Sharding
+from .steps import bundle_config, regions
 
 __all__ = ["sharding"]
 
@@ -24,24 +33,14 @@ OVERLAYS = {"copied": "multi_gpu.yaml", "sharded": "fsdp.yaml"}
 
 def _megabytes(tensors: Sequence[Tensor]) -> float:
     """Return what this process has of these tensors."""
-    from torch.distributed.tensor import DTensor
-
     own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     return sum(tensor.numel() * tensor.element_size() for tensor in own) / 1e6
 
 
-def _measure(rank: int, world: int, port: int, overlay: str, asked: dict[str, Any], folder: str) -> None:
+def _measure(rank: int, world: int, port: int, overlay: str, asked: Sharding, folder: str) -> None:
     """Take some steps in one process and write what was found."""
     os.chdir(ROOT)
-    import torch
-    import torch.distributed as dist
-    from monai.bundle import ConfigParser
-
-    from common.processes import leave_processes
-
-    from .benchmark import Options, _config, _regions
-
-    cuda = asked["device"] == "cuda"
+    cuda = asked.device == "cuda"
     if cuda:
         torch.cuda.set_device(rank)
     else:
@@ -50,17 +49,18 @@ def _measure(rank: int, world: int, port: int, overlay: str, asked: dict[str, An
         "nccl" if cuda else "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world
     )
     device = f"cuda:{rank}" if cuda else "cpu"
-    share = asked["batch_size"] // world
-    options = Options(asked["patch_size"], batch_size=share, device=device, settings=asked["settings"])
+    share = asked.batch_size // world
+    settings = asked.settings | {"device": f"$torch.device('{device}')"}
+    options = Benchmark(patch_size=asked.patch_size, batch_size=share, device=asked.device, settings=settings)
     torch.manual_seed(0)
-    config = _config(asked["bundle"], options, asked["patch_size"])
+    config = bundle_config(asked.bundle, options, asked.patch_size)
     config.update({"network": ConfigParser.load_config_file(str(ROOT / "common" / "configs" / overlay))["network"]})
     network: nn.Module = config.get_parsed_content("network").train()
     optimizer, loss = config.get_parsed_content("optimizer"), config.get_parsed_content("loss")
     with torch.no_grad():
-        views = config.get_parsed_content("views")(_regions(config, options))
+        views = config.get_parsed_content("views")(regions(config, options))
     seconds, values = [], []
-    for _ in range(asked["repeats"] + 1):  # the first step makes the optimizer's states
+    for _ in range(asked.repeats + 1):  # the first step makes the optimizer's states
         began = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
@@ -88,39 +88,14 @@ def _measure(rank: int, world: int, port: int, overlay: str, asked: dict[str, An
     leave_processes()
 
 
-def sharding(
-    bundle: str = "mae_primus_m",
-    processes: int = 2,
-    device: str = "cpu",
-    patch_size: int = 32,
-    batch_size: int = 2,
-    repeats: int = 2,
-    **settings: Any,
-) -> None:
-    """Measure and print a table, the largest of all processes in each place.
-
-    Args:
-        bundle: one with a Primus backbone.
-        processes: of one machine; on cuda one for each GPU.
-        device: cpu (gloo, float32) or cuda (NCCL, bf16 autocast).
-        patch_size: side of the crops.
-        batch_size: of one step over all processes.
-        repeats: timed steps, after a first one.
-        settings: any top-level setting of pretrain.yaml, such as --checkpointing true.
-    """
-    import torch
-    from torch.multiprocessing.spawn import spawn
-
-    if not (ROOT / "bundles" / bundle / "configs").is_dir() or not bundle.endswith("primus_m"):
-        raise SystemExit(f"Stopped: {bundle!r} is no bundle with a Primus backbone, which alone can be sharded")
-    if batch_size % processes:
-        raise SystemExit(f"Stopped: batch_size {batch_size} does not split over {processes} processes")
+def sharding(settings: Sharding) -> None:
+    """Measure and print a table, the largest of all processes in each place."""
+    processes, device = settings.processes, settings.device
     if device == "cuda" and torch.cuda.device_count() < processes:
-        raise SystemExit(f"Stopped: {processes} processes need as many GPUs, and there are {torch.cuda.device_count()}")
-    asked = {"bundle": bundle, "device": device, "patch_size": patch_size, "batch_size": batch_size}
-    asked |= {"repeats": repeats, "settings": settings}
+        raise SettingsError(f"{processes} processes need as many GPUs, and there are {torch.cuda.device_count()}")
     print(
-        f"{bundle}, {processes} processes on {device}, crops of {patch_size}^3, batch {batch_size}; MB of a process:\n"
+        f"{settings.bundle}, {processes} processes on {device}, crops of {settings.patch_size}^3, batch "
+        f"{settings.batch_size}; MB of a process:\n"
     )
     print("| weights | parameters | gradients | optimizer | together | peak on the GPU | s / step |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -130,7 +105,7 @@ def sharding(
             place.bind(("127.0.0.1", 0))
             port = place.getsockname()[1]
             place.close()
-            spawn(_measure, args=(processes, port, overlay, asked, folder), nprocs=processes)  # type: ignore[no-untyped-call]
+            spawn(_measure, args=(processes, port, overlay, settings, folder), nprocs=processes)  # type: ignore[no-untyped-call]
             everyone = torch.load(Path(folder) / "found.pt")
         most = {key: max(found[key] for found in everyone) for key in everyone[0]}
         losses[name] = [found["loss"] for found in everyone]

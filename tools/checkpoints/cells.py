@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+import yaml
+from monai.bundle import ConfigParser
+from torch import nn
+
+from common.bundles import read_config
+from common.errors import SettingsError
+from common.files import replace_file
+from common.settings import unknown_settings
+from common.weights import Cell
 
 from ..commanding.environment import ROOT
-
-if TYPE_CHECKING:
-    from torch import nn
-
-    from common.weights import Cell
 
 __all__ = ["bundle_cell", "published_file", "record_digest"]
 
@@ -25,22 +31,11 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
         with_method: build the whole pre-training method too.
 
     Raises:
-        SystemExit: if there is no such bundle or setting.
+        SettingsError: if there is no such setting.
     """
-    known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml"))
-    if bundle not in known:
-        raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
-    import torch
-    from monai.bundle import ConfigParser
-
-    from common.bundles import read_config
-    from common.settings import unknown_settings
-    from common.weights import Cell
-
     config = read_config(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml")
-    told = unknown_settings(settings, config)
-    if told:
-        raise SystemExit(f"Stopped: {told}")
+    if told := unknown_settings(settings, config):
+        raise SettingsError(told)
     parser = ConfigParser(config)
     parser.update(settings)
     with torch.device("meta"):
@@ -61,8 +56,6 @@ def bundle_cell(bundle: str, settings: dict[str, Any], *, with_method: bool = Fa
 
 def published_file(bundle: str) -> tuple[str, Path, str | None] | None:
     """Return address, place and sha256 (if certain) of a bundle's published checkpoint, None if it has none."""
-    import yaml
-
     folder = ROOT / "bundles" / bundle
     files = yaml.safe_load((folder / "large_files.yml").read_text("utf-8"))["large_files"]
     if not files:
@@ -78,8 +71,6 @@ def record_digest(bundle: str, digest: str) -> str:
     Returns:
         what to tell the user.
     """
-    from common.files import replace_file
-
     path = ROOT / "bundles" / bundle / "large_files.yml"
     lines = path.read_text("utf-8").splitlines()
     after = 1 + next(number for number, line in enumerate(lines) if line.lstrip("- ").startswith("url:"))

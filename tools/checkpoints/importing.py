@@ -3,70 +3,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from common.errors import SettingsError
+from common.weights import fetch, write_imported_state
+from common.weights import import_checkpoint as import_file
+from common.weights.receipt import CAVEAT
 
-from ..commanding.commands import truth
 from ..commanding.environment import ROOT
 from .cells import bundle_cell, published_file, record_digest
+from .settings import ImportCheckpoint
 
 __all__ = ["import_checkpoint"]
 
+_PUBLISHED = "CC-BY-4.0, Wald et al."
+_OTHER = "that of its source (published OpenMind weights: CC-BY-4.0)"
 
-def import_checkpoint(
-    bundle: str,
-    source: str | None = None,
-    output: str | None = None,
-    plan: str | None = None,
-    token_order: str = "auto",
-    allow_partial: bool = False,
-    resume: bool = False,
-    allow_http: bool = False,
-    **settings: Any,
-) -> None:
-    """Import a checkpoint.
 
-    Args:
-        bundle: what to import for.
-        source: file, folder, address, or repository of the hub; the bundle's published one unless given.
-        output: file to write; default models/pretrained_encoder.pt of the bundle.
-        plan: adaptation plan, if it is neither in the checkpoint nor beside it.
-        token_order: auto; or swapped or straight, if the plan and the published cell are wrong about the file; or keep,
-            which converts nothing, for comparison.
-        allow_partial: accept a file that does not cover the encoder.
-        resume: also write pretraining_state.pt, from which the pretrain config goes on.
-        allow_http: fetch from an address without encryption too.
-        settings: of the pretrain config, for a network of another size (--embed_dim, --features_per_stage, ...).
-    """
-    from common.errors import end_in_a_sentence
-    from common.weights import fetch, write_imported_state
-    from common.weights import import_checkpoint as import_file
-    from common.weights.receipt import CAVEAT
-
-    end_in_a_sentence()
-    cell, method = bundle_cell(bundle, settings, with_method=truth(resume))
+def import_checkpoint(settings: ImportCheckpoint) -> None:
+    """Import a checkpoint."""
+    bundle = settings.bundle
+    cell, method = bundle_cell(bundle, settings.settings, with_method=settings.resume)
     models = ROOT / "bundles" / bundle / "models"
     published = published_file(bundle)
-    if source is None and published is None:
-        raise SystemExit(f"Stopped: {bundle} has no published weights; give a checkpoint with --source")
-    place = published[1] if published and source in (None, published[0]) else None
-    wanted = source or published[0]  # type: ignore[index]
-    found = fetch(wanted, folder=models / "openmind", local=place, allow_http=truth(allow_http))
+    if settings.source is None and published is None:
+        raise SettingsError(f"{bundle} has no published weights; give a checkpoint with --source")
+    place = published[1] if published and settings.source in (None, published[0]) else None
+    wanted = settings.source or published[0]  # type: ignore[index]
+    found = fetch(wanted, folder=models / "openmind", local=place, allow_http=settings.allow_http)
     # the published file, however it is named; another revision is another file
     theirs = published and found.repository and f"/{found.repository}/" in published[0] and "@" not in wanted
-    target = Path(output) if output else models / "pretrained_encoder.pt"
+    target = settings.output or models / "pretrained_encoder.pt"
     receipt, imported = import_file(
         found.path,
         cell,
         output=target,
         source=found.source,
         revision=found.revision,
-        plan_file=plan or found.plan_file,
-        token_order=token_order,
-        allow_partial=truth(allow_partial),
-        licence="CC-BY-4.0, Wald et al."
-        if "OpenMind" in found.repository
-        else "that of its source (published OpenMind weights: CC-BY-4.0)",
+        plan_file=settings.plan or found.plan_file,
+        token_order=settings.token_order,
+        allow_partial=settings.allow_partial,
+        licence=_PUBLISHED if "OpenMind" in found.repository else _OTHER,
         expected_sha256=published[2] if published and theirs else None,
         repository=found.repository,
     )

@@ -3,16 +3,13 @@
 
 from __future__ import annotations
 
+from common.weights import inspect
+
+from .settings import InspectWeights
+
 __all__ = ["inspect_weights"]
 
 
-def inspect_weights(file: str, plan: str | None = None) -> None:
-    """Print what a weights file is.
-
-    Args:
-        file: to look into.
-        plan: adaptation plan of a checkpoint of the reference, if neither in the file nor beside it.
-    """
-    from common.weights import inspect
-
-    print("\n".join(inspect(file, plan_file=plan)))
+def inspect_weights(settings: InspectWeights) -> None:
+    """Print what a weights file is."""
+    print("\n".join(inspect(settings.file, plan_file=settings.plan)))

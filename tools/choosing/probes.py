@@ -65,6 +65,8 @@ from ..studies.execution import logged
 __all__ = [
     "NETWORK_SETTINGS",
     "Encoder",
+    "Kept",
+    "Rules",
     "VoxelProbe",
     "Voxels",
     "check_classes",
@@ -274,6 +276,19 @@ class Encoder:
         )
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Where features of finished cases are kept, so that a cut run goes on.
+
+    Attributes:
+        folder: with a file for each.
+        digest: of everything that the features depend on; what is kept under another one is made anew.
+    """
+
+    folder: Path
+    digest: str
+
+
 def collect_voxels(
     embedder: VolumeEmbedder,
     cases: Sequence[Case],
@@ -282,8 +297,7 @@ def collect_voxels(
     preprocessing: Mapping[str, Any],
     count: int = 256,
     seed: int = 0,
-    folder: Path | None = None,
-    digest: str = "",
+    keep: Kept | None = None,
     name: str = "features",
 ) -> list[Voxels]:
     """Encode labelled cases and return their features at some voxels.
@@ -295,8 +309,7 @@ def collect_voxels(
         preprocessing: arguments of ``volume_preprocessing``.
         count: voxels of each kind and case.
         seed: of the draw; the same for every encoder draws the same voxels.
-        folder: where finished cases are kept, so that a cut run goes on.
-        digest: of everything that the features depend on; what is kept under another one is made anew.
+        keep: where finished cases are kept.
         name: to show.
 
     Raises:
@@ -306,8 +319,8 @@ def collect_voxels(
     found = []
     lost: dict[str, Mapping[int, int]] = {}
     for number, case in enumerate(tqdm(cases, desc=name, unit="case", leave=False)):
-        kept = output_file(folder, case_name(case), ".npz") if folder else None
-        before = _read_voxels(kept, case_name(case), digest) if kept else None
+        kept = output_file(keep.folder, case_name(case), ".npz") if keep else None
+        before = _read_voxels(kept, case_name(case), keep.digest) if keep and kept else None
         if before is not None:
             found.append(before)
             continue
@@ -321,8 +334,8 @@ def collect_voxels(
             raise DataError(f"{images_of(case)[0]}: {error}") from error
         one = Voxels(case_name(case), features.astype(np.float16).astype(np.float32), values, weights)
         found.append(one)
-        if kept:
-            _write_voxels(one, kept, digest)
+        if keep and kept:
+            _write_voxels(one, kept, keep.digest)
     tell_outside(lost, task)
     return found
 
@@ -579,17 +592,34 @@ def paired_difference(
     }
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How encoders are probed.
+
+    Attributes:
+        group: key of the cases that is never torn apart.
+        folds: of the cross-validation over cases.
+        repeats: of it, where whole cases are told.
+        count: voxels of each kind and case.
+        resamples: of the bootstrap.
+        seed: of voxels, folds and bootstrap.
+    """
+
+    group: str | None = None
+    folds: int = 5
+    repeats: int = 3
+    count: int = 256
+    resamples: int = 2000
+    seed: int = 0
+
+
 def probe_encoder(
     encoder: Encoder,
     cases: Sequence[Case],
     *,
     task: SegmentationTask,
     folder: Path,
-    group: str | None = None,
-    folds: int = 5,
-    count: int = 256,
-    resamples: int = 2000,
-    seed: int = 0,
+    rules: Rules | None = None,
     name: str | None = None,
     tell: Callable[[str], None] = tqdm.write,
 ) -> dict[str, Any]:
@@ -600,31 +630,28 @@ def probe_encoder(
         cases: labelled.
         task: whose classes these are.
         folder: of this encoder.
-        group: key of the cases that is never torn apart.
-        folds: of the cross-validation over cases.
-        count: voxels of each kind and case.
-        resamples: of the bootstrap.
-        seed: of voxels, folds and bootstrap.
+        rules: how it is probed.
         name: to show.
         tell: what to do with a sentence.
 
     Returns:
         what ``probe.json`` holds.
     """
-    shown = name or encoder.bundle
+    shown, rules = name or encoder.bundle, rules or Rules()
     settings = encoder.resolved()
+    groups = [str(case[rules.group]) for case in cases] if rules.group else None
     asked = {
         "bundle": encoder.bundle,
         "weights_sha256": None if encoder.weights is None else sha256(encoder.weights),
         "seed": encoder.seed if encoder.weights is None else None,
         "settings": settings,
         "cases": [[str(file), *stamp_of(file)] for case in cases for file in (*images_of(case), str(case["label"]))],
-        "groups": [str(case[group]) for case in cases] if group else None,
+        "groups": groups,
         "task": [task.plain_labels, task.regions, task.ignore_label],
-        "voxels": count,
-        "folds": folds,
-        "resamples": resamples,
-        "draw": seed,
+        "voxels": rules.count,
+        "folds": rules.folds,
+        "resamples": rules.resamples,
+        "draw": rules.seed,
     }
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
     file = folder / "probe.json"
@@ -639,16 +666,13 @@ def probe_encoder(
         cases,
         task=task,
         preprocessing=preprocessing,
-        count=count,
-        seed=seed,
-        folder=folder / "voxels",
-        digest=digest,
+        count=rules.count,
+        seed=rules.seed,
+        keep=Kept(folder / "voxels", digest),
         name=f"{shown}: encoding",
     )
-    groups = [str(case[group]) for case in cases] if group else None
-    result = probe_voxels(
-        voxels, task, folds=folds, groups=groups, resamples=resamples, seed=seed, name=f"{shown}: probing"
-    )
+    how = {"folds": rules.folds, "resamples": rules.resamples, "seed": rules.seed}
+    result = probe_voxels(voxels, task, groups=groups, name=f"{shown}: probing", **how)
     content = {
         "digest": digest,
         "bundle": encoder.bundle,
@@ -668,11 +692,7 @@ def probe_cases(
     *,
     target: str,
     folder: Path,
-    group: str | None = None,
-    folds: int = 5,
-    repeats: int = 3,
-    resamples: int = 2000,
-    seed: int = 0,
+    rules: Rules,
 ) -> ProbeResult:
     """Probe what one encoder tells of whole cases, as tools/probe.py does; embeddings that are there already are kept.
 
@@ -681,12 +701,9 @@ def probe_cases(
         cases: with ``image`` and the columns ``target`` and ``group``.
         target: column to tell.
         folder: of this encoder.
-        group: column that is never torn apart.
-        folds: of the cross-validation.
-        repeats: of it.
-        resamples: of the bootstrap.
-        seed: of folds and bootstrap.
+        rules: how it is probed.
     """
+    group = rules.group
     with logged(folder / "log.txt"):
         parser = encoder.parser(folder / "features", overwrite=False)
         torch.manual_seed(encoder.seed)
@@ -712,4 +729,5 @@ def probe_cases(
     columns = [target, *([group] if group else [])]
     write_table(table, ["case", *columns], ([case_name(case), *map(case.get, columns)] for case in cases))
     wanted = read_target(table, names, target=target, group=group)
-    return probe_features(values, wanted, folds=folds, repeats=repeats, resamples=resamples, seed=seed)
+    how = {name: getattr(rules, name) for name in ("folds", "repeats", "resamples", "seed")}
+    return probe_features(values, wanted, **how)

@@ -43,10 +43,8 @@ def ensure(*files: str) -> None:
     """Return if this interpreter has all pins; else go on in ``.venv``, making and filling it first if needed.
 
     Raises:
-        SystemExit: if Python is too old or the installation fails.
+        SystemExit: if the installation fails.
     """
-    if sys.version_info < (3, 11):  # noqa: UP036 (this file runs first, on any Python)
-        raise SystemExit(f"Stopped: this needs Python 3.11 or newer, not {sys.version.split()[0]}")
     if not unmet(*files):
         return
     folder = ROOT / ".venv"

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..commanding.commands import truth
 from ..commanding.environment import ROOT
+from .settings import LabelCurve
 
 __all__ = ["label_curve"]
 
@@ -239,64 +239,28 @@ def _folds(
     return [split_cases(cases, fold=fold, folds=folds, group=group) for fold in range(folds)]
 
 
-def _counts(cases: Any, folds: Sequence[Mapping[str, Sequence[Any]]]) -> list[int]:
+def _counts(cases: Sequence[int | str], folds: Sequence[Mapping[str, Sequence[Any]]]) -> list[int]:
     """Return the numbers of cases to train on."""
     most = min(len(fold["training"]) for fold in folds)
-    listed = [cases] if isinstance(cases, (int, str)) else list(cases)
-    words = [part for word in listed for part in str(word).split(",")]
-    try:
-        counts = sorted({most if word.strip() == "all" else int(word) for word in words})
-    except ValueError as error:
-        raise SystemExit(f"Stopped: --cases {cases} must be numbers with commas, or all") from error
-    wrong = [count for count in counts if not 1 <= count <= most]
+    counts = sorted({most if count == "all" else int(count) for count in cases})
+    wrong = [count for count in counts if count > most]
     if wrong:
         raise SystemExit(f"Stopped: --cases names {wrong[0]}, but a fold has {most} cases to train on")
     return counts
 
 
-def label_curve(
-    bundle: str,
-    data: str,
-    cases: Any = "2,4,8,16,all",
-    labels: Any = None,
-    seeds: int = 3,
-    folds: int = 2,
-    pretrained: str | None = None,
-    output: str | None = None,
-    splits: str | None = None,
-    groups: str | None = None,
-    group: str | None = None,
-    rates: Any = "0.3,1,3",
-    small: Any = None,
-    **settings: Any,
-) -> None:
-    """Measure the curve and draw it.
-
-    Args:
-        bundle: any of the folders in bundles/.
-        data: folder or datalist of labelled cases, or mni.
-        cases: numbers of labelled cases to fine-tune on, with commas; all means the whole training part of a fold.
-        labels: class names, background first, or the path of a dataset.json.
-        seeds: draws of cases, patches and networks for every number and fold.
-        folds: every case is unseen in one of them.
-        pretrained: encoder to start from; without one, it is pre-trained on the images of each training part.
-        output: where everything goes; default label_curve/<bundle>.
-        splits: JSON list of train and val names instead of folds; val is unseen.
-        groups: CSV with a column case and further columns.
-        group: the column that folds do not tear apart.
-        rates: factors on the learning rate that are tried for each of the two, with commas.
-        small: narrow network and short runs; default is true without a GPU.
-        settings: of the bundle's configs.
-    """
-    if not (ROOT / "bundles" / bundle / "configs" / "train.yaml").exists():
-        known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/train.yaml"))
-        raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
-    folder = Path(output).absolute() if output else ROOT / "label_curve" / bundle
-    data = data if data == "mni" else str(Path(data).expanduser().absolute())
-    pretrained = pretrained and str(Path(pretrained).expanduser().absolute())
-    splits, groups = (path and str(Path(path).expanduser().absolute()) for path in (splits, groups))
-    if isinstance(labels, str) and labels.endswith(".json"):
-        labels = str(Path(labels).expanduser().absolute())
+def label_curve(given: LabelCurve) -> None:
+    """Measure the curve and draw it."""
+    bundle, cases, seeds, folds, group, small = (
+        *(given.bundle, given.cases, given.seeds, given.folds, given.group, given.small),
+    )
+    settings, rates = given.settings, list(given.rates)
+    folder = given.output.absolute() if given.output else ROOT / "label_curve" / bundle
+    data = "mni" if given.data == "mni" else str(Path(given.data).absolute())
+    pretrained, splits, groups = (
+        None if path is None else str(path.absolute()) for path in (given.pretrained, given.splits, given.groups)
+    )
+    labels: Any = list(given.labels) if isinstance(given.labels, tuple) else given.labels
     import torch
     from tqdm import tqdm
 
@@ -306,7 +270,7 @@ def label_curve(
     from ..studies.execution import note
 
     backbone = "resenc_l" if bundle.endswith("resenc_l") else "primus_m"
-    if truth(small) if small is not None else not torch.cuda.is_available():
+    if small if small is not None else not torch.cuda.is_available():
         if data == "mni":
             settings = {"spacing_mm": 2.0, **settings}
         pretraining = {**_SMALL_PRETRAINING, "lr": _SMALL_RATES[backbone]["pretrain"]}
@@ -379,11 +343,6 @@ def label_curve(
         pretraining=pretraining,
         pretrained=pretrained,
     )
-    factors = [
-        float(word)
-        for word in ([rates] if isinstance(rates, (int, float, str)) else rates)
-        for word in str(word).split(",")
-    ]
     plan = [
         Run(fold, count, seed, arm)
         for count in counts
@@ -392,16 +351,16 @@ def label_curve(
         for arm in ARMS
     ]
     failed: dict[str, str] = {}
-    with tqdm(total=len(ARMS) * len(factors) + len(plan), desc="label curve", unit="run") as bar:
+    with tqdm(total=len(ARMS) * len(rates) + len(plan), desc="label curve", unit="run") as bar:
         for arm in ARMS:
             start = base if base is not None else _published_rate(bundle, arm)
             bar.set_postfix_str(f"rates, {arm}")
             try:
-                curve.rates[arm] = curve.tune(arm, factors, counts[len(counts) // 2], start)
+                curve.rates[arm] = curve.tune(arm, rates, counts[len(counts) // 2], start)
             except Exception as error:
                 why = note(folder / "log.txt", error)
                 raise SystemExit(f"Stopped: {why}; the log is {folder / 'log.txt'}") from error
-            bar.update(len(factors))
+            bar.update(len(rates))
         for run in plan:
             bar.set_postfix_str(f"{run.cases} cases, {run.arm}")
             try:

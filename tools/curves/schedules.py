@@ -3,42 +3,29 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from common.figures import plt
+from common.optimizers import FineTuningSchedule
+from common.optimizers.schedules import SCHEDULES
+
+from .settings import Schedules
 
 __all__ = ["schedules"]
 
 
-def schedules(
-    epochs: int = 150,
-    lr: float = 1e-3,
-    warmup_epochs: int | None = None,
-    decoder_epochs: int | None = None,
-    output: str = "schedules.png",
-) -> None:
-    """Draw them.
-
-    Args:
-        epochs: length of the run.
-        lr: peak learning rate.
-        warmup_epochs: of all but the default schedule; 15 of 150 and 50 of 1000 unless given.
-        decoder_epochs: of sawtooth and valley; the same unless given.
-        output: picture to write.
-    """
-    from common.errors import SettingsError
-    from common.figures import plt
-    from common.optimizers import FineTuningSchedule
-    from common.optimizers.schedules import SCHEDULES
-
+def schedules(settings: Schedules) -> None:
+    """Draw them."""
+    epochs = settings.epochs
     figure, axes = plt.subplots(
         1, len(SCHEDULES), figsize=(2.6 * len(SCHEDULES), 2.7), sharey=True, layout="constrained"
     )
     for axis, kind in zip(axes, SCHEDULES, strict=True):
-        try:
-            schedule = FineTuningSchedule(
-                kind, lr=lr, epochs=epochs, warmup_epochs=warmup_epochs, decoder_epochs=decoder_epochs
-            )
-        except SettingsError as error:
-            raise SystemExit(f"Stopped: {error}") from error
+        schedule = FineTuningSchedule(
+            kind,
+            lr=settings.lr,
+            epochs=epochs,
+            warmup_epochs=settings.warmup_epochs,
+            decoder_epochs=settings.decoder_epochs,
+        )
         axis.plot(range(epochs), [schedule(epoch) for epoch in range(epochs)], color="#0077bb")
         if schedule.decoder_epochs:
             axis.axvspan(0, schedule.decoder_epochs, color="#ddaa33", alpha=0.3, lw=0, label="encoder frozen")
@@ -46,6 +33,6 @@ def schedules(
         axis.set(title=kind, xlabel="epoch", xlim=(0, epochs))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("learning rate")
-    Path(output).expanduser().parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(Path(output).expanduser(), dpi=110)
-    print(f"written: {output}")
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(settings.output, dpi=110)
+    print(f"written: {settings.output}")

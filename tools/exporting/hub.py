@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from common.errors import SettingsError
+
 __all__ = ["check_repository", "push_bundle"]
 
 LATEST = "latest_version"
@@ -26,7 +28,7 @@ def _in_a_sentence(doing: str, remedy: str) -> Iterator[None]:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         if status in (401, 403):
             remedy = f"the token must be one that may write there, by 'hf auth login' or HF_TOKEN; then {remedy}"
-        raise SystemExit(f"Stopped: {doing} failed ({reason}); {remedy}") from error
+        raise SettingsError(f"{doing} failed ({reason}); {remedy}") from error
 
 
 def check_repository(repository: object, *, version: str, private: bool, overwrite: bool) -> set[str] | None:
@@ -42,17 +44,17 @@ def check_repository(repository: object, *, version: str, private: bool, overwri
         the files that are there, None if there is no such repository yet.
 
     Raises:
-        SystemExit: if it cannot be asked, is public where a private one is meant or the other way round, holds
+        SettingsError: if it cannot be asked, is public where a private one is meant or the other way round, holds
             something else, or has that version.
     """
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.errors import RepositoryNotFoundError
 
     if not isinstance(repository, str) or len(list(filter(None, repository.split("/")))) != 2:
-        raise SystemExit(f"Stopped: --push is {repository!r}; it must be owner/name")
+        raise SettingsError(f"--push is {repository!r}; it must be owner/name")
     if get_token() is None:
-        raise SystemExit(
-            "Stopped: there is no token for the Hugging Face Hub; make one that may write, and run 'hf auth login' or "
+        raise SettingsError(
+            "there is no token for the Hugging Face Hub; make one that may write, and run 'hf auth login' or "
             "set HF_TOKEN"
         )
     api = HfApi()
@@ -66,15 +68,15 @@ def check_repository(repository: object, *, version: str, private: bool, overwri
     files = {file.rfilename for file in found.siblings or []}
     if found.private != private:
         there, meant = ("private", "public") if found.private else ("public", "private")
-        raise SystemExit(
-            f"Stopped: {repository} is {there}, and a {meant} one is meant; add --private {str(found.private).lower()} "
+        raise SettingsError(
+            f"{repository} is {there}, and a {meant} one is meant; add --private {str(found.private).lower()} "
             "or change it in its settings on the Hub"
         )
     if files - {".gitattributes", "README.md"} and "configs/metadata.json" not in files:
-        raise SystemExit(f"Stopped: {repository} holds something else than a bundle; choose another name")
+        raise SettingsError(f"{repository} holds something else than a bundle; choose another name")
     if version in tags and not overwrite:
-        raise SystemExit(
-            f"Stopped: {repository} has version {version}, which others may have fetched; raise the version in "
+        raise SettingsError(
+            f"{repository} has version {version}, which others may have fetched; raise the version in "
             "configs/metadata.json, or replace it with --overwrite true"
         )
     return files
@@ -91,7 +93,7 @@ def push_bundle(folder: Path, repository: str, *, version: str, private: bool, t
         there: files of the repository, as :func:`check_repository` returned them.
 
     Raises:
-        SystemExit: if it fails; without the tags, so that nobody gets half a version.
+        SettingsError: if it fails; without the tags, so that nobody gets half a version.
     """
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import RevisionNotFoundError

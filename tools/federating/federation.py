@@ -14,141 +14,108 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+from monai.bundle import ConfigParser
+
+from common.errors import DataError, SettingsError
+from common.settings import meant_values, unknown_settings
+from common.weights import write_checkpoint
+
+from .settings import Federated
+
 __all__ = ["federated"]
 
 WORKFLOWS = {"pretrain": "method", "train": "local_network"}  # and what of their configs is averaged
 CLIENT, START = "federated_client.py", "start.pt"
 
 
-def federated(
-    bundle: str,
-    workflow: str,
-    sites: str,
-    rounds: int = 10,
-    local_epochs: int = 1,
-    output: str = "federated",
-    job: str | None = None,
-    site_bundle: str | None = None,
-    gpus: Any = None,
-    **settings: Any,
-) -> None:
-    """Run or write a federation.
-
-    Args:
-        bundle: folder of an exported bundle, the same version at every site.
-        workflow: pretrain or train.
-        sites: name and folder of data of each, as NAME=FOLDER with commas between.
-        rounds: how often weights are averaged.
-        local_epochs: of each site in a round; the schedule runs over rounds x local_epochs.
-        output: folder below which every site writes into a folder of its own name.
-        job: write a job for NVFLARE into this folder instead of simulating.
-        site_bundle: with a job, where the same bundle is at every site.
-        gpus: of this machine for the simulated sites, with commas between: "0,1".
-        settings: of the config, the same for all sites (--batch_size, --iterations_per_epoch, ...).
-    """
-    from common.errors import end_in_a_sentence
-    from common.settings import meant_values, unknown_settings
-
-    end_in_a_sentence()
+def federated(settings: Federated) -> None:
+    """Run or write a federation."""
     try:
-        from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
-        from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
-        from nvflare.recipe import SimEnv, add_final_global_evaluation, set_per_site_config
+        from nvflare.recipe import SimEnv
     except ImportError as error:
-        raise SystemExit(f"Stopped: {error}; a federation needs NVFLARE: pip install nvflare==2.9.0") from error
-    here = _path(bundle)
-    file = here / "configs" / f"{workflow}.json"
-    if workflow not in WORKFLOWS or not file.is_file():
-        raise SystemExit(
-            f"Stopped: there is no {file}; give the folder of a bundle that tools/export_bundle.py wrote, and "
-            f"{' or '.join(WORKFLOWS)}"
-        )
-    config = json.loads(file.read_text("utf-8"))
-    if told := unknown_settings(settings, config):
-        raise SystemExit(f"Stopped: {told}")
-    if fixed := settings.keys() & {
-        "epochs",
-        "resume",
-        "bundle_root",
-        "dataset_dir",
-        "output_dir",
-        "ckpt_dir",
-        "store_dir",
-    }:
-        raise SystemExit(
-            f"Stopped: a federation sets {', '.join(sorted(fixed))} itself, from --rounds, --local_epochs, --sites and "
-            "--output"
-        )
-    if (config | settings).get("tuning") == "lora":
-        raise SystemExit("Stopped: adapters of --tuning lora are not averaged; use full or norm")
-    if rounds < 1 or local_epochs < 1:
-        raise SystemExit(f"Stopped: rounds {rounds} and local_epochs {local_epochs} must be at least 1")
-    if job and not site_bundle:
-        raise SystemExit("Stopped: a job needs to know where the bundle is at the sites; add --site_bundle FOLDER")
-    folders, target, results = _sites(sites), _path(job) if job else None, _path(output)
-    paths = {site: str(_path(folder)) for site, folder in folders.items()}
-    used = [str(results / site) for site in folders if (results / site / "models").exists()]
-    if used and not job:
-        raise SystemExit(f"Stopped: {', '.join(used)} hold another run already; give this one another --output")
-    settings = meant_values(settings) | {"epochs": rounds * local_epochs, "resume": "rounds"}
-    shared = {"workflow": workflow, "rounds": rounds, "local_epochs": local_epochs, "settings": settings}
-    shared |= {"bundle": site_bundle, "output": output} if job else {"bundle": str(here), "output": str(results)}
+        raise SettingsError(f"{error}; a federation needs NVFLARE: pip install nvflare==2.9.0") from error
+    here, results, rounds = _path(settings.bundle), _path(settings.output), settings.rounds
+    config = _config(here, settings)
+    used = [str(results / site) for site in settings.sites if (results / site / "models").exists()]
+    if used and not settings.job:
+        raise SettingsError(f"{', '.join(used)} hold another run already; give this one another --output")
+    given = meant_values(settings.settings) | {"epochs": rounds * settings.local_epochs, "resume": "rounds"}
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
-        _write_start(here, config | settings, WORKFLOWS[workflow])
-        shutil.copyfile(Path(__file__).with_name(CLIENT), CLIENT)
-        recipe = FedAvgRecipe(
-            name=f"{here.name}_{workflow}",
-            min_clients=len(folders),
-            num_rounds=rounds,
-            train_script=CLIENT,
-            model_persistor=PTFileModelPersistor(source_ckpt_file_full_name=START),
-            key_metric="none",  # the last model is the result, not the one that was best at some site
-        )
-        set_per_site_config(recipe, {site: {} for site in folders})
-        recipe.add_server_file(START)
-        for site, folder in folders.items():
-            Path(f"{site}.json").write_text(json.dumps(shared | {"data": folder if job else paths[site]}), "utf-8")
-            recipe.add_client_file(f"{site}.json", clients=[site])
-        add_final_global_evaluation(recipe)
-        if target is not None:
+        _write_start(here, config | given, WORKFLOWS[settings.workflow])
+        recipe = _recipe(settings, given)
+        if settings.job is not None:
+            target = _path(settings.job)
             recipe.export(str(target))
             print(f"written: {target / recipe.name}; submit it with: nvflare job submit -j {target / recipe.name}")
             return
-        devices = ",".join(map(str, gpus)) if isinstance(gpus, (tuple, list)) else gpus and str(gpus)
         place = {"workspace_root": str(results / "nvflare"), "log_config": "concise"}
         logs = results / "nvflare" / recipe.name
         try:
-            recipe.execute(SimEnv(clients=list(folders), gpu_config=devices, **place))
+            devices = ",".join(settings.gpus) or None
+            recipe.execute(SimEnv(clients=list(settings.sites), gpu_config=devices, **place))
         except RuntimeError as error:
-            told = "; ".join(f"{site}: {line}" for site in folders for line in _errors(logs / site / "log.txt"))
-            raise SystemExit(f"Stopped: {told or error}; the logs are in {logs}") from error
+            told = "; ".join(f"{site}: {line}" for site in settings.sites for line in _errors(logs / site / "log.txt"))
+            raise SettingsError(f"{told or error}; the logs are in {logs}") from error
     _report(results, logs / "server" / "simulate_job", rounds)
+
+
+def _config(bundle: Path, settings: Federated) -> dict[str, Any]:
+    """Return the config of the workflow.
+
+    Raises:
+        DataError: if the folder has none.
+        SettingsError: if it has no such settings, or they cannot be averaged.
+    """
+    file = bundle / "configs" / f"{settings.workflow}.json"
+    if not file.is_file():
+        raise DataError(f"there is no {file}; give the folder of a bundle that tools/export_bundle.py wrote")
+    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    if told := unknown_settings(settings.settings, config):
+        raise SettingsError(told)
+    if (config | settings.settings).get("tuning") == "lora":
+        raise SettingsError("adapters of --tuning lora are not averaged; use full or norm")
+    return config
+
+
+def _recipe(settings: Federated, given: dict[str, Any]) -> Any:
+    """Return NVFLARE's recipe of the federation, with what every site is told, in the working directory."""
+    from nvflare.app_opt.pt.file_model_persistor import PTFileModelPersistor
+    from nvflare.app_opt.pt.recipes.fedavg import FedAvgRecipe
+    from nvflare.recipe import add_final_global_evaluation, set_per_site_config
+
+    here = _path(settings.bundle)
+    told: dict[str, Any] = {name: getattr(settings, name) for name in ("workflow", "rounds", "local_epochs")}
+    told["settings"] = given
+    if settings.job:
+        told |= {"bundle": settings.site_bundle, "output": settings.output}
+    else:
+        told |= {"bundle": str(here), "output": str(_path(settings.output))}
+    shutil.copyfile(Path(__file__).with_name(CLIENT), CLIENT)
+    recipe = FedAvgRecipe(
+        name=f"{here.name}_{settings.workflow}",
+        min_clients=len(settings.sites),
+        num_rounds=settings.rounds,
+        train_script=CLIENT,
+        model_persistor=PTFileModelPersistor(source_ckpt_file_full_name=START),
+        key_metric="none",  # the last model is the result, not the one that was best at some site
+    )
+    set_per_site_config(recipe, {site: {} for site in settings.sites})
+    recipe.add_server_file(START)
+    for site, folder in settings.sites.items():
+        data = folder if settings.job else str(_path(folder))
+        Path(f"{site}.json").write_text(json.dumps(told | {"data": data}), "utf-8")
+        recipe.add_client_file(f"{site}.json", clients=[site])
+    add_final_global_evaluation(recipe)
+    return recipe
 
 
 def _path(name: str) -> Path:
     return Path(os.path.expandvars(name)).expanduser().absolute()
 
 
-def _sites(given: str) -> dict[str, str]:
-    """Return the folder of each site.
-
-    Raises:
-        SystemExit: if it is not NAME=FOLDER with commas between.
-    """
-    pairs = [part.strip().partition("=") for part in given.split(",")]
-    found = {name: folder for name, _, folder in pairs}
-    if not all(name and folder for name, folder in found.items()) or len(found) < len(pairs):
-        raise SystemExit(f"Stopped: sites is {given!r}; name each once, with its folder: --sites A=/data/a,B=/data/b")
-    return found
-
-
 def _write_start(bundle: Path, config: dict[str, Any], network: str) -> None:
     """Write the weights that the first round starts with: those with which a plain run of this bundle would."""
-    import torch
-    from monai.bundle import ConfigParser
-
-    from common.weights import write_checkpoint
-
     config["bundle_root"] = str(bundle)
     if network == "local_network":  # without what it compares with the data, which are elsewhere
         config[network] |= {"settings": {}, "receipt_file": None}

@@ -5,16 +5,21 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import blosc2
 from tqdm import tqdm
 
-from ..commanding.commands import shard_parts, truth, whole
+from common.data import StoreSettings, VolumeStore, pretraining_lists
+from common.data.storing.naming import meta_digest, stored_file
+from common.errors import DataError
+from common.files import replace_file, sha256
+
+from .settings import Prepare, Verify
 
 __all__ = ["prepare", "verify"]
 
@@ -22,81 +27,38 @@ _STALE_SECONDS = 24 * 3600
 _REPORT = "damaged.txt"
 
 
-def prepare(
-    data: str,
-    store_dir: str,
-    dataset_dir: str = "",
-    num_workers: int = os.cpu_count() or 1,
-    shard: str = "",
-    scheduler: str = "",
-    spacing_mm: float | Sequence[float] | str | None = 1.0,
-    reorient: bool = True,
-    store_dtype: str = "float16",
-    check_disk: bool = True,
-    strict: bool = False,
-) -> None:
-    """Prepare every volume that pre-training would use, unless it is there. Stop and start it as you like.
-
-    Settings must be those of pretrain.yaml, or pre-training prepares the volumes again.
-
-    Args:
-        data: folder of images, or a datalist.
-        store_dir: folder of the store.
-        dataset_dir: where relative paths of a datalist begin that are not beside it.
-        num_workers: processes; they take turns at volumes that do not fit into memory together.
-        shard: i/n with i from 0 to n - 1: only every n-th volume, for a cluster's job array.
-        scheduler: address of a Dask scheduler (tcp://...) whose workers do it instead of this machine's processes.
-        spacing_mm: target spacing, one or three (slice, row, column); null keeps each file's own.
-        reorient: canonical axes; false keeps each file's own.
-        store_dtype: float16 or float32.
-        check_disk: stop if the disk is too small for what the first volumes let expect.
-        strict: fail at the end if a volume cannot be used.
-    """
-    from common.data import StoreSettings, VolumeStore, pretraining_lists
-    from common.errors import SettingsError
-
-    num_workers = whole("num_workers", num_workers)
-    part, parts = shard_parts(shard) if shard else (0, 1)
-    spacing = None if spacing_mm == "null" else spacing_mm
-    if isinstance(spacing, str):
-        raise SettingsError(f"--spacing_mm is {spacing!r}; write a number, three, or null")
-    lists = pretraining_lists(dataset_dir, str(data)) if Path(data).is_file() else pretraining_lists(str(data))
-    settings = StoreSettings(spacing_mm=spacing, reorient=truth(reorient), dtype=store_dtype)
-    store = VolumeStore(store_dir, settings)
+def prepare(settings: Prepare) -> None:
+    """Prepare every volume that pre-training would use, unless it is there."""
+    part, parts = settings.shard or (0, 1)
+    data = str(settings.data)
+    lists = pretraining_lists(settings.dataset_dir, data) if settings.data.is_file() else pretraining_lists(data)
+    own = StoreSettings(spacing_mm=settings.spacing_mm, reorient=settings.reorient, dtype=settings.store_dtype)
+    store = VolumeStore(settings.store_dir, own)
     for name, cases in lists.items():
-        own = cases[part::parts]
-        if not own:
+        if not (mine := cases[part::parts]):
             continue
         volumes, problems = store.prepare(
-            own,
-            num_workers=num_workers,
-            strict=truth(strict),
+            mine,
+            num_workers=settings.num_workers,
+            strict=settings.strict,
             shares=parts,
             order=random.SystemRandom().getrandbits(32),
-            scheduler=scheduler or None,
-            check_disk=truth(check_disk),
+            scheduler=settings.scheduler,
+            check_disk=settings.check_disk,
         )
-        of = f" of shard {shard}" if shard else ""
-        print(f"{name}: {len(volumes):,} of {len(own):,} volumes{of} are prepared, {len(problems):,} cannot be used")
+        of = f" of shard {part}/{parts}" if settings.shard else ""
+        print(f"{name}: {len(volumes):,} of {len(mine):,} volumes{of} are prepared, {len(problems):,} cannot be used")
 
 
-def verify(store_dir: str, num_workers: int = os.cpu_count() or 1, repair: bool = False) -> None:
+def verify(settings: Verify) -> None:
     """Read every file of a store and compare it with the checksum that was noted when it was written.
 
-    What is damaged is printed and written to STORE/damaged.txt; the exit status is 1 if there is any and it stays.
     Files that no store writes are neither looked at nor removed, and a folder without any volume of a store is refused.
 
-    Args:
-        store_dir: folder of the store.
-        num_workers: threads that read.
-        repair: remove damaged volumes, so that the next run prepares them again.
+    Raises:
+        SystemExit: with status 1, if something is damaged and stays.
     """
-    from common.data.storing.naming import stored_file
-    from common.errors import DataError
-    from common.files import replace_file
-
-    num_workers = whole("num_workers", num_workers)
-    root, repair = Path(store_dir).expanduser(), truth(repair)
+    root = settings.store_dir
     if not root.is_dir():
         raise DataError(f"there is no folder {root}; give the --store_dir of a run")
     own: dict[str, list[str]] = {}  # volume: the endings of its files that are there
@@ -109,13 +71,40 @@ def verify(store_dir: str, num_workers: int = os.cpu_count() or 1, repair: bool 
         raise DataError(
             f"{root} holds no prepared volume (no <name>-<digest>.json of a store); give the --store_dir of a run"
         )
-    damaged: dict[str, tuple[str, list[str]]] = {}  # volume: what is wrong, its files
+    damaged, unknown = _damaged(root, own, sidecars, threads=settings.num_workers)
+    lines = [f"{name}: {problem}" for name, (problem, _) in damaged.items()]
+    print(*lines, sep="\n", end="\n" if lines else "")
+    report = root / _REPORT
+    if lines:
+        replace_file(
+            report, lambda temporary: Path(temporary).write_text("\n".join(lines) + "\n", "utf-8", "backslashreplace")
+        )
+    else:
+        report.unlink(missing_ok=True)
+    if settings.repair:
+        for _, files in damaged.values():
+            for name in files:
+                (root / name).unlink(missing_ok=True)
+    told = f"{len(sidecars):,} volumes, {len(damaged):,} damaged"
+    if unknown:
+        told += f", {unknown:,} of an earlier version without checksums, of which only sizes were compared"
+    if damaged:
+        told += f"; {report} lists them"
+        told += "; they are removed, the next run prepares them again" if settings.repair else ""
+    print(told)
+    if damaged and not settings.repair:
+        raise SystemExit(1)
+
+
+def _damaged(
+    root: Path, own: Mapping[str, Sequence[str]], sidecars: Sequence[Path], *, threads: int
+) -> tuple[dict[str, tuple[str, list[str]]], int]:
+    """Return what is wrong by volume, with its files, and how many volumes have no checksums."""
+    damaged: dict[str, tuple[str, list[str]]] = {}
     unknown = 0
-    with ThreadPoolExecutor(max(1, num_workers)) as pool:
-        results = pool.map(_check, sidecars)
-        for sidecar, (problem, summed) in zip(
-            sidecars, tqdm(results, total=len(sidecars), desc="verifying", unit="volume"), strict=True
-        ):
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        results = tqdm(pool.map(_check, sidecars), total=len(sidecars), desc="verifying", unit="volume")
+        for sidecar, (problem, summed) in zip(sidecars, results, strict=True):
             name = sidecar.name.removesuffix(".json")
             unknown += not problem and not summed
             if problem:  # the JSON first: a volume without it does not exist
@@ -126,32 +115,7 @@ def verify(store_dir: str, num_workers: int = os.cpu_count() or 1, repair: bool 
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
                     # a younger one may belong to a volume that is being written: its JSON comes last
                     damaged[path.name] = "belongs to no volume; a killed run left it", [path.name]
-    lines = [f"{name}: {problem}" for name, (problem, _) in damaged.items()]
-    for line in lines:
-        print(line)
-    report = root / _REPORT
-    if lines:
-        replace_file(
-            report, lambda temporary: Path(temporary).write_text("\n".join(lines) + "\n", "utf-8", "backslashreplace")
-        )
-    else:
-        report.unlink(missing_ok=True)
-    if repair:
-        for _, files in damaged.values():
-            for name in files:
-                (root / name).unlink(missing_ok=True)
-    print(
-        f"{len(sidecars):,} volumes, {len(damaged):,} damaged"
-        + (
-            f", {unknown:,} of an earlier version without checksums, of which only sizes were compared"
-            if unknown
-            else ""
-        )
-        + (f"; {report} lists them" if damaged else "")
-        + ("; they are removed, the next run prepares them again" if damaged and repair else "")
-    )
-    if damaged and not repair:
-        raise SystemExit(1)
+    return damaged, unknown
 
 
 def _is_sidecar(path: Path) -> bool:
@@ -165,11 +129,6 @@ def _is_sidecar(path: Path) -> bool:
 
 def _check(sidecar: Path) -> tuple[str, bool]:
     """Return what is wrong with the files of a volume, and whether there were checksums."""
-    import blosc2
-
-    from common.data.storing.naming import meta_digest, stored_file
-    from common.files import sha256
-
     name = sidecar.name.removesuffix(".json")
     try:
         meta = json.loads(sidecar.read_text("utf-8"))

@@ -8,75 +8,42 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ..commanding.commands import truth, whole
+from common.data.cases import LABEL, MASKS, Case, case_name, images_of
+from common.data.checking.filters import Filters
+from common.data.checking.survey import Measures, Survey, hints, in_threads, kind_of, measure, survey
+from common.data.listing.datalists import read_datalist
+from common.data.listing.sources import detect, read_source
+from common.data.listing.sources.base import inverted
+from common.data.listing.splits import kept_parts, split_by_subject, subjects_of
+from common.data.problems import LeftOut
+from common.data.problems import report as report_problems
+from common.errors import DataError, SettingsError
+from common.files import replace_file, write_json
 
-if TYPE_CHECKING:
-    from common.data.cases import Case
-    from common.data.checking.survey import Measures, Survey
-    from common.data.problems import LeftOut
+from .settings import ListCases, Scan
 
 __all__ = ["list_cases", "scan"]
 
 _PICTURES = 12
+_PATHS = ("image", *MASKS, LABEL)
 
 
-def scan(
-    folder: str,
-    output: str | None = None,
-    source: str | None = None,
-    mask_polarity: Any = "as_named",
-    quality: bool = False,
-    threads: int = 8,
-) -> None:
-    """Print what is in a folder, from headers alone: volumes, subjects, modalities, sizes, spacings, problems.
-
-    Args:
-        folder: of volumes, or an index of them.
-        output: folder for scan.json and scan.png (histograms, middle slices of a few volumes); nothing is written
-            without.
-        source: openmind, nnssl, bids, folder or datalist; found out if not given.
-        mask_polarity: as_named or inverted, for all masks of the source or for each.
-        quality: measure every volume, not just those that are drawn, for hints at poor quality; reads all voxels.
-        threads: that read headers.
-    """
-    from common.data.checking.survey import hints, in_threads, measure, survey
-    from common.errors import DataError
-    from common.files import write_json
-
-    quality, threads = truth(quality), whole("threads", threads, least=1)
-    target = _output_folder(Path(output)) if output else None
-    cases, left_out, kind, _, _ = _cases(folder, source, mask_polarity)
-    found = survey(cases, threads=threads)
+def scan(settings: Scan) -> None:
+    """Print what is in a folder, from headers alone: volumes, subjects, modalities, sizes, spacings, problems."""
+    target = _output_folder(settings.output) if settings.output else None
+    cases, left_out, kind, _, _ = _cases(settings)
+    found = survey(cases, threads=settings.threads)
     groups = [str(case.get("modality") or "unknown") for case in cases]
     rows = np.flatnonzero(found.readable)
     drawn = rows[np.unique(np.linspace(0, len(rows) - 1, _PICTURES).astype(int))] if len(rows) else rows
-    measured = rows if quality else drawn if output else rows[:0]
-    measures: list[Measures | None] = [None] * len(cases)
-    slices: dict[int, tuple[np.ndarray, float]] = {}
-
-    def look(row: int) -> tuple[Measures, np.ndarray | None, float] | str:
-        try:
-            each, voxels, spacing = measure(cases[row])
-        except DataError as error:
-            return str(error)
-        plane = voxels[:, :, voxels.shape[2] // 2].copy() if row in wanted else None
-        return each, plane, float(spacing[1] / spacing[0])
-
-    wanted = set(drawn.tolist())
-    results = in_threads(look, measured.tolist(), threads=min(threads, 2), doing="measuring voxels")
-    for row, result in zip(measured.tolist(), results, strict=True):
-        if isinstance(result, str):
-            found.refuse(row, result)
-            continue
-        measures[row], plane, aspect = result
-        if plane is not None:
-            slices[row] = plane, aspect
+    measured = rows if settings.quality else drawn if target else rows[:0]
+    measures, slices = _measured(cases, found, measured.tolist(), drawn=set(drawn.tolist()), threads=settings.threads)
     odd = hints(measures, groups)
-    report = _report(cases, found, groups, left_out, folder=folder, kind=kind)
+    report = _report(cases, found, groups, left_out, folder=settings.folder.absolute(), kind=kind)
     report["hints"] = [{"image": cases[row]["image"], "hint": hint} for row, hint in sorted(odd.items())]
     report["measured"] = sum(each is not None for each in measures)
     print(_table(report))
@@ -86,112 +53,92 @@ def scan(
         print(f"written: {target / 'scan.json'}, {target / 'scan.png'}")
 
 
-def list_cases(
-    folder: str,
-    output: str,
-    source: str | None = None,
-    mask_polarity: Any = "as_named",
-    modality: Any = None,
-    max_quality_score: float | None = None,
-    min_size: int | None = None,
-    spacing_mm: Any = None,
-    include: Any = None,
-    exclude: Any = None,
-    duplicates: bool = False,
-    keep: str | None = None,
-    update: bool = False,
-    seed: int = 12345,
-    threads: int = 8,
-) -> None:
-    """Write a datalist to pre-train on: what passes the filters, split by subject.
+def _measured(
+    cases: Sequence[Case], found: Survey, rows: Sequence[int], *, drawn: set[int], threads: int
+) -> tuple[list[Measures | None], dict[int, tuple[np.ndarray, float]]]:
+    """Read the voxels of some cases; return what was measured, and the middle slice and its aspect of those drawn."""
+    measures: list[Measures | None] = [None] * len(cases)
+    slices: dict[int, tuple[np.ndarray, float]] = {}
 
-    Args:
-        folder: of volumes, or an index of them.
-        output: datalist JSON to write; paths below its folder are written relative to it.
-        source: openmind, nnssl, bids, folder or datalist; found out if not given.
-        mask_polarity: as_named or inverted, for all masks of the source or for each.
-        modality: names to take, such as T1w,T2w.
-        max_quality_score: highest image-quality score to take, 1 is best; volumes without a score are taken.
-        min_size: voxels that every axis must have.
-        spacing_mm: lowest and highest spacing in millimetres along any axis, such as 0.5,3.
-        include: names, subjects or paths to take, * for any letters; or a text file with one on each line.
-        exclude: the same, not to take.
-        duplicates: true leaves out volumes whose voxels are equal to those of an earlier one; reads them all once.
-        keep: earlier datalist whose subjects stay in their part; by default the one that is updated.
-        update: write over an existing output.
-        seed: of the split.
-        threads: that read files.
-    """
-    from common.data.checking.filters import Filters
-    from common.data.listing.datalists import read_datalist
-    from common.data.listing.splits import kept_parts, split_by_subject, subjects_of
-    from common.data.problems import report
-    from common.errors import DataError
-    from common.files import write_json
+    def look(row: int) -> tuple[Measures, np.ndarray | None, float] | str:
+        try:
+            each, voxels, spacing = measure(cases[row])
+        except DataError as error:
+            return str(error)
+        plane = voxels[:, :, voxels.shape[2] // 2].copy() if row in drawn else None
+        return each, plane, float(spacing[1] / spacing[0])
 
-    seed, threads = whole("seed", seed), whole("threads", threads, least=1)
-    target = Path(output).expanduser().absolute()
-    if target.exists() and not truth(update):
+    results = in_threads(look, rows, threads=min(threads, 2), doing="measuring voxels")
+    for row, result in zip(rows, results, strict=True):
+        if isinstance(result, str):
+            found.refuse(row, result)
+            continue
+        measures[row], plane, aspect = result
+        if plane is not None:
+            slices[row] = plane, aspect
+    return measures, slices
+
+
+def list_cases(settings: ListCases) -> None:
+    """Write a datalist to pre-train on: what passes the filters, split by subject."""
+    target = settings.output.absolute()
+    if target.exists() and not settings.update:
         raise DataError(f"{target} exists; --update true writes it anew and keeps its split, or give another --output")
     filters = Filters(
-        modality=_texts(modality),
-        max_quality_score=max_quality_score,
-        min_size=min_size,
-        spacing_mm=None if spacing_mm is None else _numbers("spacing_mm", spacing_mm),  # type: ignore[arg-type]
-        include=_entries(include),
-        exclude=_entries(exclude),
-        duplicates=truth(duplicates),
+        modality=settings.modality,
+        max_quality_score=settings.max_quality_score,
+        min_size=settings.min_size,
+        spacing_mm=settings.spacing_mm,  # type: ignore[arg-type]
+        include=_entries(settings.include),
+        exclude=_entries(settings.exclude),
+        duplicates=settings.duplicates,
     )
-    cases, left_out, kind, root, parts = _cases(folder, source, mask_polarity)
+    cases, left_out, kind, root, parts = _cases(settings)
     _output_folder(target.parent)
     cache = target.with_name(f".{target.stem}.digests.json")
-    result = filters.apply(cases, root=root, threads=threads, cache=cache)
+    result = filters.apply(cases, root=root, threads=settings.threads, cache=cache)
     by_source = len(left_out)
     for problem in result.problems:
         left_out.note(problem)
-    report(left_out)
+    report_problems(left_out)
     subjects = subjects_of(result.cases, root)
-    earlier = Path(keep).expanduser() if keep else target if target.exists() else None
+    earlier = settings.keep or (target if target.exists() else None)
     if earlier is not None:
-        parts = kept_parts(read_datalist(earlier, "", keys=_paths(), channels=True), root)
-    lists = split_by_subject(result.cases, subjects, seed=seed, kept=parts)
+        parts = kept_parts(read_datalist(earlier, "", keys=_PATHS, channels=True), root)
+    lists = split_by_subject(result.cases, subjects, seed=settings.seed, kept=parts)
     for case, subject in zip(result.cases, subjects, strict=True):
         case.setdefault("subject", subject.removeprefix(f"{case.get('dataset') or ''}/"))
     about = {
         "made by": "tools/prepare_data.py list",
-        "source": {"kind": kind, "path": str(root), "mask_polarity": mask_polarity},
+        "source": {"kind": kind, "path": str(root), "mask_polarity": settings.mask_polarity},
         "filters": filters.settings(),
         "found": len(cases),
         "removed": result.removed,
         "left out by the source": by_source,
         "split": {
-            "seed": seed,
+            "seed": settings.seed,
             "by": "subject",
             "subjects": len(set(subjects)),
             "kept from": None if earlier is None else str(earlier),
             **{name: len(members) for name, members in lists.items()},
         },
     }
-    base = target.parent
-    content = {name: [_relative(case, base) for case in members] for name, members in lists.items()}
+    content = {name: [_relative(case, target.parent) for case in members] for name, members in lists.items()}
     write_json({"about": about, **content}, target)
-    print(f"{'found as ' + kind:<24}{len(cases):>9,}")
-    for name, count in result.removed.items():
-        print(f"{name:<24}{-count:>9,}")
     if lists["training"] == lists["validation"]:
         result.notes.append("all volumes are in both parts, since their subjects cannot be split")
+    counts = {f"found as {kind}": len(cases), **{name: -count for name, count in result.removed.items()}}
+    for name, count in counts.items():
+        print(f"{name:<24}{count:>9,}")
     for note in result.notes:
         print(f"note: {note}")
-    print(f"{'training':<24}{len(lists['training']):>9,}")
-    print(f"{'validation':<24}{len(lists['validation']):>9,}")
+    for name in ("training", "validation"):
+        print(f"{name:<24}{len(lists[name]):>9,}")
     print(f"of {len(set(subjects)):,} subject(s); written: {target}")
 
 
 def _output_folder(folder: Path) -> Path:
     """Make a folder that is to be written to, before any work is done for it."""
-    from common.errors import DataError
-
-    folder = folder.expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
@@ -201,65 +148,28 @@ def _output_folder(folder: Path) -> Path:
     return folder
 
 
-def _numbers(name: str, value: Any) -> tuple[float, ...]:
-    """Return a setting of several numbers."""
-    from common.errors import SettingsError
-
-    try:
-        return tuple(float(each) for each in _texts(value))
-    except ValueError as error:
-        raise SettingsError(f"--{name} is {value!r}; write numbers with commas between them, such as 0.5,3") from error
-
-
-def _paths() -> tuple[str, ...]:
-    from common.data.cases import LABEL, MASKS
-
-    return ("image", *MASKS, LABEL)
-
-
-def _cases(
-    folder: str, source: str | None, mask_polarity: Any
-) -> tuple[list[Case], LeftOut, str, Path, dict[str, str]]:
+def _cases(settings: Scan | ListCases) -> tuple[list[Case], LeftOut, str, Path, dict[str, str]]:
     """Return the cases of a source, what it leaves out, which it is, where it is, and the split that it comes with."""
-    from common.data.cases import images_of
-    from common.data.listing.datalists import read_datalist
-    from common.data.listing.sources import detect, read_source
-    from common.data.listing.sources.base import inverted
-    from common.data.listing.splits import kept_parts
-    from common.data.problems import LeftOut
-    from common.errors import SettingsError
-
-    turned = inverted(mask_polarity)
-    place = Path(folder).expanduser().absolute()
-    kind = source or detect(place)
+    turned = inverted(settings.mask_polarity)
+    place = settings.folder.absolute()
+    kind = settings.source or detect(place)
     root = place if place.is_dir() else place.parent
     if kind != "datalist":
-        found = read_source(place, kind, mask_polarity=mask_polarity)
+        found = read_source(place, kind, mask_polarity=settings.mask_polarity)
         return found.cases, found.left_out, kind, root, {}
     if turned:
         raise SettingsError(
-            f"mask_polarity is {mask_polarity!r}, but {place} is a datalist, which says itself with inverted_masks "
-            "what is inverted; make it from the source with --mask_polarity, or add them to its entries"
+            f"mask_polarity is {settings.mask_polarity!r}, but {place} is a datalist, which says itself with "
+            "inverted_masks what is inverted; make it from the source with --mask_polarity, or add them to its entries"
         )
-    lists = read_datalist(place, "", keys=_paths(), channels=True)
+    lists = read_datalist(place, "", keys=_PATHS, channels=True)
     parts = kept_parts(lists, root) if lists["training"] and lists["validation"] else {}
     unique = {tuple(images_of(case)): case for members in lists.values() for case in members}
     return list(unique.values()), LeftOut(), kind, root, parts
 
 
-def _texts(value: Any) -> tuple[str, ...]:
-    """Return a setting of several texts; fire makes a tuple of a,b and leaves a single one."""
-    if value is None:
-        return ()
-    values = value if isinstance(value, (list, tuple)) else str(value).split(",")
-    return tuple(str(each).strip() for each in values if str(each).strip())
-
-
-def _entries(value: Any) -> tuple[str, ...]:
+def _entries(entries: tuple[str, ...]) -> tuple[str, ...]:
     """Return names and paths, or those that a text file lists."""
-    from common.errors import DataError
-
-    entries = _texts(value)
     if len(entries) == 1 and entries[0].endswith(".txt"):
         try:
             lines = Path(entries[0]).expanduser().read_text("utf-8-sig").splitlines()
@@ -276,18 +186,14 @@ def _relative(case: Case, base: Path) -> Case:
     def below(value: Any) -> Any:
         return [below(each) for each in value] if isinstance(value, list) else value.removeprefix(start)
 
-    return {key: below(value) if key in _paths() else value for key, value in case.items()}
+    return {key: below(value) if key in _PATHS else value for key, value in case.items()}
 
 
 def _report(
-    cases: Sequence[Case], found: Survey, groups: Sequence[str], left_out: LeftOut, *, folder: str, kind: str
+    cases: Sequence[Case], found: Survey, groups: Sequence[str], left_out: LeftOut, *, folder: Path, kind: str
 ) -> dict[str, Any]:
     """Gather what scan prints and writes."""
-    from common.data.cases import images_of
-    from common.data.checking.survey import kind_of
-    from common.data.listing.splits import subjects_of
-
-    subjects = np.array(subjects_of(cases, Path(folder).expanduser().absolute()))
+    subjects = np.array(subjects_of(cases, folder))
     named = np.array(groups)
     table = []
     for name, _ in Counter(groups).most_common():
@@ -311,7 +217,7 @@ def _report(
         {"image": images_of(cases[row])[0], "notes": notes} for row, notes in found.notes.items() if found.readable[row]
     ]
     return {
-        "folder": str(Path(folder).expanduser().absolute()),
+        "folder": str(folder),
         "source": kind,
         "volumes": len(cases),
         "readable": int(found.readable.sum()),
@@ -385,8 +291,6 @@ def _table(report: Mapping[str, Any]) -> str:
 
 def _kinds_of_notes(noted: Sequence[Mapping[str, Any]]) -> list[tuple[int, str]]:
     """Return how many files have a note of each kind, and the first of them."""
-    from common.data.checking.survey import kind_of
-
     kinds: dict[str, list[str]] = {}
     for entry in noted:
         for note in entry["notes"]:
@@ -402,9 +306,7 @@ def _draw(
     path: Path,
 ) -> None:
     """Draw histograms of spacings and sizes, and the middle axial slices of a few volumes with their aspects."""
-    from common.data.cases import case_name
     from common.figures import plt
-    from common.files import replace_file
 
     count = -(-max(len(slices), 1) // 6)
     figure = plt.figure(figsize=(12, 3 + 2.2 * count), layout="constrained")

@@ -4,19 +4,14 @@
 from __future__ import annotations
 
 from ..studies.commands import opened, written
+from ..studies.settings import Report
+from .report import write_report
 
 __all__ = ["report"]
 
 
-def report(study: str, output: str = "") -> None:
-    """Write the report of what is finished.
-
-    Args:
-        study: YAML file.
-        output: folder of the study, instead of the one that the file says.
-    """
-    told = opened(study, output)
-    written(told)
-    from ..reporting.report import write_report
-
-    print(f"written: {write_report(told.folder)}")
+def report(settings: Report) -> None:
+    """Write the report of what is finished."""
+    study = opened(settings.study, settings.output)
+    written(study)
+    print(f"written: {write_report(study.folder)}")

@@ -3,81 +3,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from ..commanding.commands import truth
+from tqdm import tqdm
+
+from common.data import segmentation_task
+from common.data.cases import stem
+from common.data.listing.folders import volumes_in
+from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
+from common.errors import DataError
+from common.transforms import without_ending
+
+from .settings import Evaluate
 
 __all__ = ["evaluate"]
 
 
-def _label_maps(folder: Path) -> dict[str, Path]:
-    """Return the volumes below a folder by their path in it without endings, and print what is left out."""
-    from common.data.listing.folders import volumes_in
-    from common.errors import DataError
-    from common.transforms import without_ending
+def evaluate(settings: Evaluate) -> None:
+    """Score predictions."""
+    pairs, missing, unmatched = _pairs(settings)
+    labels, ignore_label = settings.labels, settings.ignore_label
+    if labels is None:
+        known = found_values(pairs, ignore_label=ignore_label, num_workers=settings.num_workers)
+        structures: dict[str, Sequence[int]] = {f"class {value}": (value,) for value in known}
+    else:
+        task = segmentation_task(labels, regions=settings.regions, ignore_label=ignore_label)
+        structures, known = dict(zip(task.names, task.values, strict=True)), list(task.label_values)
+        ignore_label = task.ignore_label
+    groups = None if settings.groups is None else str(settings.groups)
+    evaluate_pairs(
+        pairs,
+        output_dir=str(settings.output),
+        structures=structures,
+        known=known,
+        ignore_label=ignore_label,
+        tolerance_mm=settings.tolerance_mm,
+        group=settings.group,
+        resamples=settings.resamples,
+        seed=settings.seed,
+        num_workers=settings.num_workers,
+        strict=settings.strict,
+        settings={"labels": labels, "groups": groups, "predictions_without_reference": unmatched},
+        missing=missing,
+    )
 
-    found: dict[str, Path] = {}
-    for path in volumes_in(folder):
-        name = without_ending(path.relative_to(folder).as_posix())
-        if name in found:
-            raise DataError(f"{folder} holds both {found[name].name} and {path.name}; keep one of them")
-        found[name] = path
-    return found
 
-
-def evaluate(
-    predictions: str,
-    references: str,
-    labels: Sequence[str] | Mapping[str, int] | str | None = None,
-    regions: Mapping[str, Sequence[int]] | None = None,
-    ignore_label: int | None = None,
-    tolerance_mm: float = 1.0,
-    groups: str | None = None,
-    group: str | None = None,
-    output: str = "evaluation",
-    resamples: int = 2000,
-    seed: int = 12345,
-    num_workers: int = 2,
-    strict: bool = False,
-) -> None:
-    """Score predictions.
-
-    Args:
-        predictions: folder of label maps, or one file.
-        references: folder of label maps of the same names, or one file.
-        labels: names of the label values 0, 1, 2, ..., background first; the value of each name; or a dataset.json.
-        regions: sets of label values to score instead of the classes.
-        ignore_label: value of the references whose voxels count nowhere.
-        tolerance_mm: distance up to which NSD takes two surfaces as equal.
-        groups: CSV with a column "case" and others.
-        group: the column of it by whose values to report too.
-        output: folder to write to.
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-        num_workers: cases that are scored at a time.
-        strict: stop if a case cannot be scored.
-    """
-    from tqdm import tqdm
-
-    from common.data import segmentation_task
-    from common.data.cases import stem
-    from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
-    from common.errors import DataError, SettingsError
-    from common.paths import as_path
-
-    predicted, wanted = as_path(predictions), as_path(references)
-    for path in (predicted, wanted):
-        if not path.exists():
-            raise DataError(f"there is no file or folder {path}; check the path")
-    if predicted.is_dir() != wanted.is_dir():
-        raise SettingsError(f"{predicted} and {wanted} must both be folders, or both files")
-    if bool(groups) != bool(group):
-        raise SettingsError("groups and group belong together: --groups cases.csv --group centre")
-    if regions is not None and labels is None:
-        raise SettingsError("regions need the names of the label values: --labels \"['background','edema','core']\"")
-    if ignore_label is not None and (isinstance(ignore_label, bool) or not isinstance(ignore_label, int)):
-        raise SettingsError(f"ignore_label is {ignore_label!r}; it must be a whole number")
+def _pairs(settings: Evaluate) -> tuple[list[Pair], dict[str, DataError], list[str]]:
+    """Return predictions with their references, what references lack a prediction, and what predictions a reference."""
+    predicted, wanted = settings.predictions, settings.references
     if predicted.is_dir():
         ours, theirs = _label_maps(predicted), _label_maps(wanted)
     else:
@@ -96,29 +70,17 @@ def evaluate(
             f"no file of {predicted} has the name of one in {wanted}, for example {next(iter(theirs.values())).name}; "
             "rename them alike"
         )
-    table = read_groups(groups, str(group)) if groups else {}
-    pairs = [
-        Pair(name, str(ours[name]), str(path), table.get(name)) for name, path in theirs.items() if name not in missing
-    ]
-    if labels is None:
-        known = found_values(pairs, ignore_label=ignore_label, num_workers=num_workers)
-        structures: dict[str, Sequence[int]] = {f"class {value}": (value,) for value in known}
-    else:
-        task = segmentation_task(labels, regions=regions, ignore_label=ignore_label)
-        structures, known = dict(zip(task.names, task.values, strict=True)), list(task.label_values)
-        ignore_label = task.ignore_label
-    evaluate_pairs(
-        pairs,
-        output_dir=str(output),
-        structures=structures,
-        known=known,
-        ignore_label=ignore_label,
-        tolerance_mm=tolerance_mm,
-        group=None if group is None else str(group),
-        resamples=resamples,
-        seed=seed,
-        num_workers=num_workers,
-        strict=truth(strict),
-        settings={"labels": labels, "groups": groups, "predictions_without_reference": unmatched},
-        missing=missing,
-    )
+    table = read_groups(str(settings.groups), str(settings.group)) if settings.groups else {}
+    named = [name for name in theirs if name not in missing]
+    return [Pair(name, str(ours[name]), str(theirs[name]), table.get(name)) for name in named], missing, unmatched
+
+
+def _label_maps(folder: Path) -> dict[str, Path]:
+    """Return the volumes below a folder by their path in it without endings, and print what is left out."""
+    found: dict[str, Path] = {}
+    for path in volumes_in(folder):
+        name = without_ending(path.relative_to(folder).as_posix())
+        if name in found:
+            raise DataError(f"{folder} holds both {found[name].name} and {path.name}; keep one of them")
+        found[name] = path
+    return found

@@ -4,67 +4,41 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from common.engines.probing import ProbeResult
+from common.engines.features import FROZEN_CAVEAT, read_features
+from common.engines.probing import ProbeResult, probe_features, read_target
+from common.files import write_json
+from common.paths import file_name
+from common.tables import write_table
+
+from .feature_map import draw_map
+from .settings import Probe
 
 __all__ = ["probe"]
 
 
-def probe(
-    features: str,
-    table: str,
-    target: str,
-    group: str | None = None,
-    task: str | None = None,
-    folds: int = 5,
-    repeats: int = 3,
-    resamples: int = 2000,
-    seed: int = 0,
-    output: str | None = None,
-) -> None:
-    """Probe features.
-
-    Args:
-        features: folder that the features config wrote, or its features.csv.
-        table: CSV with the columns case and target.
-        target: column to tell.
-        group: column whose values are never torn apart by a split, such as the patient.
-        task: classification or regression; by the values unless given.
-        folds: of the outer cross-validation.
-        repeats: of it, with other folds.
-        resamples: of the bootstrap.
-        seed: of everything random.
-        output: folder to write; default probe_<target> beside the features.
-    """
-    from common.engines.features import FROZEN_CAVEAT, read_features
-    from common.engines.probing import probe_features, read_target
-    from common.files import write_json
-    from common.paths import as_path, file_name
-    from common.tables import write_table
-
-    from .feature_map import draw_map
-
-    source = as_path(features)
+def probe(settings: Probe) -> None:
+    """Probe features."""
+    source = settings.features
     beside = source if source.is_dir() else source.parent
-    folder = as_path(output) if output else beside / f"probe_{file_name(str(target))}"
+    folder = settings.output or beside / f"probe_{file_name(settings.target)}"
     cases, values = read_features(source)
-    wanted = read_target(str(table), cases, target=str(target), group=None if group is None else str(group), task=task)
-    result = probe_features(values, wanted, folds=folds, repeats=repeats, resamples=resamples, seed=seed)
-    how = draw_map(folder / "map.png", values[wanted.rows], wanted, seed=seed)
+    wanted = read_target(str(settings.table), cases, target=settings.target, group=settings.group, task=settings.task)
+    how_often = {name: getattr(settings, name) for name in ("folds", "repeats", "resamples", "seed")}
+    result = probe_features(values, wanted, **how_often)
+    how = draw_map(folder / "map.png", values[wanted.rows], wanted, seed=settings.seed)
     about = beside / "features.json"
-    settings = {"folds": folds, "repeats": repeats, "resamples": resamples, "seed": seed, "group": group}
     write_json(
         {
             "features": str(source.absolute()),
-            "table": str(as_path(table).absolute()),
+            "table": str(settings.table.absolute()),
             "target": wanted.name,
             "task": wanted.task,
             "classes": wanted.classes,
             "cases": len(wanted.cases),
             "groups": None if wanted.groups is None else len(set(wanted.groups.tolist())),
-            "settings": settings,
+            "settings": {**how_often, "group": settings.group},
             "folds_used": result.folds,
             "scores": result.metrics,
             "chosen": result.chosen,
@@ -77,7 +51,7 @@ def probe(
     write_table(folder / "probe.csv", *_predictions(result))
     for note in result.notes:
         print(f"note: {note}")
-    print(_table(result, repeats))
+    print(_table(result, settings.repeats))
     print(f"{FROZEN_CAVEAT.split('. ')[0]}.\nwritten: {folder}/probe.json, probe.csv, map.png ({how})")
 
 

@@ -10,12 +10,22 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from common.bundles import check_links
+from common.data import SegmentationTask, labelled_lists, pretraining_lists, usable_cases
+from common.errors import DataError, SettingsError
+from common.transforms import read_header, read_volume
 
 from ..commanding.environment import ROOT
+from ..preparing.template import LABELS, NOTICE, write_template_data
+from .report import Start, write_report
+from .settings import Quickstart
 
 __all__ = ["quickstart"]
 
@@ -82,11 +92,6 @@ class Chain:
 
 def _sizes(folder: Path) -> tuple[float, int, float]:
     """Return the entry of ``_SIZES`` for these volumes, whose crops then show much of them; reads headers only."""
-    import numpy as np
-
-    from common.errors import DataError
-    from common.transforms import read_header
-
     lists = json.loads((folder / "datalist.json").read_text("utf-8"))
     sides = []
     for case in lists["training"][:20]:
@@ -102,18 +107,11 @@ def _sizes(folder: Path) -> tuple[float, int, float]:
 
 def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list[str]]:
     """Write a datalist of the user's folder; return what each part is, and the class names if it is labelled."""
-    from common.data import SegmentationTask, labelled_lists, pretraining_lists, usable_cases
-    from common.errors import DataError
-    from common.transforms import read_volume
-
     try:
         cases = [case for part in labelled_lists(str(data)).values() for case in part]
         cases = list({case["image"]: case for case in cases}.values())
     except DataError:
-        try:
-            lists = pretraining_lists(str(data))
-        except DataError as error:
-            raise SystemExit(f"Stopped: {error}") from error
+        lists = pretraining_lists(str(data))
         (folder / "datalist.json").write_text(json.dumps(lists, indent=1), "utf-8")
         return {"learn": f"{len(lists['training'])} volumes of {data}, {len(lists['validation'])} to validate on"}, []
     top = 0
@@ -121,15 +119,10 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
         if Path(case["label"]).is_file():
             top = max(top, int(read_volume(case["label"])[0].max()))
     labels = ["background", *(f"class {value}" for value in range(1, top + 1))]
-    try:
-        cases = usable_cases(cases, task=SegmentationTask(labels))
-    except DataError as error:
-        raise SystemExit(f"Stopped: {error}") from error
+    cases = usable_cases(cases, task=SegmentationTask(labels))
     random.Random(seed).shuffle(cases)
     if len(cases) < 3:
-        raise SystemExit(
-            f"Stopped: {data} has {len(cases)} usable labelled case(s); 3 are needed to train, validate and test"
-        )
+        raise DataError(f"{data} has {len(cases)} usable labelled case(s); 3 are needed to train, validate and test")
     fifth = max(1, len(cases) // 5)
     lists = {"training": cases[2 * fifth :], "validation": cases[:fifth], "test": cases[fifth : 2 * fifth]}
     (folder / "datalist.json").write_text(json.dumps(lists, indent=1), "utf-8")
@@ -146,119 +139,137 @@ def _merge(settings: str, own: str) -> str:
     return " ".join(f"{name} {value}" for name, value in dict(zip(words[::2], words[1::2], strict=True)).items())
 
 
-def quickstart(
-    bundle: str = "mae_resenc_l",
-    data: str | None = None,
-    output: str | None = None,
-    seed: int = 0,
-    scale: float = 1.0,
-) -> None:
-    """Run the chain and write the report.
-
-    Args:
-        bundle: any of the folders in bundles/.
-        data: folder of your own NIfTI; with images/ and labels/ inside, segmentation is learned too.
-        output: where everything goes; default quickstart/<bundle>.
-        seed: of data, draws and networks.
-        scale: factor on the number of training steps.
-    """
-    known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml"))
-    if bundle not in known:
-        raise SystemExit(f"Stopped: there is no bundle {bundle!r}; choose one of {', '.join(known)}")
-    check_links(ROOT / "bundles" / bundle)
-    if data is not None and not Path(data).is_dir():
-        raise SystemExit(f"Stopped: there is no folder {data}; give --data a folder with NIfTI files")
-    recipe = _BACKBONES["primus" if "primus" in bundle else "resenc"]
-    folder = Path(output).absolute() if output else ROOT / "quickstart" / bundle
-    settings = {"bundle": bundle, "data": data and str(Path(data).absolute()), "seed": seed, "scale": scale}
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / "settings.json"
-    if any(folder.iterdir()) and (not marker.exists() or json.loads(marker.read_text()) != settings):
-        raise SystemExit(f"Stopped: {folder} holds something else already; empty it or give another --output")
-    marker.write_text(json.dumps(settings))
-
-    from ..preparing.template import LABELS, NOTICE, write_template_data
-
+def quickstart(settings: Quickstart) -> None:
+    """Run the chain and write the report."""
+    check_links(ROOT / "bundles" / settings.bundle)
+    folder = settings.output.absolute() if settings.output else ROOT / "quickstart" / settings.bundle
+    _claim(folder, settings)
     began = time.monotonic()
-    if data is None:
-        print("simulated scans of the MNI152 template", flush=True)
-        labels, notice = LABELS, NOTICE
-        described = folder / "parts.json"
-        if not described.exists():
-            described.write_text(json.dumps(write_template_data(folder, seed=seed)), "utf-8")
-        parts = json.loads(described.read_text("utf-8"))
-    else:
-        notice = "your own data"
-        parts, labels = _own_data(Path(data), folder, seed)
-
-    spacing, patch, more_steps = _sizes(folder)
-
-    def longer(text: str) -> str:
-        words = text.split()
-        index = words.index("--iterations_per_epoch") + 1
-        words[index] = str(max(1, round(int(words[index]) * scale * more_steps)))
-        return " ".join(words)
-
-    chain = Chain(bundle, folder)
+    parts, labels = _data(settings, folder)
+    recipe = _recipe(settings, folder)
+    chain = Chain(settings.bundle, folder)
     datalist = f"--datalist {shlex.quote(str(folder / 'datalist.json'))}"
-    common = f"--spacing_mm {spacing} {recipe['network']} --num_workers 0"
-    crop = f"--patch_size [{patch},{patch},{patch}]"
-    own = next((text for name, text in _METHODS.items() if bundle.startswith(name)), "")
-    pretraining = _merge(f"{crop} --batch_size 2 {longer(recipe['pretrain'])}", own)
-    common_later = f"{common} {crop}"
-    names = f"--labels {shlex.quote(str(labels))}"
-
-    def place(key: str, path: str) -> str:
-        return f"--{key} {shlex.quote(str(folder / path))}"
-
     chain.run(
         "pre-training without labels",
         "pretrain",
-        *(datalist, common, pretraining, f"--val_iterations 4 --seed {seed}"),
-        *(place("output_dir", "pretraining"), place("ckpt_dir", "models"), place("store_dir", "store")),
+        *(datalist, recipe.common, recipe.pretraining, f"--val_iterations 4 --seed {settings.seed}"),
+        *(_place(folder, "output_dir", "pretraining"), _place(folder, "ckpt_dir", "models")),
+        _place(folder, "store_dir", "store"),
     )
     if labels:
         held_out = json.loads((folder / "datalist.json").read_text("utf-8"))["test"]
         (folder / "test.json").write_text(json.dumps({"validation": held_out}), "utf-8")
         for name, extra in (("pre-trained", ""), ("from scratch", "--from_scratch true")):
-            where = name.replace(" ", "_")
-            if (folder / where / "finished").exists():
-                print(f"\n== fine-tuning {name}: done before")
-                continue
-            chain.run(
-                f"fine-tuning, {name}",
-                "train",
-                *(datalist, common_later, longer(recipe["train"]), names, f"--seed {seed} --val_interval 2 {extra}"),
-                *(place("pretrained", "models/pretrained_encoder.pt"), place("output_dir", where)),
-                place("ckpt_dir", f"{where}/models"),
-            )
-            chain.run(
-                f"predicting the unseen part, {name}",
-                "inference",
-                *(datalist, common_later, names, place("ckpt_dir", f"{where}/models"), "--overwrite true"),
-                place("output_dir", f"{where}/predictions"),
-            )
-            chain.run(
-                f"scoring, {name}",
-                "evaluate",
-                *(f"--datalist {shlex.quote(str(folder / 'test.json'))} --split validation", names),
-                *(place("predictions", f"{where}/predictions"), place("output_dir", where)),
-            )
-            (folder / where / "finished").touch()
-
-    from .report import write_report
-
+            _fine_tune(chain, name, labels, recipe, datalist, f"--seed {settings.seed} --val_interval 2 {extra}")
     path = write_report(
         folder,
-        bundle=bundle,
-        labels=labels,
-        parts=parts,
-        notice=notice,
-        template=data is None,
-        sizes=f"{spacing:g} mm voxels, {patch}-voxel crops",
-        commands=chain.commands,
-        seconds={**chain.seconds, "everything": time.monotonic() - began},
-        peak_mib=chain.peak_mib,
+        Start(
+            settings.bundle,
+            labels,
+            parts,
+            notice=NOTICE if settings.data is None else "your own data",
+            template=settings.data is None,
+            sizes=recipe.sizes,
+            commands=chain.commands,
+            seconds={**chain.seconds, "everything": time.monotonic() - began},
+            peak_mib=chain.peak_mib,
+        ),
     )
     print(f"\nEverything took {time.monotonic() - began:.0f} s and at most {chain.peak_mib:.0f} MiB in one process.")
     print(f"Open {path} in a browser.")
+
+
+def _claim(folder: Path, settings: Quickstart) -> None:
+    """Refuse a folder that holds something else, and write down what this one is for."""
+    data = settings.data and str(settings.data)
+    asked: dict[str, Any] = {"bundle": settings.bundle, "data": data, "seed": settings.seed, "scale": settings.scale}
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / "settings.json"
+    if any(folder.iterdir()) and (not marker.exists() or json.loads(marker.read_text()) != asked):
+        raise SettingsError(f"{folder} holds something else already; empty it or give another --output")
+    marker.write_text(json.dumps(asked))
+
+
+def _data(settings: Quickstart, folder: Path) -> tuple[dict[str, str], list[str]]:
+    """Write or find the data; return what each part is, and the class names if it is labelled."""
+    if settings.data is not None:
+        return _own_data(settings.data, folder, settings.seed)
+    print("simulated scans of the MNI152 template", flush=True)
+    described = folder / "parts.json"
+    if not described.exists():
+        described.write_text(json.dumps(write_template_data(folder, seed=settings.seed)), "utf-8")
+    return json.loads(described.read_text("utf-8")), LABELS
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is set on the command lines of one quick start.
+
+    Attributes:
+        common: to all runs.
+        pretraining: to pre-training besides.
+        crop: to all later runs.
+        training: to fine-tuning besides.
+        sizes: of voxels and crops, in words.
+    """
+
+    common: str
+    pretraining: str
+    crop: str
+    training: str
+    sizes: str
+
+
+def _recipe(settings: Quickstart, folder: Path) -> Recipe:
+    """Return the settings that suit the bundle and the volumes."""
+    spacing, patch, more_steps = _sizes(folder)
+    recipe = _BACKBONES["primus" if "primus" in settings.bundle else "resenc"]
+
+    def longer(text: str) -> str:
+        words = text.split()
+        index = words.index("--iterations_per_epoch") + 1
+        words[index] = str(max(1, round(int(words[index]) * settings.scale * more_steps)))
+        return " ".join(words)
+
+    crop = f"--patch_size [{patch},{patch},{patch}]"
+    own = next((text for name, text in _METHODS.items() if settings.bundle.startswith(name)), "")
+    return Recipe(
+        common=f"--spacing_mm {spacing} {recipe['network']} --num_workers 0",
+        pretraining=_merge(f"{crop} --batch_size 2 {longer(recipe['pretrain'])}", own),
+        crop=crop,
+        training=longer(recipe["train"]),
+        sizes=f"{spacing:g} mm voxels, {patch}-voxel crops",
+    )
+
+
+def _place(folder: Path, key: str, path: str) -> str:
+    return f"--{key} {shlex.quote(str(folder / path))}"
+
+
+def _fine_tune(chain: Chain, name: str, labels: Sequence[str], recipe: Recipe, datalist: str, extra: str) -> None:
+    """Fine-tune one way, predict the unseen part and score it, unless that is done."""
+    folder, where = chain.folder, name.replace(" ", "_")
+    if (folder / where / "finished").exists():
+        print(f"\n== fine-tuning {name}: done before")
+        return
+    common, names = f"{recipe.common} {recipe.crop}", f"--labels {shlex.quote(str(list(labels)))}"
+    models = _place(folder, "ckpt_dir", f"{where}/models")
+    chain.run(
+        f"fine-tuning, {name}",
+        "train",
+        *(datalist, common, recipe.training, names, extra),
+        *(_place(folder, "pretrained", "models/pretrained_encoder.pt"), _place(folder, "output_dir", where), models),
+    )
+    chain.run(
+        f"predicting the unseen part, {name}",
+        "inference",
+        *(datalist, common, names, models, "--overwrite true"),
+        _place(folder, "output_dir", f"{where}/predictions"),
+    )
+    chain.run(
+        f"scoring, {name}",
+        "evaluate",
+        *(f"--datalist {shlex.quote(str(folder / 'test.json'))} --split validation", names),
+        *(_place(folder, "predictions", f"{where}/predictions"), _place(folder, "output_dir", where)),
+    )
+    (folder / where / "finished").touch()

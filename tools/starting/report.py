@@ -10,14 +10,17 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from matplotlib.colors import ListedColormap
 
+from common.drawing import canonical_voxels
 from common.figures import Figure, plt
+from common.transforms import without_ending
 
-__all__ = ["threshold_baseline", "write_report"]
+__all__ = ["Start", "threshold_baseline", "write_report"]
 
 # what the picture of pre-training shows, by the beginning of the bundle's name
 _MASKED = (
@@ -32,6 +35,18 @@ _PICTURES = {
     "voco": "Crops of validation scans: how alike the network finds them, and how much they truly overlap.",
     "simclr": "Crops of validation scans: how alike the network finds them, and how much they truly overlap.",
 }
+_OWN = """\
+# pre-train on any folder of NIfTI, with the published recipe (needs a GPU)
+python -m monai.bundle run --config_file bundles/{bundle}/configs/pretrain.yaml --bundle_root bundles/{bundle} \
+--dataset_dir FOLDER
+# fine-tune on FOLDER/images and FOLDER/labels (files of the same name)
+python -m monai.bundle run --config_file bundles/{bundle}/configs/train.yaml --bundle_root bundles/{bundle} \
+--dataset_dir FOLDER --labels "['background','lesion']"
+# segment new volumes
+python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml --bundle_root bundles/{bundle} \
+--dataset_dir FOLDER --labels "['background','lesion']"
+# this quick tour on your own data
+python tools/quickstart.py --bundle {bundle} --data FOLDER"""
 _RUNS = {"pre-trained": "pre-trained", "from scratch": "from_scratch"}
 _COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#f0e442"]
 _STYLE = """
@@ -87,9 +102,6 @@ def _curves(folder: Path, labelled: bool) -> str:
 
 
 def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> str:
-    from common.drawing import canonical_voxels
-    from common.transforms import without_ending
-
     name = f"{without_ending(Path(case['image']).name)}.nii.gz"
     predictions = {run: folder / where / "predictions" / name for run, where in _RUNS.items()}
     image, maps, spacing = canonical_voxels(case["image"], {"label": case["label"], **predictions})
@@ -132,8 +144,6 @@ def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> s
 
 def _scaled(case: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """Return a scan over its 98th percentile, and its label, as rows of voxels."""
-    from common.drawing import canonical_voxels
-
     image, maps, _ = canonical_voxels(case["image"], {"label": case["label"]})
     return (image / np.percentile(image, 98)).ravel(), maps["label"].ravel()
 
@@ -181,104 +191,116 @@ def _scores(folder: Path, where: str) -> dict[str, float]:
     }
 
 
-def write_report(
-    folder: Path,
-    *,
-    bundle: str,
-    labels: Sequence[str],
-    parts: Mapping[str, str],
-    notice: str,
-    template: bool,
-    sizes: str,
-    commands: Sequence[str],
-    seconds: Mapping[str, float],
-    peak_mib: float,
-) -> Path:
+@dataclass(frozen=True)
+class Start:
+    """What a quick start did.
+
+    Attributes:
+        bundle: name.
+        labels: class names, background first; none without labels.
+        parts: what the data to learn from and to test on are.
+        notice: whose data they are.
+        template: whether they are of the template.
+        sizes: of voxels and crops, in words.
+        commands: that were run.
+        seconds: of each part.
+        peak_mib: most memory of one process.
+    """
+
+    bundle: str
+    labels: Sequence[str]
+    parts: Mapping[str, str]
+    notice: str
+    template: bool
+    sizes: str
+    commands: Sequence[str]
+    seconds: Mapping[str, float]
+    peak_mib: float
+
+
+def write_report(folder: Path, start: Start) -> Path:
     """Write ``report.html`` into the quick start's folder and print its table; return its path."""
-    lists = json.loads((folder / "datalist.json").read_text("utf-8"))
+    bundle = start.bundle
+    body = [f"<h1>Quick start of {html.escape(bundle)}</h1>", *_about_data(start)]
+    if start.labels:
+        body += _of_labels(folder, start)
     pictures = sorted((folder / "pretraining" / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)
-    history = _history(folder / "pretraining")
-    body = [f"<h1>Quick start of {html.escape(bundle)}</h1>"]
-    if template:
-        body.append(
-            "<p>Data: simulated scans of the <b>MNI152 group-average template</b>, which is the average of many "
-            "heads and nobody's scan. Each scan has its own receive field, contrast and noise. Networks learn from "
-            f"{parts['learn']}; they are tested on {parts['test']}. The template is nearly mirror-symmetric, so "
-            "it is split from back to front, never left from right.</p>"
-        )
-    else:
-        body.append(f"<p>Data: {html.escape('; tested on '.join(parts.values()))}.</p>")
-    body.append(
-        f"<p class=note>A narrow network, {sizes} and a few hundred steps, so that it "
-        "fits into minutes on two CPU cores. It shows that the chain works on your machine, not how good it is.</p>"
-    )
-    if labels:
-        classes = list(labels[1:])
-        rows: dict[str, list[float]] = {}
-        if template:
-            by_threshold = threshold_baseline(
-                [{key: str(folder / path) for key, path in case.items()} for case in lists["training"]],
-                [{key: str(folder / path) for key, path in case.items()} for case in lists["test"]],
-                len(classes),
-            )
-            rows["intensity thresholds (no network)"] = by_threshold
-        for name, where in _RUNS.items():
-            scores = _scores(folder, where)
-            rows[f"network, {name}"] = [scores[label] for label in classes]
-        table = "".join(
-            f"<tr><td>{name}</td>" + "".join(f"<td>{v:.3f}</td>" for v in [*values, float(np.mean(values))]) + "</tr>"
-            for name, values in rows.items()
-        )
-        heads = "".join(f"<th>{html.escape(name)}</th>" for name in [*classes, "mean"])
-        body.append(f"<h2>Dice on the unseen part</h2><table><tr><th></th>{heads}</tr>{table}</table>")
-        difference = float(np.mean(rows["network, pre-trained"]) - np.mean(rows["network, from scratch"]))
-        body.append(
-            f"<p class=note>Pre-trained minus from scratch: {difference:+.3f}, same steps, same seed, one run "
-            "each. So short a pre-training on so little data says nothing about the published weights.</p>"
-        )
-        print("\nDice on the unseen part")
-        width = max(len(name) for name in rows)
-        print(" " * width, *(f"{name:>13}" for name in [*classes, "mean"]))
-        for name, values in rows.items():
-            print(f"{name:<{width}}", *(f"{value:13.3f}" for value in [*values, float(np.mean(values))]))
-        case = {k: str(folder / v) for k, v in lists["test"][0].items()}
-        body.append(f"<h2>Predictions on the unseen part</h2>{_overlays(case, folder, labels)}")
     if pictures:
-        loss = history[-1].get("val_loss", history[-1]["train_loss"])
+        last = _history(folder / "pretraining")[-1]
         told = next(text for name, text in _PICTURES.items() if bundle.startswith(name))
         body.append(
-            f"<h2>What pre-training learned</h2><p>{told} The validation loss is {loss:.3f}.</p>"
+            f"<h2>What pre-training learned</h2><p>{told} The validation loss is "
+            f"{last.get('val_loss', last['train_loss']):.3f}.</p>"
             + _image(pictures[-1].read_bytes(), "what the network sees and what it makes of it")
         )
-    body.append(f"<h2>Curves</h2>{_curves(folder, bool(labels))}")
-    own = (
-        f"# pre-train on any folder of NIfTI, with the published recipe (needs a GPU)\n"
-        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/pretrain.yaml --bundle_root "
-        f"bundles/{bundle} --dataset_dir FOLDER\n"
-        f"# fine-tune on FOLDER/images and FOLDER/labels (files of the same name)\n"
-        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/train.yaml --bundle_root bundles/{bundle} "
-        f"--dataset_dir FOLDER --labels \"['background','lesion']\"\n"
-        f"# segment new volumes\n"
-        f"python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml --bundle_root "
-        f"bundles/{bundle} --dataset_dir FOLDER --labels \"['background','lesion']\"\n"
-        f"# this quick tour on your own data\n"
-        f"python tools/quickstart.py --bundle {bundle} --data FOLDER"
-    )
-    body.append(f"<h2>Go on with your own data</h2><pre>{html.escape(own)}</pre>")
-    body.append(
-        f"<h2>What was run</h2><pre>{html.escape(chr(10).join(commands)) or 'all parts were done before'}</pre>"
-    )
-    times = "".join(f"<tr><td>{html.escape(name)}</td><td>{value:.0f} s</td></tr>" for name, value in seconds.items())
+    body.append(f"<h2>Curves</h2>{_curves(folder, bool(start.labels))}")
+    body.append(f"<h2>Go on with your own data</h2><pre>{html.escape(_OWN.format(bundle=bundle))}</pre>")
+    ran = html.escape("\n".join(start.commands)) or "all parts were done before"
+    body.append(f"<h2>What was run</h2><pre>{ran}</pre>")
+    rows = (f"<tr><td>{html.escape(name)}</td><td>{value:.0f} s</td></tr>" for name, value in start.seconds.items())
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("monai", "torch", "pytorch-ignite"))
     body.append(
-        f"<table>{times}</table><p class=note>{html.escape(platform.machine())}, Python {platform.python_version()}, "
-        f"{versions}; largest process {peak_mib:.0f} MiB. {html.escape(notice)}</p>"
+        f"<table>{''.join(rows)}</table><p class=note>{html.escape(platform.machine())}, Python "
+        f"{platform.python_version()}, {versions}; largest process {start.peak_mib:.0f} MiB. "
+        f"{html.escape(start.notice)}</p>"
     )
     path = folder / "report.html"
-    title = f"Quick start of {bundle}"
     path.write_text(
-        "<!doctype html><html lang=en><meta "
-        f"charset=utf-8><title>{title}</title><style>{_STYLE}</style>{''.join(body)}</html>\n",
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>Quick start of {bundle}</title>"
+        f"<style>{_STYLE}</style>{''.join(body)}</html>\n",
         "utf-8",
     )
     return path
+
+
+def _about_data(start: Start) -> list[str]:
+    """Return paragraphs on the data and on what such a run can show."""
+    if start.template:
+        data = (
+            "<p>Data: simulated scans of the <b>MNI152 group-average template</b>, which is the average of many "
+            "heads and nobody's scan. Each scan has its own receive field, contrast and noise. Networks learn from "
+            f"{start.parts['learn']}; they are tested on {start.parts['test']}. The template is nearly "
+            "mirror-symmetric, so it is split from back to front, never left from right.</p>"
+        )
+    else:
+        data = f"<p>Data: {html.escape('; tested on '.join(start.parts.values()))}.</p>"
+    return [
+        data,
+        f"<p class=note>A narrow network, {start.sizes} and a few hundred steps, so that it "
+        "fits into minutes on two CPU cores. It shows that the chain works on your machine, not how good it is.</p>",
+    ]
+
+
+def _of_labels(folder: Path, start: Start) -> list[str]:
+    """Return the table of scores, which is printed too, and predictions to look at."""
+    lists = json.loads((folder / "datalist.json").read_text("utf-8"))
+    classes = list(start.labels[1:])
+    rows: dict[str, list[float]] = {}
+    if start.template:
+        train, test = (
+            [{key: str(folder / path) for key, path in case.items()} for case in lists[part]]
+            for part in ("training", "test")
+        )
+        rows["intensity thresholds (no network)"] = threshold_baseline(train, test, len(classes))
+    for name, where in _RUNS.items():
+        scores = _scores(folder, where)
+        rows[f"network, {name}"] = [scores[label] for label in classes]
+    shown = {name: [*values, float(np.mean(values))] for name, values in rows.items()}
+    table = "".join(
+        f"<tr><td>{name}</td>" + "".join(f"<td>{value:.3f}</td>" for value in values) + "</tr>"
+        for name, values in shown.items()
+    )
+    heads = "".join(f"<th>{html.escape(name)}</th>" for name in [*classes, "mean"])
+    difference = shown["network, pre-trained"][-1] - shown["network, from scratch"][-1]
+    print("\nDice on the unseen part")
+    width = max(len(name) for name in rows)
+    print(" " * width, *(f"{name:>13}" for name in [*classes, "mean"]))
+    for name, values in shown.items():
+        print(f"{name:<{width}}", *(f"{value:13.3f}" for value in values))
+    case = {k: str(folder / v) for k, v in lists["test"][0].items()}
+    return [
+        f"<h2>Dice on the unseen part</h2><table><tr><th></th>{heads}</tr>{table}</table>",
+        f"<p class=note>Pre-trained minus from scratch: {difference:+.3f}, same steps, same seed, one run "
+        "each. So short a pre-training on so little data says nothing about the published weights.</p>",
+        f"<h2>Predictions on the unseen part</h2>{_overlays(case, folder, start.labels)}",
+    ]

@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 from common.errors import SettingsError
 
-from ..commanding.commands import shard_parts
 from ..commanding.environment import ROOT
 from .definition import Study
 from .execution import FAILED, pieces, state
 
-__all__ = ["ELSEWHERE", "Place", "places", "run_pieces", "shard_of"]
+__all__ = ["ELSEWHERE", "Place", "places", "run_pieces"]
 
 ELSEWHERE = 75  # exit status of a process that found its piece being worked on
 _POLL = 0.5  # seconds
@@ -68,34 +67,19 @@ def places(gpus: str = "", jobs: int = 0) -> list[Place]:
     return [Place(device, threads) for device in either for _ in range(each)]
 
 
-def shard_of(names: Sequence[str], shard: str) -> list[str]:
-    """Return every n-th name, for i/n with i from 0 to n - 1.
-
-    Raises:
-        SettingsError: if it is not of that form.
-
-    Example:
-        >>> shard_of(["a", "b", "c"], "0/2")
-        ['a', 'c']
-    """
-    part, parts = shard_parts(shard)
-    return list(names[part::parts])
-
-
-def run_pieces(study: Study, where: Sequence[Place], *, shard: str = "") -> dict[str, str]:
+def run_pieces(study: Study, where: Sequence[Place], *, shard: tuple[int, int] = (0, 1)) -> dict[str, str]:
     """Do what is not done, with a progress bar; a failed piece is told, and tried again by the next call.
 
     Args:
         study: to run.
         where: one piece at a time runs at each.
-        shard: i/n does every n-th run, and the pre-training that it needs.
+        shard: which of how many parts; of every n-th run, with the pre-training that it needs.
 
     Returns:
         why pieces failed, by name.
     """
-    runs = study.runs()
-    if shard:
-        runs = [runs[int(index)] for index in shard_of([str(index) for index in range(len(runs))], shard)]
+    part, parts = shard
+    runs = study.runs()[part::parts]
     order = pieces(study, runs)
     waiting = {name: needs for name, needs in order.items() if state(study.folder / name) != "finished"}
     failed: dict[str, str] = {}

@@ -1,0 +1,67 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Run every check of the project."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+from ..commanding.environment import ROOT
+from ..commanding.locks import lock_problems
+from .configs import configs_are_good
+from .settings import Check
+
+__all__ = ["check"]
+
+_MOST_WORKERS = 8  # each holds a gigabyte or more
+_APART = ("--dist", "loadscope", "--no-loadscope-reorder")  # a file's fixtures are made in one process
+
+
+def check(settings: Check) -> None:
+    """Run the checks; one line per step.
+
+    Raises:
+        SystemExit: with status 1, if any fails.
+    """
+    os.chdir(ROOT)
+    python = [sys.executable, "-m"]
+    if settings.fix:
+        subprocess.run([*python, "ruff", "format", "--quiet", "."])
+        subprocess.run([*python, "ruff", "check", "--quiet", "--fix", "."])
+    tests = ["-m", "not label" if settings.all else "not slow and not label"]
+    tests += ["--ignore", "tests/bundles/test_runs.py", "--ignore", "tests/ecosystem"] if settings.fast else []
+    steps: dict[str, list[str]] = {
+        "format": [*python, "ruff", "format", "--check", "."],
+        "lint": [*python, "ruff", "check", "."],
+        "types": [*python, "mypy"],
+        "tests": [*python, "pytest", "-q", "-n", str(_workers()), *_APART, *tests],
+    }
+    if settings.all:
+        steps["label"] = [*python, "pytest", "-q", "-m", "label", "tests/ecosystem"]
+    results: list[tuple[str, bool, float]] = []
+    quick = {"configs": configs_are_good, "locks": _locks_are_fresh}
+    for name in (*quick, *steps):
+        print(f"== {name}", flush=True)
+        began = time.monotonic()
+        passed = quick[name]() if name in quick else subprocess.run(steps[name]).returncode == 0
+        results.append((name, passed, time.monotonic() - began))
+    print()
+    for name, passed, seconds in results:
+        print(f"{'ok    ' if passed else 'FAILED'} {name:8} {seconds:6.0f} s")
+    if not min(passed for _, passed, _ in results):
+        raise SystemExit(1)
+
+
+def _locks_are_fresh() -> bool:
+    """Check that the locks are of the pins, without a network, and print each problem."""
+    for problem in (found := lock_problems()):
+        print(problem)
+    return not found
+
+
+def _workers() -> int:
+    """Return how many processes test at the same time: one for each core, since each uses one thread."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, _MOST_WORKERS)

@@ -1,0 +1,20 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Settings of the command that checks the project."""
+
+from __future__ import annotations
+
+from ..commanding.settings import settings
+
+__all__ = ["Check"]
+
+
+@settings
+class Check:
+    """What ``check`` is told."""
+
+    fast: bool = False
+    """Leave out the tests that run whole bundles."""
+    all: bool = False
+    """Run the slow tests and those of a MONAI Label server too."""
+    fix: bool = False
+    """Let ruff mend format and lint first."""

@@ -1,0 +1,74 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The encoders that are asked: those of the bundles, and files that are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.errors import SettingsError, WeightsError
+
+from ..commanding.environment import ROOT
+from ..studies.definition import cell_of, plain_name
+from .probes import Encoder
+
+__all__ = ["backbone_of", "find_candidates"]
+
+
+def backbone_of(bundle: str) -> str:
+    """Return resenc_l or primus_m."""
+    return cell_of(bundle)[1]
+
+
+def find_candidates(bundles: Sequence[str] = (), weights: Sequence[str] = ()) -> dict[str, Encoder]:
+    """Return the encoders to ask, by name.
+
+    Args:
+        bundles: whose own weights are asked; those of all that have some unless given, none for none.
+        weights: NAME=PATH of each further one.
+
+    Raises:
+        SettingsError: if a bundle is unknown, or a name is given twice.
+        WeightsError: if a bundle that was named has no weights, a file is missing, or there is nothing to ask.
+    """
+    own = {
+        path.parent.parent.name: path.parent.parent / "models" / "pretrained_encoder.pt"
+        for path in sorted(ROOT.glob("bundles/*/configs/features.yaml"))
+    }
+    found: dict[str, Encoder] = {}
+    for bundle in own if not bundles else [name for name in bundles if name != "none"]:
+        if bundle not in own:
+            raise SettingsError(f"--bundles names {bundle!r}; choose from {', '.join(own)}")
+        if own[bundle].is_file():
+            found[bundle] = Encoder(bundle, str(own[bundle]))
+        elif bundles:
+            raise WeightsError(
+                f"{bundle} has no weights {own[bundle]}; fetch or translate them with tools/import_checkpoint.py, "
+                f"pre-train with its pretrain config, or name a file: --weights {bundle}=FILE"
+            )
+    files: dict[str, Encoder] = {}
+    for entry in weights:
+        name, equals, path = entry.partition("=")
+        bundle = name.split("/")[0]
+        if not equals or bundle not in own:
+            raise SettingsError(
+                f"--weights has {entry!r}; write NAME=PATH with commas, where NAME is a bundle, or one with a name of "
+                f"yours as in mae_resenc_l/mine=encoder.pt; bundles are {', '.join(own)}"
+            )
+        file = Path(path).expanduser().absolute()
+        if not file.is_file():
+            raise WeightsError(f"--weights names {file} for {name}, which does not exist; correct the path")
+        if twice := next((other for other in files if plain_name(other) == plain_name(name)), None):
+            raise SettingsError(
+                f"--weights names {name} twice; write {bundle}/other={path} for one of them"
+                if twice == name
+                else f"--weights names {twice} and {name}, which would share a folder; rename one"
+            )
+        files[name] = Encoder(bundle, str(file))
+    found |= files
+    if not found:
+        raise WeightsError(
+            "there are no pre-trained encoders to choose from: no bundle has models/pretrained_encoder.pt; fetch the "
+            "published ones with tools/import_checkpoint.py, or name a file: --weights mae_resenc_l=FILE"
+        )
+    return found

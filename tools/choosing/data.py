@@ -1,0 +1,103 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The labelled cases that encoders are chosen for."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.data import labelled_lists, segmentation_task
+from common.data.cases import Case, images_of
+from common.data.checking.checks import usable_cases
+from common.data.listing.classified import classified_cases
+from common.errors import DataError, SettingsError
+from common.transforms import read_header
+
+from .settings import Choose
+
+__all__ = ["Data", "read_data"]
+
+CASES = 40  # labelled cases that segmentation is probed and fine-tuned on
+
+
+@dataclass
+class Data:
+    """Labelled cases of the user."""
+
+    kind: str  # segmentation or classification
+    cases: list[Case]
+    task: Any = None
+    target: str | None = None
+    group: str | None = None
+    channels: int = 1
+    spacing_mm: list[float] | None = None
+
+    @property
+    def units(self) -> int:
+        """How many cases, or groups of cases."""
+        return len({str(case[self.group]) for case in self.cases}) if self.group else len(self.cases)
+
+
+def read_data(settings: Choose) -> Data:
+    """Read and check the labelled cases.
+
+    Raises:
+        DataError: if they cannot be read, or are too few.
+        SettingsError: if the labels are not said.
+    """
+    found = _classified(settings) if settings.table else _labelled(settings)
+    group = settings.group
+    if group:
+        lacking = [case for case in found.cases if not str(case.get(group, ""))]
+        if lacking:
+            raise DataError(f"{lacking[0]['image']} has no {group!r}; add it to the table, or drop --group")
+    most = settings.cases or (len(found.cases) if settings.table else CASES)
+    if len(found.cases) > most:
+        kept = set(random.Random(settings.seed).sample(range(len(found.cases)), most))
+        print(f"{most} of {len(found.cases)} labelled cases are used; --cases takes more")
+        found.cases = [case for index, case in enumerate(found.cases) if index in kept]
+    found.cases = usable_cases(found.cases, task=found.task, channels=settings.channels)
+    if found.units < 2:
+        what = f"group ({group})" if group else "labelled case"
+        raise DataError(
+            f"{settings.data} has {found.units} usable {what}; what is learned from one cannot be judged on it: give "
+            "at least 2, better 20"
+        )
+    found.spacing_mm = _own_spacing(found.cases)
+    return found
+
+
+def _classified(settings: Choose) -> Data:
+    """Return images with a column of the table."""
+    table, channels = str(settings.table), settings.channels
+    cases = classified_cases(str(settings.data.absolute()), table=table, channels=channels)["training"]
+    for column in (settings.target, settings.group):
+        if column and cases and column not in cases[0]:
+            raise DataError(f"{table} has no column {column!r}; correct --target or --group")
+    return Data("classification", cases, target=settings.target, group=settings.group, channels=channels)
+
+
+def _labelled(settings: Choose) -> Data:
+    """Return images with label maps."""
+    data, beside = str(settings.data.absolute()), settings.data / "dataset.json"
+    labels = settings.labels or (str(beside) if beside.is_file() else None)
+    if labels is None:
+        raise SettingsError(
+            "name the classes, background first: --labels \"['background','lesion']\", or the path of a "
+            "dataset.json; for classification give --table and --target"
+        )
+    task = segmentation_task(labels)
+    place = ("", data) if data.endswith(".json") else (data, None)
+    groups = None if settings.groups is None else str(settings.groups)
+    cases = labelled_lists(*place, channels=settings.channels, groups=groups, fold="all")["training"]
+    return Data("segmentation", cases, task=task, group=settings.group, channels=settings.channels)
+
+
+def _own_spacing(cases: Sequence[Case]) -> list[float]:
+    """Return the median spacing of the files, ``(slice, row, column)``."""
+    sides = [read_header(images_of(case)[0]).spacing_mm[:3][::-1] for case in cases]
+    return [round(float(side), 4) for side in np.median(np.array(sides), axis=0)]

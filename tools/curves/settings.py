@@ -1,0 +1,69 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Settings of the commands that draw curves."""
+
+from __future__ import annotations
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..commanding.settings import Bundle, Existing, From, Labels, Reads, Rests, read, settings
+
+__all__ = ["LabelCurve", "Schedules"]
+
+
+def _count(value: object) -> int | str:
+    return "all" if value == "all" else read(Annotated[int, From(1)], value)
+
+
+Count = Annotated[int | str, Reads(_count, "numbers of cases, or all")]
+
+
+@settings
+class LabelCurve:
+    """What ``label_curve`` is told."""
+
+    bundle: Bundle
+    """Any of the folders in bundles/."""
+    data: Existing | Literal["mni"]
+    """Folder or datalist of labelled cases, or mni."""
+    cases: tuple[Count, ...] = (2, 4, 8, 16, "all")
+    """Numbers of labelled cases to fine-tune on; all means the whole training part of a fold."""
+    labels: Labels | None = None
+    """Class names, background first, or the path of a dataset.json."""
+    seeds: Annotated[int, From(1)] = 3
+    """Draws of cases, patches and networks for every number and fold."""
+    folds: Annotated[int, From(2)] = 2
+    """Every case is unseen in one of them."""
+    pretrained: Existing | None = None
+    """Encoder to start from; without one, it is pre-trained on the images of each training part."""
+    output: Path | None = None
+    """Where everything goes; default label_curve/<bundle>."""
+    splits: Existing | None = None
+    """JSON list of train and val names instead of folds; val is unseen."""
+    groups: Existing | None = None
+    """CSV with a column case and further columns."""
+    group: str | None = None
+    """The column that folds do not tear apart."""
+    rates: tuple[float, ...] = (0.3, 1.0, 3.0)
+    """Factors on the learning rate that are tried for each of the two."""
+    small: bool | None = None
+    """Narrow network and short runs; default is true without a GPU."""
+    settings: Rests = field(default_factory=dict)
+    """Of the bundle's configs; those of pre-training alone begin with pretrain_."""
+
+
+@settings
+class Schedules:
+    """What ``schedules`` is told."""
+
+    epochs: Annotated[int, From(1)] = 150
+    """Length of the run."""
+    lr: Annotated[float, From(0, above=True)] = 1e-3
+    """Peak learning rate."""
+    warmup_epochs: Annotated[int, From(0)] | None = None
+    """Of all but the default schedule; 15 of 150 and 50 of 1000 unless given."""
+    decoder_epochs: Annotated[int, From(0)] | None = None
+    """Of sawtooth and valley; the same unless given."""
+    output: Path = Path("schedules.png")
+    """Picture to write."""
