@@ -94,9 +94,15 @@ def test_intervals_grow_with_the_luck_of_runs(tmp_path: Path) -> None:
     assert widths[1] > 4 * widths[0]
 
 
-@pytest.mark.parametrize("name", ["cells", "comparison", "outcome", "results", "significance", "tables"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"reporting.{name}" for name in ("cells", "comparison", "outcome", "significance", "tables")),
+        "studies.results",
+    ],
+)
 def test_examples_in_docstrings(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"tools.reporting.{name}")).failed == 0
+    assert doctest.testmod(importlib.import_module(f"tools.{name}")).failed == 0
 
 
 def test_identical_arms_have_no_difference_at_all(tmp_path: Path) -> None:
