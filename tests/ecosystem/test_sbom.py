@@ -16,7 +16,8 @@ from packaging.requirements import Requirement
 
 from common.files import sha256
 from tools.commanding.locks import normal
-from tools.exporting.distribution import Derived, write_bundle
+from tools.exporting.configs import Derived
+from tools.exporting.distribution import Carried, write_bundle
 from tools.exporting.sbom import SBOM
 
 from .conftest import narrow_settings, write_encoder
@@ -88,7 +89,9 @@ def test_a_bundle_of_ones_own_is_listed_under_its_name_and_with_the_time_that_is
             monkeypatch.setenv("SOURCE_DATE_EPOCH", moment)
         folder = tmp_path / str(number) / "lesions"
         derived = Derived("lesions", ["background", "lesion"])
-        write_bundle(BUNDLE, folder, settings=narrow_settings(BUNDLE), encoder=encoder, derived=derived)
+        write_bundle(
+            BUNDLE, folder, settings=narrow_settings(BUNDLE), carried=Carried(encoder=encoder), derived=derived
+        )
         content = read(folder)
         assert content["metadata"]["component"]["name"] == "lesions"
         (part,) = (part for part in content["components"] if part["name"] == "models/pretrained_encoder.pt")
