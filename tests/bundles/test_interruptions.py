@@ -73,5 +73,5 @@ def test_an_interrupted_run_ends_in_a_sentence(
     assert not [path for path in temporary.iterdir() if not path.name.startswith("torchinductor_")]  # PyTorch's cache
     assert {path.name for path in (tmp_path / "models").iterdir()} <= {
         *(".training.lock", "pretraining_state.pt", "pretrained_encoder.pt", "pretrained_encoder.json"),
-        "pretrained_encoder_best.pt",
+        *("pretrained_encoder_best.pt", "pretrained_encoder_best.json"),
     }

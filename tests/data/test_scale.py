@@ -683,7 +683,7 @@ def test_commands_refuse_in_a_sentence(images: Path, tmp_path: Path) -> None:
             prepare(Prepare(str(images), str(tmp_path / "store"), shard=shard))
     with pytest.raises(SettingsError, match="it must be a number"):
         prepare(Prepare(str(images), str(tmp_path / "store"), spacing_mm="one"))
-    with pytest.raises(DataError, match="there is no folder"):
+    with pytest.raises(SettingsError, match=r"nothing'; it must be a file or folder that is there"):
         verify(Verify(str(tmp_path / "nothing")))
     with pytest.raises(DataError, match="holds no prepared volume"):
         verify(Verify(str(images)))

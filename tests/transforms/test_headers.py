@@ -22,6 +22,7 @@ from common.errors import DataError
 from common.transforms import FileKind, file_kind, files_behind, read_header, read_volume, volume_preprocessing
 from common.transforms.writing import header_like
 from tools.preparing.scanning import scan
+from tools.preparing.settings import Scan
 
 VOXELS = (np.arange(4 * 5 * 6) % 200).reshape(4, 5, 6)
 TURNED = np.array([[0, -1.5, 0, 10], [1, 0, 0, -20], [0, 0, 2, 30], [0, 0, 0, 1.0]])
@@ -428,7 +429,7 @@ def test_scan_names_each_file_that_other_programs_read_differently(
         "micron": {"sform": TURNED * [[1000], [1000], [1000], [1]], "xyzt_units": 3},
     }.items():
         write_nifti(tmp_path / "data" / f"{name}.nii", voxels, **fields)
-    scan(str(tmp_path / "data"), str(tmp_path / "out"))
+    scan(Scan(str(tmp_path / "data"), output=str(tmp_path / "out")))
     told = capsys.readouterr().out
     assert "4 volume(s) are read differently by other programs; nothing is left out:" in told
     assert re.search(
