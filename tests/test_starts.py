@@ -40,6 +40,9 @@ sys.exit({"zero": None, "three": 3, "words": "some words"}[sys.argv[1]])
 """
 
 
+NUMBER = 200  # of a file that is handed on
+
+
 @pytest.mark.parametrize("how", ["module", "script", "command"])
 def test_a_forked_process_is_what_python_starts(how: str, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
@@ -52,12 +55,13 @@ def test_a_forked_process_is_what_python_starts(how: str, tmp_path: Path) -> Non
 
     def done(command: str, ending: str, *options: str) -> subprocess.CompletedProcess[str]:
         with open(tmp_path / "input") as stdin, open(tmp_path / "here" / "program.py") as file:
+            os.dup2(file.fileno(), NUMBER)  # the same for both, whatever else is open meanwhile
             return subprocess.run(
-                [command, *options, *line, ending, "--flag", "a b", str(file.fileno())],
+                [command, *options, *line, ending, "--flag", "a b", str(NUMBER)],
                 cwd=tmp_path / ("here" if how == "module" else ""),
                 env=os.environ | own,
                 stdin=stdin,
-                pass_fds=[file.fileno()],
+                pass_fds=[NUMBER],
                 capture_output=True,
                 text=True,
             )
