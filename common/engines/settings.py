@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Mapping
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -20,6 +22,8 @@ from ..tasks import SegmentationTask
 from .written import path_settings, plain_numbers, typed_settings, written_settings
 
 __all__ = ["check_settings", "elsewhere", "model_settings"]
+
+_LONGEST_SOCKET = 103  # bytes of a path that every system of today takes
 
 
 def model_settings(
@@ -87,6 +91,23 @@ def _is_bundle(folder: Path) -> bool:
     return (folder / "configs" / "metadata.json").is_file()
 
 
+def _make_room_for_sockets() -> None:
+    """Make the folder of this run's sockets, below ``/tmp`` where ``TMPDIR`` is too long a path to name a socket in.
+
+    Reading processes share it, so that it goes with this process even if they are killed. The system takes no socket
+    whose path is longer; a reading process would say so without end, and the run would wait for it.
+    """
+    ours = tempfile.tempdir
+    try:
+        if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_SOCKET - len(
+            "/pymp-12345678/listener-12345678"
+        ) and os.path.isdir("/tmp"):
+            tempfile.tempdir = "/tmp"
+        get_temp_dir()
+    finally:
+        tempfile.tempdir = ours
+
+
 def check_settings(bundle_root: str = ".") -> None:
     """Give the settings of the running config the values that were meant, and refuse what cannot be meant.
 
@@ -107,7 +128,7 @@ def check_settings(bundle_root: str = ".") -> None:
     """
     if runs_for_a_user():
         end_in_a_sentence()
-        get_temp_dir()  # here: reading processes share it, and it goes with this process even if they are killed
+        _make_room_for_sockets()
     parser, call = running_parser(), _call()
     if parser is None:
         _check_code(bundle_root)
