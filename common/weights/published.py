@@ -223,6 +223,9 @@ def import_network_weights(
         elif token_order == "swapped" and re.search(r"attention\.(query|key)\.", name):
             value = _swap_rotary_axes(value, num_heads)
         elif name == "mask_token":
+            if not value.any():
+                imported.unused[key] = "place that no method has filled"
+                continue
             value = value.reshape(1, -1, 1, 1, 1)
         (imported.backbone if part == "backbone" else imported.method)[name] = value
     if not any(name.startswith(("encoder.stages.", "encoder.transformer.")) for name in imported.backbone):
@@ -285,8 +288,9 @@ def export_network_weights(
     """Translate a backbone, and what belongs to its method, to the reference's names, aliases included.
 
     Tokens are in the order of the reference's downstream networks, first spatial axis slowest: ``"straight"`` for
-    :func:`import_network_weights`, which gives back the same tensors. Names of one tensor share its memory. The
-    deep-supervision heads that no training ever used are not made up.
+    :func:`import_network_weights`, which gives back the same tensors. Names of one tensor share its memory. Every
+    Primus of the reference has a mask token, zeros where no method has learned one. The deep-supervision heads that no
+    training ever used are not made up.
 
     Args:
         backbone: state dict of a ``ResEncUNet`` or ``Primus``, with or without decoder.
@@ -299,14 +303,16 @@ def export_network_weights(
     kind = "primus" if any(name.startswith("encoder.transformer.") for name in backbone) else "resenc"
     levels = [int(name.split(".")[2]) for name in backbone if name.startswith("decoder.upsamplings.")]
     last = max(levels, default=0)
+    prefix = "encoder." if wrapped else ""
     exported: dict[str, Tensor] = {}
+    if kind == "primus":
+        exported[f"{prefix}mask_token"] = torch.zeros(1, 1, backbone["encoder.patch_embedding.weight"].shape[0])
     for part, tensors in (("backbone", backbone), ("method", method or {})):
         for name, value in tensors.items():
             if name.endswith("position_embedding"):
                 value = value.flatten(2).transpose(1, 2).contiguous()  # (1, C, d, h, w) -> (1, N, C)
             elif name == "mask_token":
                 value = value.reshape(1, 1, -1)
-            prefix = "encoder." if wrapped else ""
             for key in reference_names(name, part=part, backbone=kind, last=last, prefix=prefix):
                 exported[key] = value
                 if kind == "resenc" and levels and key.startswith("encoder."):

@@ -153,12 +153,33 @@ def test_a_checkpoint_goes_in_and_out_of_every_bundle(bundle: str, tmp_path: Pat
         assert any(name.startswith(plan[key]) for name in weights)
     for key in plan["keys_to_in_proj"]:
         assert f"{key}.weight" in weights
+    tokens = {name: value for name, value in weights.items() if name.endswith("mask_token")}
+    if heads:  # an encoder alone has learned none
+        width = backbone["encoder.patch_embedding.weight"].shape[0]
+        assert list(tokens) == ["encoder.mask_token" if is_wrapped(bundle) else "mask_token"]
+        assert torch.equal(*tokens.values(), torch.zeros(1, 1, width))
+    else:
+        assert not tokens
     if bundle in TRAINERS:
         recorded = golden.read(bundle)["adaptation_plan"]
         assert recorded.keys() == plan.keys() - {"token_order", "trainer_name"}
         for key in recorded.keys() - {"pretrain_plan", "architecture_plans"}:
             assert plan[key] == recorded[key], key
         assert recorded["pretrain_plan"].keys() == plan["pretrain_plan"].keys()
+
+
+def test_a_mask_token_that_nobody_learned_is_no_part_of_a_method(tmp_path: Path) -> None:
+    cell, backbone, method = narrow("simmim_primus_m")
+    torch.save(backbone, tmp_path / "encoder.pt")
+    export_checkpoint(tmp_path / "encoder.pt", cell, output=tmp_path / "encoder" / "checkpoint_final.pth")
+    _, imported = take(tmp_path / "encoder" / "checkpoint_final.pth", cell, tmp_path / "in")
+    assert imported.method == {}
+    assert imported.unused["mask_token"] == "place that no method has filled"
+    torch.save({"method": {f"backbone.{k}": v for k, v in backbone.items()} | method}, tmp_path / "state.pt")
+    export_checkpoint(tmp_path / "state.pt", cell, output=tmp_path / "whole" / "checkpoint_final.pth")
+    weights = read_checkpoint(tmp_path / "whole" / "checkpoint_final.pth")["network_weights"]
+    assert torch.equal(weights["mask_token"], method["mask_token"].reshape(1, 1, -1))
+    assert equal(take(tmp_path / "whole" / "checkpoint_final.pth", cell, tmp_path / "in")[1].method, method)
 
 
 def test_the_plan_of_the_published_sizes_names_them() -> None:
