@@ -11,10 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from common.errors import SettingsError
 from tools.checking.configs import config_problems
 from tools.commanding import environment
+from tools.commanding.settings import filled
 from tools.preparing import template as template_data
-from tools.starting import report
+from tools.starting import quickstart, report
+from tools.starting.settings import Quickstart
 
 from ..conftest import ROOT, blobs, write_volume
 from ..starts import python
@@ -83,6 +86,40 @@ def test_quickstart_refuses_what_it_cannot_do(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.docx").touch()
     assert "holds something else" in last("--output", "full")
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_quickstart_goes_on_with_the_same_data_only(
+    kind: str, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = filled(Quickstart, data=labelled, output=tmp_path / "q")
+    began: list[str] = []
+
+    def run(chain: quickstart.Chain, title: str, *_: str) -> None:
+        began.append(title)
+        for folder in ("pre-trained", "from_scratch"):
+            (chain.folder / folder).mkdir(exist_ok=True)
+
+    monkeypatch.setattr(quickstart.Chain, "run", run)
+    monkeypatch.setattr(quickstart, "write_report", lambda *_: tmp_path)
+    quickstart.quickstart(asked)
+    file = labelled / kind / "case_1.nii.gz"
+    held = file.read_bytes()
+    file.unlink()
+    file.write_bytes(held)
+    began.clear()
+    quickstart.quickstart(asked)
+    assert began == ["pre-training without labels"], "touched, the same in content: it goes on"
+    values, affine = np.asarray(nib.load(file).dataobj), nib.load(file).affine
+    nib.save(nib.Nifti1Image(np.roll(values, 1, 0), affine), file)
+    with pytest.raises(SettingsError, match=rf"{file} was changed \(1 file\(s\)\); empty it or give another --output"):
+        quickstart.quickstart(asked)
+    file.write_bytes(held)
+    quickstart.quickstart(asked)
+    for part in ("images", "labels"):
+        (labelled / part / "more.nii.gz").write_bytes((labelled / part / "case_1.nii.gz").read_bytes())
+    with pytest.raises(SettingsError, match=r"images/more.nii.gz is new \(2 file\(s\)\)"):
+        quickstart.quickstart(asked)
 
 
 @pytest.mark.slow

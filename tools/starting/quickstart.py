@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import numpy as np
 
 from common.bundles import check_links
 from common.data import SegmentationTask, labelled_lists, pretraining_lists, usable_cases
+from common.data.cases import Case, images_of, masks_of
+from common.data.identity import Origins, identity_of, same_images
 from common.errors import DataError, SettingsError
 from common.transforms import read_header, read_volume
 
@@ -29,6 +31,7 @@ from .settings import Quickstart
 
 __all__ = ["quickstart"]
 
+_LIST = "datalist.json"  # in the folder of a quick start
 _BACKBONES: dict[str, dict[str, str]] = {
     "resenc": {
         "network": "--features_per_stage [8,16,32,64,80] --blocks_per_stage [1,1,1,1,1]",
@@ -92,7 +95,7 @@ class Chain:
 
 def _sizes(folder: Path) -> tuple[float, int, float]:
     """Return the entry of ``_SIZES`` for these volumes, whose crops then show much of them; reads headers only."""
-    lists = json.loads((folder / "datalist.json").read_text("utf-8"))
+    lists = json.loads((folder / _LIST).read_text("utf-8"))
     sides = []
     for case in lists["training"][:20]:
         try:
@@ -112,7 +115,8 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
         cases = list({case["image"]: case for case in cases}.values())
     except DataError:
         lists = pretraining_lists(str(data))
-        (folder / "datalist.json").write_text(json.dumps(lists, indent=1), "utf-8")
+        _same_data(lists, folder)
+        (folder / _LIST).write_text(json.dumps(lists, indent=1), "utf-8")
         return {"learn": f"{len(lists['training'])} volumes of {data}, {len(lists['validation'])} to validate on"}, []
     top = 0
     for case in cases:
@@ -123,14 +127,41 @@ def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list
     random.Random(seed).shuffle(cases)
     if len(cases) < 3:
         raise DataError(f"{data} has {len(cases)} usable labelled case(s); 3 are needed to train, validate and test")
+    _same_data({"all": cases}, folder)
     fifth = max(1, len(cases) // 5)
     lists = {"training": cases[2 * fifth :], "validation": cases[:fifth], "test": cases[fifth : 2 * fifth]}
-    (folder / "datalist.json").write_text(json.dumps(lists, indent=1), "utf-8")
+    (folder / _LIST).write_text(json.dumps(lists, indent=1), "utf-8")
     sizes = {name: len(part) for name, part in lists.items()}
     return {
         "learn": f"{sizes['training']} cases of {data} to train on and {sizes['validation']} to validate on",
         "test": f"{sizes['test']} other cases of that folder",
     }, labels
+
+
+def _same_data(lists: Mapping[str, Sequence[Case]], folder: Path) -> None:
+    """Note which files a folder is made of, or refuse it if it was made of others.
+
+    Args:
+        lists: of the cases.
+        folder: of this quick start.
+
+    Raises:
+        SettingsError: naming a file that is new, gone or another one under the same name.
+    """
+    cases = [case for part in lists.values() for case in part]
+    files = {os.path.abspath(f) for case in cases for f in (*images_of(case), *(case[m] for m in masks_of(case)))}
+    origins, whole = Origins(folder), {"image": sorted(files)}
+    noted = origins.read().get(_LIST, {"images": None})["images"]
+    if noted is None:
+        origins.note([_LIST], identity_of(whole), {})
+        return
+    known, seen = {entry["path"]: entry for entry in noted}, dict[str, str]()
+    changed = [file for file in sorted(files & known.keys()) if not same_images([known[file]], {"image": file}, seen)]
+    told = {"was changed": changed, "is new": sorted(files - known.keys()), "is gone": sorted(known.keys() - files)}
+    if named := [f"{found[0]} {what} ({len(found)} file(s))" for what, found in told.items() if found]:
+        raise SettingsError(
+            f"{folder} is of these data as they were before: {', '.join(named)}; empty it or give another --output"
+        )
 
 
 def _merge(settings: str, own: str) -> str:
@@ -148,7 +179,7 @@ def quickstart(settings: Quickstart) -> None:
     parts, labels = _data(settings, folder)
     recipe = _recipe(settings, folder)
     chain = Chain(settings.bundle, folder)
-    datalist = f"--datalist {shlex.quote(str(folder / 'datalist.json'))}"
+    datalist = f"--datalist {shlex.quote(str(folder / _LIST))}"
     chain.run(
         "pre-training without labels",
         "pretrain",
@@ -157,7 +188,7 @@ def quickstart(settings: Quickstart) -> None:
         _place(folder, "store_dir", "store"),
     )
     if labels:
-        held_out = json.loads((folder / "datalist.json").read_text("utf-8"))["test"]
+        held_out = json.loads((folder / _LIST).read_text("utf-8"))["test"]
         (folder / "test.json").write_text(json.dumps({"validation": held_out}), "utf-8")
         for name, extra in (("pre-trained", ""), ("from scratch", "--from_scratch true")):
             _fine_tune(chain, name, labels, recipe, datalist, f"--seed {settings.seed} --val_interval 2 {extra}")
