@@ -20,9 +20,18 @@ from .checking.checks import check_channels, explain, tell_slants
 from .identity import Origins, identity_of, same_images
 from .problems import attempt, settle
 
-__all__ = ["MADE_OF", "PROBLEM", "PredictionDataset", "check_headers", "pending_cases", "prediction_outputs"]
+__all__ = [
+    "MADE_OF",
+    "NEARLY_ZERO",
+    "PROBLEM",
+    "PredictionDataset",
+    "check_headers",
+    "pending_cases",
+    "prediction_outputs",
+]
 
 PROBLEM = "problem"  # key of what is wrong with a case that could not be read
+NEARLY_ZERO = "nearly_zero"  # key of the share of its voxels that are nearly but not exactly 0
 MADE_OF = "made_of"  # key of what tells its images from all others, as JSON
 
 
@@ -167,4 +176,5 @@ class PredictionDataset(Dataset):
                 "file": file,
                 PROBLEM: str(explain(file, cause if isinstance(cause, Exception) else error)),
             }
-        return item | {CASE: name, "file": file, MADE_OF: made_of}
+        near = float(getattr(item["image"], "meta", {}).get("nearly_zero", 0))
+        return item | {CASE: name, "file": file, MADE_OF: made_of, NEARLY_ZERO: near}

@@ -15,8 +15,9 @@ from ignite.engine import Engine, Events
 from tqdm import tqdm
 
 from ..data.cases import Case
+from ..data.checking.checks import tell_nearly_zero
 from ..data.identity import Origins
-from ..data.prediction import MADE_OF, PROBLEM, prediction_outputs
+from ..data.prediction import MADE_OF, NEARLY_ZERO, PROBLEM, prediction_outputs
 from ..drawing import draw_prediction
 from ..errors import DataError, SettingsError, causes, disk_is_full, sentence
 from ..files import write_json
@@ -67,6 +68,7 @@ class EachCase:
         self.pictures = 20 if pictures is True else int(pictures)
         self.predicted, self.drawn = 0, 0
         self.failed: list[dict[str, str]] = []
+        self.nearly_zero: dict[str, float] = {}  # share of such voxels, by file
 
     def attach(self, engine: Engine) -> None:
         """Register with an evaluator."""
@@ -94,6 +96,7 @@ class EachCase:
             return {}
         made = prediction_outputs(name, probabilities=self.probabilities)
         self.origins.note(made, json.loads(batch[MADE_OF][0]), self.settings)
+        self.nearly_zero[file] = float(batch[NEARLY_ZERO][0])
         self.predicted += 1
         if self.drawn < self.pictures:
             self._draw(name, file)
@@ -134,6 +137,7 @@ class EachCase:
         Raises:
             DataError: if cases failed and none was predicted.
         """
+        tell_nearly_zero(self.nearly_zero, total=self.asked - self.kept)
         line = f"{self.predicted + self.kept} of {self.asked} cases predicted"
         if self.kept:
             line += f" ({self.kept} of them before)"

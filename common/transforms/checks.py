@@ -10,9 +10,9 @@ import numpy as np
 from ..errors import DataError
 from .formats.header import SPACING_LIMITS_MM, SPLIT, times
 
-__all__ = ["check_affine", "check_values", "nearly_zero", "told_nearly_zero"]
+__all__ = ["FEW_NEARLY_ZERO", "check_affine", "check_values", "nearly_zero", "told_nearly_zero"]
 
-_FEW_NEARLY_ZERO = 0.01  # share of a volume; fewer move no crop and no mean
+FEW_NEARLY_ZERO = 0.01  # share of a volume; fewer move no crop and no mean
 
 
 def check_affine(name: str, shape: Sequence[int], affine: np.ndarray, *, channels: int = 1) -> None:
@@ -75,7 +75,7 @@ def nearly_zero(values: np.ndarray) -> float:
 
 def told_nearly_zero(share: float) -> str | None:
     """Return what to tell of an image with a share of such voxels, None if they are few."""
-    if share < _FEW_NEARLY_ZERO:
+    if share < FEW_NEARLY_ZERO:
         return None
     return (
         f"{share:.0%} of its voxels are nearly but not exactly 0 (within a millionth of its range): they are "

@@ -16,10 +16,9 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, LoadImaged, MapTransform, NormalizeIntensity
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import SettingsError
-from .checks import check_affine, check_values, nearly_zero, told_nearly_zero
+from .checks import check_affine, check_values, nearly_zero
 from .geometry import OnImageGridd, ResampleToSpacingd, ResizeTod, SliceAxisFirstd
 from .loading import VolumeReader, WholeNumbersd
 
@@ -59,20 +58,19 @@ def load_volumes(keys: KeysCollection, *, maps: bool = False) -> LoadImaged:
 class CheckVolumed(MapTransform):
     """Refuse images that would train or predict nonsense: not 3-D, wrong spacing, NaN, constant, other channels.
 
-    An image whose background is nearly but not exactly 0 is told.
+    What share of an image is nearly but not exactly 0 is noted as ``meta["nearly_zero"]``, for a run to count.
 
     Args:
         keys: images.
         channels: that each must have.
-        tell: false leaves what is told to who reads ``meta["nearly_zero"]``, the share of such voxels.
 
     Raises:
         DataError: naming the file.
     """
 
-    def __init__(self, keys: KeysCollection, *, channels: int = 1, tell: bool = True) -> None:
+    def __init__(self, keys: KeysCollection, *, channels: int = 1) -> None:
         super().__init__(keys)
-        self.channels, self.tell = channels, tell
+        self.channels = channels
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return ``data`` unchanged but for what is noted."""
@@ -86,8 +84,6 @@ class CheckVolumed(MapTransform):
             for channel in values:
                 check_values(name, channel)
             image.meta["nearly_zero"] = max(map(nearly_zero, values))
-            if self.tell and (told := told_nearly_zero(image.meta["nearly_zero"])):
-                tqdm.write(f"note: {name}: {told}")
         return dict(data)
 
 
@@ -188,7 +184,6 @@ def volume_preprocessing(
     normalization: str | Sequence[str | Mapping[str, Sequence[float]]] = "zscore",
     channels: int = 1,
     size: Sequence[int] | None = None,
-    tell: bool = True,
 ) -> Compose:
     """Build the chain: read, check, one grid, axes, crop to non-zero, normalise, resample.
 
@@ -202,12 +197,11 @@ def volume_preprocessing(
         normalization: scheme of :class:`NormalizeChannelsd`, one for all channels or one for each.
         channels: of the image.
         size: resize the image to these voxels at the end, for classification; not invertible.
-        tell: as in :class:`CheckVolumed`.
     """
     schemes = [normalization] if isinstance(normalization, (str, Mapping)) else list(normalization)
     return Compose(
         [
-            *cropped_volumes(keys, reorient=reorient, channels=channels, tell=tell),
+            *cropped_volumes(keys, reorient=reorient, channels=channels),
             NormalizeChannelsd("image", schemes=schemes),
             ResampleToSpacingd(keys, spacing_mm=spacing_mm),
             *([] if size is None else [ResizeTod("image", size=size)]),
@@ -215,16 +209,13 @@ def volume_preprocessing(
     )
 
 
-def cropped_volumes(
-    keys: KeysCollection, *, reorient: bool = True, channels: int = 1, tell: bool = False
-) -> list[MapTransform]:
+def cropped_volumes(keys: KeysCollection, *, reorient: bool = True, channels: int = 1) -> list[MapTransform]:
     """Return the first steps of the chain: read, check, one grid, axes, crop to non-zero.
 
     Args:
         keys: as in :func:`volume_preprocessing`.
         reorient: the same.
         channels: the same.
-        tell: the same.
     """
     keys = [keys] if isinstance(keys, str) else list(keys)
     maps = [key for key in keys if key != "image"]
@@ -232,7 +223,7 @@ def cropped_volumes(
         load_volumes("image"),  # MONAI Deploy leaves this one out and reads by itself
         *([load_volumes(maps, maps=True), WholeNumbersd(maps)] if maps else []),
         EnsureChannelFirstd(keys),
-        CheckVolumed("image", channels=channels, tell=tell),
+        CheckVolumed("image", channels=channels),
         *([OnImageGridd(maps)] if maps else []),
         SliceAxisFirstd(keys, reorient=reorient),
         CropToImaged(keys),

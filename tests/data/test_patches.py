@@ -4,6 +4,8 @@ from __future__ import annotations
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 import torch
 
 from common.data import PatchDataset, SegmentationTask, check_headers, labelled_lists, preprocessing_settings
+from common.data.prediction import PredictionDataset
 from common.data.preparing.fingerprint import fingerprint, target_spacing
+from common.engines.prediction import EachCase
 from common.errors import DataError, SettingsError
 from common.transforms import volume_preprocessing
 from common.views import SegmentationViews, SpatialCrop
@@ -226,6 +230,31 @@ def test_slanted_volumes_are_told(labelled: Path, capsys: pytest.CaptureFixture[
         assert re.search(told, capsys.readouterr().out)
     check_headers([{"image": str(file)} for file in sorted((labelled / "images").iterdir())])
     assert re.search(told, capsys.readouterr().out), "and before it is predicted"
+
+
+def test_backgrounds_that_are_nearly_0_are_told_in_one_line(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = sorted((labelled / "images").iterdir())
+    for index, share in ((1, 4), (3, 2)):  # one part in so many
+        image, _ = blobs(index)
+        image[: len(image) // share] = 1e-31
+        write_volume(files[index], image.astype(np.float32))
+    told = r"note: of 2 of 5 images up to 50% of the voxels \(.*case_3.nii.gz\) are nearly but not exactly 0"
+    for _ in range(2):  # when it is prepared, and when it is there
+        dataset(labelled)
+        printed = capsys.readouterr()
+        assert re.search(told, printed.out)
+        assert (printed.out + printed.err).count("nearly") == 1
+    cases: list[dict[str, Any]] = [{"image": str(file)} for file in files]
+    each = EachCase(cases, cases, output_dir=str(tmp_path / "out"), labels=["background", "ball"], pictures=0)
+    engine = SimpleNamespace(_iteration=lambda *_: {}, state=SimpleNamespace())
+    for item in PredictionDataset(cases, transform=volume_preprocessing()):
+        each(engine, {key: [value] for key, value in item.items()})  # type: ignore[arg-type]
+    each.report()
+    printed = capsys.readouterr()
+    assert re.search(told, printed.out), "and when they are predicted"
+    assert (printed.out + printed.err).count("nearly") == 1
 
 
 def test_labels_as_an_atlas_numbers_them(tmp_path: Path) -> None:

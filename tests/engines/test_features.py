@@ -303,6 +303,9 @@ def test_bad_cases_are_told_and_the_rest_is_done(
 ) -> None:
     (images / "broken.nii.gz").write_bytes(b"no image")
     write_volume(images / "constant.nii.gz", np.ones((16, 16, 16), np.float32))
+    image = np.asarray(nib.load(images / "case_3.nii.gz").dataobj).copy()
+    image[: len(image) // 2] = 1e-31
+    write_volume(images / "case_3.nii.gz", image)
     names = embed("mae_resenc_l", images, tmp_path / "f")
     assert names == [f"case_{index}" for index in range(4)]
     skipped = json.loads((tmp_path / "f" / "features.json").read_text())["skipped"]
@@ -310,6 +313,7 @@ def test_bad_cases_are_told_and_the_rest_is_done(
     assert "constant" in skipped["constant"]
     told = capsys.readouterr()
     assert "4 volume(s) embedded, 0 kept, 2 skipped" in told.out + told.err
+    assert "note: of 1 of 6 images up to 50% of the voxels" in told.out
     assert "55 against 76 Dice" in told.out + told.err
     assert "broken.nii.gz" in refusal(DataError, "mae_resenc_l", images, tmp_path / "g", strict=True)
     only = tmp_path / "only"

@@ -45,7 +45,7 @@ from tqdm import tqdm
 from common.bundles import read_config
 from common.data import SegmentationTask
 from common.data.cases import Case, case_name, images_of
-from common.data.checking.checks import read_image, tell_outside
+from common.data.checking.checks import read_image, tell_nearly_zero, tell_outside
 from common.data.identity import stamp_of
 from common.engines.features import FeatureFolder, VolumeEmbedder, extract_features, read_features
 from common.engines.probing import ProbeResult, probe_features, read_target
@@ -318,6 +318,7 @@ def collect_voxels(
     chain = volume_preprocessing(["image", "label"], **preprocessing)
     found = []
     lost: dict[str, Mapping[int, int]] = {}
+    near: dict[str, float] = {}
     for number, case in enumerate(tqdm(cases, desc=name, unit="case", leave=False)):
         kept = output_file(keep.folder, case_name(case), ".npz") if keep else None
         before = _read_voxels(kept, case_name(case), keep.digest) if keep and kept else None
@@ -327,6 +328,7 @@ def collect_voxels(
         data = chain({"image": case["image"], "label": case["label"]})
         labels = task.class_map(data["label"].as_tensor()[0].numpy())
         lost[case_name(case)] = data["label"].meta[OUTSIDE]
+        near[images_of(case)[0]] = data["image"].meta["nearly_zero"]
         points, values, weights = draw_voxels(labels, task, count=count, rng=np.random.default_rng([seed, number]))
         try:
             features = embedder.at(data["image"], points)
@@ -337,6 +339,7 @@ def collect_voxels(
         if keep and kept:
             _write_voxels(one, kept, keep.digest)
     tell_outside(lost, task)
+    tell_nearly_zero(near, total=len(near))
     return found
 
 

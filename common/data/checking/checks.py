@@ -21,6 +21,7 @@ from ...transforms import (
     same_grid,
     whole_numbers,
 )
+from ...transforms.checks import FEW_NEARLY_ZERO
 from ...transforms.grids import SLANTED_DEGREES
 from ..cases import Case, images_of
 from ..problems import attempt, settle
@@ -35,6 +36,7 @@ __all__ = [
     "check_mask",
     "explain",
     "read_image",
+    "tell_nearly_zero",
     "tell_outside",
     "tell_slants",
     "usable_cases",
@@ -192,6 +194,23 @@ def tell_slants(slants: Mapping[str, float], *, total: int) -> None:
             f"note: {len(slanted):,} of {total:,} volumes have axes that are not at right angles, as of a tilted "
             f"gantry, by up to {slanted[most]:.1f} degrees ({most}); each voxel keeps its place, but the network "
             "sees them slanted. Resample them to right angles if it should not"
+        )
+
+
+def tell_nearly_zero(shares: Mapping[str, float], *, total: int) -> None:
+    """Say which images have a background that is nearly but not exactly 0.
+
+    Args:
+        shares: of such voxels, by file.
+        total: images that were looked at.
+    """
+    many = {file: share for file, share in shares.items() if share >= FEW_NEARLY_ZERO}
+    if many:
+        most = max(many, key=lambda file: many[file])
+        tqdm.write(
+            f"note: of {len(many):,} of {total:,} images up to {many[most]:.0%} of the voxels ({most}) are nearly but "
+            "not exactly 0 (within a millionth of the range): they are not cropped and count in the mean. If they are "
+            "background, set them to 0 and save the images again; tools/prepare_data.py scan --quality true names each"
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import DataError, causes
 from ...transforms import OUTSIDE, explain, volume_preprocessing
+from ...transforms.checks import FEW_NEARLY_ZERO
 from ...transforms.grids import SLANTED_DEGREES, slant_degrees
 from ..cases import LABEL, Case, images_of, inverted_of, masks_of
 from ..checking.checks import check_channels, check_grid, check_mask
@@ -70,6 +71,7 @@ def prepare_volume(case: Case, settings: StoreSettings) -> PreparedVolume:
         raise DataError(f"{image} has intensities beyond {_LARGEST:g}, which float16 cannot hold; use float32")
     voxels = values.astype(settings.dtype)
     slant = slant_degrees(volume.affine.numpy())
+    near = volume.meta["nearly_zero"]
     marks = {name: prepared[name].as_tensor()[0].numpy() for name in masks}
     return PreparedVolume(
         voxels[0] if len(voxels) == 1 else voxels,
@@ -85,6 +87,7 @@ def prepare_volume(case: Case, settings: StoreSettings) -> PreparedVolume:
             "channels": sources[1:],
             "outside": prepared[LABEL].meta[OUTSIDE] if LABEL in masks else {},
             "slant_degrees": round(slant, 3) if slant > SLANTED_DEGREES else 0,
+            "nearly_zero": round(near, 4) if near >= FEW_NEARLY_ZERO else 0,
         },
     )
 

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from ...errors import DataError
 from ...paths import as_path
 from ..cases import ANATOMY, LABEL, Case, images_of, inverted_of
-from ..checking.checks import tell_slants
+from ..checking.checks import tell_nearly_zero, tell_slants
 from ..preparing.estimates import DiskEstimate
 from ..preparing.filling import each
 from ..preparing.settings import StoreSettings
@@ -57,7 +57,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _LAYOUT = 2  # of the JSON: 1 had neither checksums nor voxels of the anatomy mask; both are read
-_ODD = ("outside", "slant_degrees")  # what few volumes have, and is told
+_ODD = ("outside", "slant_degrees", "nearly_zero")  # what few volumes have, and is told
 _STALE_SECONDS = 24 * 3600
 _THREADS, _FEW = 16, 2000  # waiting for a file system, if there are more files than these
 
@@ -212,7 +212,7 @@ class VolumeStore:
         if not check_sources and known is not None and all(_in_threads(self._whole, known.rows())):
             problems = [DataError(problem) for problem in known.problems]
             settle(problems, len(known), strict=strict)
-            _tell_slants(list(known.rows()))
+            _tell_odd(list(known.rows()))
             return known, problems
         seen = Seen()
         names = _in_threads(lambda case: _tried(lambda: self._naming.name(case, seen)), cases)
@@ -235,7 +235,7 @@ class VolumeStore:
         usable = [row for name in names if isinstance(name, str) and (row := rows[name]) is not None]
         problems = [found[image] for image in dict.fromkeys(images_of(case)[0] for case in cases) if image in found]
         settle(problems, len(usable), strict=strict)
-        _tell_slants(usable)
+        _tell_odd(usable)
         return self._catalogues.write(key, usable, problems), problems
 
     def _fill(
@@ -318,10 +318,11 @@ class VolumeStore:
                     os.unlink(path)
 
 
-def _tell_slants(rows: Sequence[bytes]) -> None:
-    """Say which volumes have axes that are not at right angles; rows of a table."""
-    slanted = [volume_of(row, Path()) for row in rows if b'"slant_degrees"' in row]
-    tell_slants({volume.source: volume.slant_degrees for volume in slanted}, total=len(rows))
+def _tell_odd(rows: Sequence[bytes]) -> None:
+    """Say which volumes have axes that are not at right angles, or backgrounds nearly 0; rows of a table."""
+    odd = [volume_of(row, Path()) for row in rows if b'"slant_degrees"' in row or b'"nearly_zero"' in row]
+    tell_slants({volume.source: volume.slant_degrees for volume in odd}, total=len(rows))
+    tell_nearly_zero({volume.source: volume.nearly_zero for volume in odd}, total=len(rows))
 
 
 def _in_threads(function: Callable[[T], R], items: Iterable[T]) -> list[R]:

@@ -28,6 +28,7 @@ class StoredVolume:
         places: for each of these values, which rows of the table of voxels are of it.
         outside: voxels of each value that the label map marks outside of what was kept of the image.
         slant_degrees: by which the angle between two axes of the file differs from a right one.
+        nearly_zero: share of the image's voxels that are nearly but not exactly 0.
     """
 
     path: str
@@ -38,6 +39,7 @@ class StoredVolume:
     places: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     outside: Mapping[int, int] = field(default_factory=dict)
     slant_degrees: float = 0.0
+    nearly_zero: float = 0.0
 
     def read(self, start: Sequence[int], stop: Sequence[int], *, mask: str | None = None) -> np.ndarray:
         """Return the region from ``start`` to ``stop`` of the volume or one of its masks.

@@ -111,6 +111,7 @@ def volume_of(row: bytes, root: Path) -> StoredVolume:
         {int(value): (span[0], span[1]) for value, span in places.items()},
         {int(value): count for value, count in more.get("outside", {}).items()},
         float(more.get("slant_degrees", 0)),
+        float(more.get("nearly_zero", 0)),
     )
 
 

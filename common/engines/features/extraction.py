@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ...data.cases import Case, case_name, images_of
-from ...data.checking.checks import check_case, explain
+from ...data.checking.checks import check_case, explain, tell_nearly_zero
 from ...data.identity import identity_of
 from ...data.problems import settle
 from ...errors import DataError, SettingsError
@@ -118,6 +118,7 @@ def extract_features(
     """
     problems: dict[str, DataError] = {}
     small: list[str] = []
+    near: dict[str, float] = {}
     for item in tqdm(
         _loaded(folder.pending, preprocessing, channels, num_workers),
         total=len(folder.pending),
@@ -129,6 +130,7 @@ def extract_features(
         try:
             if item.problem is not None:
                 raise item.problem
+            near[images_of(item.case)[0]] = getattr(item.image, "meta", {}).get("nearly_zero", 0.0)
             found = embedder(item.image)
             folder.write(item.case, found, images=item.identity)
             small += [name] if found.positions < _FEW_POSITIONS else []
@@ -138,6 +140,7 @@ def extract_features(
             if strict:
                 raise problems[name] from error
     settle(list(problems.values()), folder.kept + len(folder.pending) - len(problems), strict=False)
+    tell_nearly_zero(near, total=len(folder.pending))
     if small:
         tqdm.write(
             f"warning: {len(small)} volume(s), such as {small[0]}, have fewer than {_FEW_POSITIONS} positions in the "
