@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.drawing import _COLOURS, _busiest, draw_overlay, draw_prediction
+from common.drawing import _COLOURS, _busiest, draw_overlay, draw_planes, draw_prediction
 
 
 def shows(path: Path, value: int) -> int:
@@ -64,3 +64,31 @@ def test_files_are_drawn_in_canonical_axes(tmp_path: Path) -> None:
         draw_prediction(*files, tmp_path / f"{codes}.png", labels=["background", "a"])
         pictures.append(matplotlib.image.imread(tmp_path / f"{codes}.png"))
     assert np.array_equal(*pictures)
+
+
+def test_planes_show_the_slices_of_the_reference_under_every_map(tmp_path: Path) -> None:
+    """A column for the scan and each map, a row for each plane; a prediction elsewhere does not move the slices."""
+    voxels = np.random.default_rng(0).normal(size=(12, 14, 10)).astype(np.float32)
+    truth, far = np.zeros((2, *voxels.shape), np.uint8)
+    truth[2:6, 3:9, 1:3] = 1
+    far[7:, 10:, 6:] = 2
+    for name, values in {"image": voxels, "truth": truth, "far": far, "both": truth + far}.items():
+        nib.save(nib.Nifti1Image(values, np.diag([1, 1, 2, 1])), tmp_path / f"{name}.nii")
+    image, reference = tmp_path / "image.nii", {"label": tmp_path / "truth.nii"}
+    maps = {**reference, "elsewhere": tmp_path / "far.nii", "a name that is longer than a line": tmp_path / "both.nii"}
+    figure = draw_planes(image, maps, labels=["background", "a"], planes=("axial", "sagittal"))
+    panels = np.array(figure.axes).reshape(2, 4)
+    assert [panel.get_title() for panel in panels[0]] == [
+        *("scan", "label", "elsewhere"),
+        "a name that is\nlonger than a line",
+    ]
+    assert [row[0].get_ylabel() for row in panels] == ["axial", "sagittal"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "value 2"]
+    for row, (cut, ratio) in zip(panels, ((np.s_[:, :, 2], 1), (np.s_[4, :, :], 2)), strict=True):
+        for panel, marks in zip(row, (truth * 0, truth, far, truth + far), strict=True):
+            under, over = panel.get_images()
+            assert np.array_equal(under.get_array(), voxels[cut].T)
+            assert np.array_equal(over.get_array().mask, marks[cut].T == 0)
+            assert panel.get_aspect() == ratio
+    figure.savefig(tmp_path / "planes.png", dpi=130)
+    assert shows(tmp_path / "planes.png", 1) > 20, "the legend; over the scan a colour is mixed with it"

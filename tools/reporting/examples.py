@@ -12,6 +12,9 @@ from typing import Any
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
+from common.data import segmentation_task
+from common.drawing import draw_planes
+from common.errors import SettingsError
 from common.paths import output_file
 
 from ..studies.definition import plain_name
@@ -20,8 +23,7 @@ from .cells import best_and_worst
 from .comparison import baseline, case_scores
 from .document import Heading, Part, Picture, Table, Text
 from .outcome import budget_words, main_budget, order_of_arms
-from .overlays import draw_case
-from .pictures import Look, draw_curves
+from .pictures import Look, draw_curves, png
 from .tables import number
 
 __all__ = ["curves_part", "predictions_part"]
@@ -115,15 +117,24 @@ def _picture(
     missing = f" Not kept by {', '.join(without)}." if without else ""
     if not files:
         return Text(f"The {title}: its prediction is gone.", "note")
-    labels = results.about["data_sets"][block.data_set].get("labels") or []
+    names = _names(results.about["data_sets"][block.data_set].get("labels"))
     try:
-        content = draw_case(entry["image"][0], entry["label"], files, labels=labels)
+        maps = {"label": entry["label"], **files}
+        content = png(draw_planes(entry["image"][0], maps, labels=names, planes=("axial", "coronal")))
     except (OSError, ValueError, KeyError, IndexError, ImageFileError) as error:
         return Text(f"The {title}, cannot be drawn: {error}", "note")
     name = f"case_{plain_name(block.data_set)}_{kind}.png"
     return Picture(
         name, content, f"The {title}: scan, label, and predictions of {', '.join(files)}.{missing}", caption=True
     )
+
+
+def _names(labels: Any) -> dict[int, str]:
+    """Return the names of the values of a label map, none where they are not told."""
+    try:
+        return segmentation_task(labels or []).by_value
+    except SettingsError:
+        return {}
 
 
 def _case_table(results: Results, block: Block, arm: str) -> Part:

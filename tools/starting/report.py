@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.colors import ListedColormap
 
-from common.drawing import canonical_voxels
+from common.drawing import canonical_voxels, draw_planes
 from common.figures import Figure, plt
 from common.transforms import without_ending
 
@@ -48,7 +47,6 @@ python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml
 # this quick tour on your own data
 python tools/quickstart.py --bundle {bundle} --data FOLDER"""
 _RUNS = {"pre-trained": "pre-trained", "from scratch": "from_scratch"}
-_COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#cc79a7", "#d55e00", "#f0e442"]
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d0d7de }
@@ -104,41 +102,7 @@ def _curves(folder: Path, labelled: bool) -> str:
 def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> str:
     name = f"{without_ending(Path(case['image']).name)}.nii.gz"
     predictions = {run: folder / where / "predictions" / name for run, where in _RUNS.items()}
-    image, maps, spacing = canonical_voxels(case["image"], {"label": case["label"], **predictions})
-    columns, truth = {"scan": None, **maps}, maps["label"]
-    centre = []
-    for axis in range(3):  # the slice of the middle half that shows most of the label
-        area = (truth > 0).sum(axis=tuple(a for a in range(3) if a != axis))
-        first, last = np.flatnonzero(area)[[0, -1]]
-        quarter = (last - first) // 4
-        centre.append(int(first + quarter + np.argmax(area[first + quarter : last - quarter + 1])))
-    low, high = np.percentile(image, [1, 99.5])
-    colours = ListedColormap([_COLOURS[i % len(_COLOURS)] for i in range(len(labels) - 1)])
-    figure, axes = plt.subplots(3, len(columns), figsize=(10, 7.2), layout="constrained")
-    for row, (plane, axis) in enumerate((("axial", 2), ("coronal", 1), ("sagittal", 0))):
-        across, up = [a for a in range(3) if a != axis]
-        for cell, (title, marks) in zip(axes[row], columns.items(), strict=True):
-            aspect = spacing[up] / spacing[across]
-            cell.imshow(np.take(image, centre[axis], axis).T[::-1], cmap="gray", vmin=low, vmax=high, aspect=aspect)
-            if marks is not None:
-                plane_marks = np.take(marks, centre[axis], axis).T[::-1]
-                shown = np.ma.masked_equal(plane_marks, 0)
-                cell.imshow(
-                    shown,
-                    cmap=colours,
-                    vmin=1,
-                    vmax=max(len(labels) - 1, 2),
-                    alpha=0.55,
-                    interpolation="nearest",
-                    aspect=aspect,
-                )
-            cell.set_xticks([])
-            cell.set_yticks([])
-            if row == 0:
-                cell.set_title(title, fontsize=10)
-        axes[row, 0].set_ylabel(plane)
-    handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[i % len(_COLOURS)]) for i in range(len(labels) - 1)]
-    figure.legend(handles, labels[1:], loc="outside lower center", ncols=len(labels) - 1, fontsize=9)
+    figure = draw_planes(case["image"], {"label": case["label"], **predictions}, labels=labels)
     return _picture(figure, "predictions on the unseen part in three planes")
 
 
