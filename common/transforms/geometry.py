@@ -138,9 +138,7 @@ class SliceAxisFirstd(MapTransform, InvertibleTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             image = out[key]
-            turn = AxesTurn((2, 1, 0), (False, False, False))
-            if self.reorient:
-                turn = AxesTurn.to_codes(image.affine.cpu().numpy(), "SAR")
+            turn = AxesTurn.to_slices(image.affine.cpu().numpy(), reorient=self.reorient)
             image = _turned(image, turn)
             # the turn itself: where axes lie between two directions, letters of them may be read in two ways
             self.push_transform(image, extra_info={"order": list(turn.order), "flips": list(turn.flips)})

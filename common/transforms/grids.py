@@ -21,7 +21,7 @@ from ..errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["SLANTED_DEGREES", "AxesTurn", "same_grid", "slant_degrees", "turn_onto", "voxel_sides"]
+__all__ = ["SLANTED_DEGREES", "AxesTurn", "prepared_sides", "same_grid", "slant_degrees", "turn_onto", "voxel_sides"]
 
 SLANTED_DEGREES = 0.05  # from which the angles between axes are no rounding of headers
 _TOLERANCE = 0.25  # of a voxel's finest side: the nearest voxel is still the same one
@@ -54,6 +54,16 @@ class AxesTurn:
         turned = nib.orientations.ornt_transform(nib.orientations.io_orientation(affine), wanted)
         order = np.argsort(turned[:, 0])
         return cls(*_three(order, turned[order, 1] < 0))
+
+    @classmethod
+    def to_slices(cls, affine: np.ndarray, *, reorient: bool = True) -> AxesTurn:
+        """Return the turn to the axes in which volumes are prepared: slice, row, column.
+
+        Args:
+            affine: of the volume as its file has it.
+            reorient: true: canonical RAS+ transposed to (S, A, R); false: the file's own axes in reversed order.
+        """
+        return cls.to_codes(affine, "SAR") if reorient else cls((2, 1, 0), (False, False, False))
 
     def array(self, values: np.ndarray) -> np.ndarray:
         """Return ``(X, Y, Z, ...)`` with turned axes; a view."""
@@ -94,6 +104,16 @@ def _three(order: np.ndarray, flips: np.ndarray) -> tuple[tuple[int, int, int], 
 def voxel_sides(affine: np.ndarray) -> np.ndarray:
     """Return the sides of a voxel in mm, along its own axes, ``(3,)``."""
     return np.linalg.norm(np.asarray(affine, dtype=float)[:3, :3], axis=0)
+
+
+def prepared_sides(affine: np.ndarray, *, reorient: bool = True) -> np.ndarray:
+    """Return the sides of a voxel in mm, ``(slice, row, column)`` as the volume of a file is prepared.
+
+    Example:
+        >>> prepared_sides(np.diag([0.5, 0.7, 3, 1])), prepared_sides(np.diag([0.5, 0.7, 3, 1])[[0, 2, 1, 3]])
+        (array([3. , 0.7, 0.5]), array([0.7, 3. , 0.5]))
+    """
+    return voxel_sides(affine)[list(AxesTurn.to_slices(affine, reorient=reorient).order)]
 
 
 def slant_degrees(affine: np.ndarray) -> float:

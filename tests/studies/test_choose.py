@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from common.errors import DataError, SettingsError, WeightsError
+from common.transforms import volume_preprocessing
 from common.weights import write_checkpoint
 from tools.choosing import candidates, choice
 from tools.choosing import choose as tool
@@ -326,6 +327,26 @@ def test_fine_files_are_warned_of_and_tried_at_their_own_spacing(
     assert "spacing_mm" not in arm["settings"]
     assert read(tmp_path / "out")["verdict"]["best"] == own
     assert "Too close to call: with 3 case(s)" in told, "three cases settle nothing"
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "SAR", "ASL", "PIR"])
+@pytest.mark.parametrize("reorient", [True, False])
+def test_the_files_own_spacing_is_in_the_order_of_prepared_axes(codes: str, reorient: bool, tmp_path: Path) -> None:
+    sides = {"R": 0.5, "A": 0.7, "S": 3.0}  # along left-right, back-front, down-up
+    axes = {"L": "R", "P": "A", "I": "S"}
+    own = [sides[axes.get(code, code)] for code in codes]
+    image, labels = textured(np.random.default_rng(0), side=16)
+    upright = nib.Nifti1Image(image, np.diag([0.5, 0.7, 3.0, 1]))
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(codes))
+    for name in ("c0", "c1"):
+        for part, values in (("images", image), ("labels", labels)):
+            (tmp_path / part).mkdir(exist_ok=True)
+            turned = nib.Nifti1Image(values, upright.affine).as_reoriented(turn)
+            nib.save(turned, tmp_path / part / f"{name}.nii.gz")
+    found = read_data(filled(Choose, str(tmp_path), labels=LABELS, reorient=reorient))
+    prepared = volume_preprocessing(spacing_mm=None, reorient=reorient)({"image": found.cases[0]["image"]})["image"]
+    assert found.spacing_mm == ([3.0, 0.7, 0.5] if reorient else own[::-1])
+    assert found.spacing_mm == pytest.approx(prepared.pixdim.tolist())
 
 
 def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from common.data.checking.checks import usable_cases
 from common.data.listing.classified import classified_cases
 from common.errors import DataError, SettingsError
 from common.transforms import read_header
+from common.transforms.grids import prepared_sides
 
 from .settings import Choose
 
@@ -67,7 +68,7 @@ def read_data(settings: Choose) -> Data:
             f"{settings.data} has {found.units} usable {what}; what is learned from one cannot be judged on it: give "
             "at least 2, better 20"
         )
-    found.spacing_mm = _own_spacing(found.cases)
+    found.spacing_mm = _own_spacing(found.cases, reorient=settings.settings.get("reorient", True))
     return found
 
 
@@ -97,7 +98,7 @@ def _labelled(settings: Choose) -> Data:
     return Data("segmentation", cases, task=task, group=settings.group, channels=settings.channels)
 
 
-def _own_spacing(cases: Sequence[Case]) -> list[float]:
-    """Return the median spacing of the files, ``(slice, row, column)``."""
-    sides = [read_header(images_of(case)[0]).spacing_mm[:3][::-1] for case in cases]
+def _own_spacing(cases: Sequence[Case], *, reorient: bool) -> list[float]:
+    """Return the median spacing of the files, ``(slice, row, column)`` as they are prepared."""
+    sides = [prepared_sides(read_header(images_of(case)[0]).affine, reorient=reorient) for case in cases]
     return [round(float(side), 4) for side in np.median(np.array(sides), axis=0)]

@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import yaml
 
@@ -28,6 +27,7 @@ from common.data.listing.labelled import labelled_lists
 from common.errors import DataError, SettingsError
 from common.tasks import SegmentationTask
 from common.transforms import read_header, read_volume, whole_numbers
+from common.transforms.grids import prepared_sides
 
 from ..commanding.environment import ROOT
 
@@ -543,8 +543,7 @@ def _median_spacing(cases: Sequence[dict[str, Any]]) -> list[float] | None:
         header = read_header(case["image"] if isinstance(case["image"], str) else case["image"][0])
         if len(header.spacing_mm) < 3 or min(header.spacing_mm[:3]) <= 0 or not np.linalg.det(header.affine[:3, :3]):
             return None
-        canonical = nib.orientations.io_orientation(header.affine)[:, 0].argsort()
-        spacings.append([header.spacing_mm[axis] for axis in canonical[::-1]])
+        spacings.append(prepared_sides(header.affine))
     return [round(float(value), 4) for value in np.median(spacings, axis=0)]
 
 
