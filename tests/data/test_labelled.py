@@ -15,6 +15,7 @@ from common.data import (
     SegmentationTask,
     StoreSettings,
     VolumeStore,
+    every_image,
     image_list,
     labelled_lists,
     segmentation_task,
@@ -71,6 +72,45 @@ def test_numbers_at_the_end_of_names_are_not_always_channels(tmp_path: Path) -> 
         write_volume(tmp_path / "images" / f"scan_{index:04d}.nii.gz", image)
         write_volume(tmp_path / "labels" / f"scan_{index:04d}.nii.gz", mask)
     assert names(labelled_lists(str(tmp_path))) == {"scan_0000", "scan_0001"}
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_files_of_one_name_in_several_folders_are_told_apart_by_these(channels: int, tmp_path: Path) -> None:
+    endings = [""] if channels == 1 else ["_0000", "_0001"]
+    for index, name in enumerate(("siteA/scan", "siteB/deep/Scan", "siteB/other", "scan")):
+        image, mask = blobs(index)
+        for ending in endings:
+            write_volume(tmp_path / "images" / f"{name}{ending}.nii.gz", image)
+        write_volume(tmp_path / "labels" / f"{name}.nii.gz", mask)
+    lists = labelled_lists(str(tmp_path), channels=channels, fold="all")["training"]
+    assert [case_name(case) for case in lists] == ["scan", "siteA/scan", "siteB/deep/Scan", "siteB/other"]
+    for case in lists:
+        assert case["label"] == str(tmp_path / "labels" / f"{case['name']}.nii.gz")
+        files = [str(tmp_path / "images" / f"{case['name']}{ending}.nii.gz") for ending in endings]
+        assert case["image"] == (files[0] if channels == 1 else files)
+    for found in (image_list, every_image):  # predictions and features are called as what they are compared with
+        assert names({"all": found(str(tmp_path), channels=channels)}) == names({"all": lists})
+    assert names(labelled_lists(str(tmp_path), channels=None)) == names({"all": lists}), "and references"
+    for file in (tmp_path / "images").rglob("siteA/*"):
+        file.rename(file.with_name(f"one{file.name}"))
+    (tmp_path / "labels/siteA/scan.nii.gz").rename(tmp_path / "labels/onescan.nii.gz")
+    for file in (tmp_path / "images").rglob("Scan*"):
+        file.rename(file.with_name(f"two{file.name}"))
+    (tmp_path / "labels/siteB/deep/Scan.nii.gz").rename(tmp_path / "labels/siteB/deep/twoScan.nii.gz")
+    alone = labelled_lists(str(tmp_path), channels=channels)
+    assert names(alone) == {"scan", "onescan", "twoScan", "other"}, "without need names hold no folders"
+    (tmp_path / "labels/siteB/other.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"siteB/other(_0000)?.nii.gz has no label: .*labels/other.nii.gz is missing"):
+        labelled_lists(str(tmp_path), channels=channels)
+
+
+def test_cases_of_one_name_do_not_share_a_label(tmp_path: Path) -> None:
+    for site in "AB":
+        write_volume(tmp_path / "images" / site / "scan_0000.nii.gz", blobs(0)[0])
+    write_volume(tmp_path / "labels" / "scan.nii.gz", blobs(0)[1])
+    with pytest.raises(DataError, match=r"has no label: .*labels/A/scan(_0000)?.nii.gz is missing"):
+        labelled_lists(str(tmp_path))
+    assert len(image_list(str(tmp_path))) == 2, "nor is one of them lost"
 
 
 def test_a_decathlon_folder_with_four_dimensional_images(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from ...errors import DataError
 from ...paths import as_path
 from ..cases import INVERTED, MASKS, PROBABILITIES, Case, images_of, stem
 from ..problems import report
-from .folders import existing_folder, named_series, volumes_in
+from .folders import existing_folder, named_below, volumes_in
 from .sources import Polarity, detect, read_source
 from .splits import split_by_subject, subjects_of
 
@@ -161,10 +161,11 @@ def channel_cases(files: Sequence[Path], *, channels: int | None = 1) -> list[Ca
     """
     files = sorted(files)
     matches = [_CHANNEL.fullmatch(stem(file)) for file in files]
-    numbered: dict[str, dict[int, Path]] = {}
+    numbered: dict[tuple[str, str], dict[int, Path]] = {}
+    alone = len({stem(file).casefold() for file in files}) == len(files)  # else a case's channels share its folder
     for file, match in zip(files, matches, strict=True):
         if match:
-            numbered.setdefault(match[1], {})[int(match[2])] = file
+            numbered.setdefault(("" if alone else str(file.parent), match[1]), {})[int(match[2])] = file
     if channels is None:
         channels = len(next(iter(numbered.values()), {0: None}))
     wanted = set(range(channels))
@@ -173,14 +174,14 @@ def channel_cases(files: Sequence[Path], *, channels: int | None = 1) -> list[Ca
         if not lacking:
             return [
                 {"image": str(found[0]) if channels == 1 else [str(found[n]) for n in range(channels)], "name": name}
-                for name, found in sorted(numbered.items())
+                for (_, name), found in sorted(numbered.items())
             ]
         if channels > 1:
-            name, found = next(iter(lacking.items()))
+            (_, name), found = next(iter(lacking.items()))
             there = ", ".join(f"_{number:04d}" for number in sorted(found))
             raise DataError(
-                f"{files[0].parent}/{name} has the channels {there}, but --channels is {channels}; add what is "
-                "missing or correct --channels"
+                f"{next(iter(found.values())).parent}/{name} has the channels {there}, but --channels is {channels}; "
+                "add what is missing or correct --channels"
             )
     return [{"image": str(file)} for file in files]
 
@@ -214,7 +215,7 @@ def image_list(
         files = [file for file in files if file not in before]
         if not files or (before and written.resolve() == inner.resolve()):
             raise DataError(f"the images lie in output_dir {output_dir} itself; give another --output_dir")
-    return named_series(channel_cases(files, channels=channels), inner)
+    return named_below(channel_cases(files, channels=channels), inner)
 
 
 def every_image(dataset_dir: str = "", datalist: str | None = None, *, channels: int = 1) -> list[Case]:
@@ -237,7 +238,7 @@ def every_image(dataset_dir: str = "", datalist: str | None = None, *, channels:
     return [
         case
         for images in inner
-        for case in named_series(
+        for case in named_below(
             channel_cases([path.absolute() for path in volumes_in(images)], channels=channels), images
         )
     ]

@@ -14,15 +14,18 @@ from typing import Any
 from ...errors import DataError
 from ...paths import as_path
 from ...transforms import ENDINGS, file_kind, files_behind, may_be_dicom, series_in, volume_format, without_ending
-from ..cases import Case, images_of
+from ..cases import Case, case_name, images_of
 from ..problems import LeftOut, report
 
 __all__ = [
     "LABELLED",
     "behind",
     "existing_folder",
+    "is_series",
     "labelled_folders",
+    "named_below",
     "named_series",
+    "path_below",
     "volumes_below",
     "volumes_in",
     "walk",
@@ -187,10 +190,31 @@ def volumes_below(folder: Path, left_out: LeftOut) -> list[tuple[Path, Any]]:
 def named_series(cases: list[Case], folder: Path) -> list[Case]:
     """Call each DICOM series by its path below ``folder``, since its files and folders are called alike everywhere."""
     for case in cases:
-        file = Path(images_of(case)[0])
-        if not file.name.lower().endswith(ENDINGS):
-            inner = file.relative_to(folder.absolute())
-            case["name"] = "_".join([*inner.parts[:-1], without_ending(inner.name)]) or folder.absolute().name
+        if is_series(case):
+            case["name"] = path_below(case, folder).replace("/", "_")
+    return cases
+
+
+def is_series(case: Case) -> bool:
+    """Return whether the image of a case is a DICOM series."""
+    return not images_of(case)[0].lower().endswith(ENDINGS)
+
+
+def path_below(case: Case, folder: Path) -> str:
+    """Return where a case lies below a folder: the folders between, with ``/``, and what its files are called."""
+    inner = Path(images_of(case)[0]).relative_to(folder.absolute())
+    if is_series(case):
+        return without_ending(inner.as_posix()) if inner.parts else folder.absolute().name
+    return inner.with_name(case_name(case).rpartition("/")[2]).as_posix()
+
+
+def named_below(cases: list[Case], folder: Path) -> list[Case]:
+    """Call cases by their paths below a folder if two of them are called alike, DICOM series always."""
+    paths = [path_below(case, folder) for case in cases]
+    named_series(cases, folder)
+    if len({case_name(case).casefold() for case in cases}) < len(cases):
+        for case, path in zip(cases, paths, strict=True):
+            case["name"] = path
     return cases
 
 

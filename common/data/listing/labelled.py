@@ -18,10 +18,10 @@ from ...errors import DataError, SettingsError
 from ...paths import as_path
 from ...tables import read_table
 from ...transforms import ENDINGS, without_ending
-from ..cases import Case, case_name
+from ..cases import Case, case_name, images_of, stem
 from .datalists import channel_cases, read_datalist
 from .descriptions import described_cases
-from .folders import LABELLED, existing_folder, volumes_in
+from .folders import LABELLED, existing_folder, is_series, named_below, path_below, volumes_in
 
 __all__ = ["add_columns", "labelled_lists", "split_cases"]
 
@@ -42,7 +42,8 @@ def labelled_lists(
     """List image and label pairs for training and validation.
 
     Args:
-        dataset_dir: folder with ``images`` and ``labels`` holding files of the same name; an nnU-Net raw folder
+        dataset_dir: folder with ``images`` and ``labels`` holding files of the same name, in the same folders where two
+            are called alike, which their names then hold; an nnU-Net raw folder
             (``imagesTr/<case>_0000.nii.gz``, ``labelsTr/<case>.nii.gz``, or the files that its ``dataset.json`` lists
             under ``dataset``); or a Decathlon task folder with its ``dataset.json``.
         datalist: MONAI datalist JSON to use instead; also a Decathlon ``dataset.json``. A validation list in it is
@@ -245,7 +246,7 @@ def _pairs(folder: Path, channels: int | None) -> list[Case]:
         return listed
     for images, labels in LABELLED:
         if (folder / images).is_dir():
-            cases = _with_labels([path.absolute() for path in volumes_in(folder / images)], folder / labels, channels)
+            cases = _with_labels(folder / images, folder / labels, channels)
             for case in cases:
                 if "label" not in case:
                     image = case["image"] if isinstance(case["image"], str) else case["image"][0]
@@ -260,20 +261,28 @@ def _pairs(folder: Path, channels: int | None) -> list[Case]:
     )
 
 
-def _with_labels(files: Sequence[Path], labels: Path, channels: int | None) -> list[Case]:
+def _with_labels(images: Path, labels: Path, channels: int | None) -> list[Case]:
     """Find the label of each case, under the name of its file or of what its channels have in common."""
+    files = [path.absolute() for path in volumes_in(images)]
     alone: list[Case] = [{"image": str(file)} for file in files]
     together = channel_cases(files, channels=channels)
+    series = Counter(stem(images_of(case)[0]) for case in alone if is_series(case))
     found = [
-        [case | _label_of(case, labels) for case in cases]
+        [
+            case
+            | _label_of(case, images, labels, [name for file in images_of(case) if series[name := stem(file)] == 1])
+            for case in named_below(cases, images)
+        ]
         for cases in ((together, alone) if channels is not None and channels > 1 else (alone, together))
     ]
     return max(found, key=lambda cases: sum("label" in case for case in cases) / len(cases))  # the first, if equal
 
 
-def _label_of(case: Case, labels: Path) -> dict[str, str]:
-    for ending in ENDINGS:
-        file = labels / f"{case_name(case)}{ending}"
-        if file.is_file():
-            return {"label": str(file.absolute())}
+def _label_of(case: Case, images: Path, labels: Path, own: Sequence[str]) -> dict[str, str]:
+    """Find a label that lies as its image does, or under the name of the case or another of its own."""
+    for name in (path_below(case, images), case_name(case), *own):
+        for ending in ENDINGS:
+            file = labels / f"{name}{ending}"
+            if file.is_file():
+                return {"label": str(file.absolute())}
     return {}
