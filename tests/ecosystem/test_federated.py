@@ -18,6 +18,7 @@ import monai.bundle
 import numpy as np
 import pytest
 from ignite.engine import Events
+from monai.bundle import ConfigParser
 from monai.fl.client import MonaiAlgo
 from monai.fl.utils.constants import ExtraItems, FlStatistics
 from monai.fl.utils.exchange_object import ExchangeObject
@@ -241,17 +242,24 @@ def shared_settings(workflow: str) -> dict[str, Any]:
 def test_the_client_of_nvflare(
     workflow: str, bundle: Path, sites: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The script that runs at a site, with a server that sends two rounds and, in the end, its model."""
+    """The script that runs at a site, with a server that sends two rounds and, in the end, its model.
+
+    Letters that are commands in a config are nothing but letters in the names of its folders.
+    """
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "data #1, $HOME @x").symlink_to(sites)
+    (tmp_path / "bundle#2").symlink_to(bundle)
     config = json.loads((bundle / "configs" / f"{workflow}.json").read_text())
     federated._write_start(bundle, config | settings_of(workflow, Path(), Path(), 4), federated.WORKFLOWS[workflow])
     start = {name: value.numpy() for name, value in read_checkpoint(federated.START).items()}
     end = {name: value + np.float32(0.01) for name, value in start.items()}
     told = {"workflow": workflow, "rounds": 2, "local_epochs": 2, "output": "$RESULTS", "data": "$DATA/north"}
     settings = shared_settings(workflow) | {"epochs": 4, "resume": "rounds"}
-    (tmp_path / "north.json").write_text(json.dumps(told | {"bundle": str(bundle), "settings": settings}))
+    (tmp_path / "north.json").write_text(
+        json.dumps(told | {"bundle": str(tmp_path / "bundle#2"), "settings": settings})
+    )
     (tmp_path / federated.CLIENT).write_text((ROOT / "tools" / "federating" / federated.CLIENT).read_text())
-    for name, value in (("RESULTS", tmp_path / "results"), ("DATA", sites)):
+    for name, value in (("RESULTS", tmp_path / "run#3"), ("DATA", tmp_path / "data #1, $HOME @x")):
         monkeypatch.setenv(name, str(value))
 
     models, sent = [start, start, end], []
@@ -275,13 +283,24 @@ def test_the_client_of_nvflare(
     assert [model.meta["NUM_STEPS_CURRENT_ROUND"] for model in sent[:2]] == [4, 4]  # one of five is held out
     assert all(model.params.keys() == start.keys() and metric in model.metrics for model in sent[:2])
     assert sent[2].metrics.keys() == sent[0].metrics.keys()
-    file = tmp_path / "results" / "north" / "models" / name
+    file = tmp_path / "run#3" / "north" / "models" / name
     written = read_checkpoint(file)
     assert written.keys() == {key.removeprefix(kept) for key in end if key.startswith(kept)}
     assert all(np.array_equal(written[key].numpy(), end[kept + key]) for key in written)
     about = json.loads(file.with_suffix(".json").read_text())
     assert (about["sha256"], about["rounds"], about["settings"]["bundle"]) == (sha256(file), 2, BUNDLE)
     assert about["at_this_site"][metric] == sent[2].metrics[metric]
+
+
+def test_settings_with_a_hash_stay_text() -> None:
+    given = {"datalist": "run#2/list.json", "labels": ["a#b", "c"], "lr": "$1e-3#", "batch_size": 2, "splits": None}
+    config = ConfigParser({"lr": 0.1, **federated._texts(given)})
+    assert [config.get_parsed_content(name) for name in ("datalist", "labels")] == [given["datalist"], ["a#b", "c"]]
+    assert {name: federated._texts(given)[name] for name in ("lr", "batch_size", "splits")} == {
+        "lr": "$1e-3#",
+        "batch_size": 2,
+        "splits": None,
+    }
 
 
 def test_the_tool_says_what_is_wrong(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

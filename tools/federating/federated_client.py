@@ -61,7 +61,8 @@ def main() -> None:
     output = _folder(told["output"]) / site
     places = {"output_dir": output / "output", "ckpt_dir": output / "models", "store_dir": output / "store"}
     places["dataset_dir"] = _folder(told["data"])
-    settings = told["settings"] | {name: str(path) for name, path in places.items()}
+    as_data = import_module("scripts.literals").as_data
+    settings = told["settings"] | {name: as_data(str(path)) for name, path in places.items()}
     config = f"configs/{workflow}.json"
     algo = MonaiAlgo(
         bundle,

@@ -18,6 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from common.errors import DataError, SettingsError
+from common.literals import as_data
 from common.settings import meant_values, unknown_settings
 from common.weights import write_checkpoint
 
@@ -40,7 +41,7 @@ def federated(settings: Federated) -> None:
     used = [str(results / site) for site in settings.sites if (results / site / "models").exists()]
     if used and not settings.job:
         raise SettingsError(f"{', '.join(used)} hold another run already; give this one another --output")
-    given = meant_values(settings.settings) | {"epochs": rounds * settings.local_epochs, "resume": "rounds"}
+    given = _texts(meant_values(settings.settings)) | {"epochs": rounds * settings.local_epochs, "resume": "rounds"}
     with tempfile.TemporaryDirectory() as scratch, contextlib.chdir(scratch):
         _write_start(here, config | given, WORKFLOWS[settings.workflow])
         recipe = _recipe(settings, given)
@@ -58,6 +59,12 @@ def federated(settings: Federated) -> None:
             told = "; ".join(f"{site}: {line}" for site in settings.sites for line in _errors(logs / site / "log.txt"))
             raise SettingsError(f"{told or error}; the logs are in {logs}") from error
     _report(results, logs / "server" / "simulate_job", rounds)
+
+
+def _texts(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what a config must hold for settings with a ``#``, of which MONAI would make ``::``."""
+    plain = {name: value for name, value in given.items() if "#" in str(value) and str(value)[0] not in "$@%"}
+    return given | {name: as_data(value) for name, value in plain.items()}
 
 
 def _config(bundle: Path, settings: Federated) -> dict[str, Any]:
@@ -116,7 +123,7 @@ def _path(name: str) -> Path:
 
 def _write_start(bundle: Path, config: dict[str, Any], network: str) -> None:
     """Write the weights that the first round starts with: those with which a plain run of this bundle would."""
-    config["bundle_root"] = str(bundle)
+    config["bundle_root"] = as_data(str(bundle))
     if network == "local_network":  # without what it compares with the data, which are elsewhere
         config[network] |= {"settings": {}, "receipt_file": None}
     sys.path.insert(0, str(bundle))
