@@ -13,16 +13,19 @@ if TYPE_CHECKING:
     from .evaluation import evaluate_predictions
     from .features import FeatureFolder, VolumeEmbedder, embed_files, extract_features, frozen_encoder
     from .inferers import GaussianSlidingWindow
+    from .precision import AtPrecision, Precision
     from .prediction import EachCase
     from .serving import ModelPreprocessing
     from .settings import check_settings, model_settings
 
 __all__ = [
+    "AtPrecision",
     "ClassificationBatch",
     "EachCase",
     "FeatureFolder",
     "GaussianSlidingWindow",
     "ModelPreprocessing",
+    "Precision",
     "SegmentationBatch",
     "ViewsBatch",
     "VolumeEmbedder",

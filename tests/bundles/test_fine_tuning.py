@@ -84,6 +84,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         (RESENC, {"schedule": "valley", "tuning": "norm"}),
         (PRIMUS, {"schedule": "sawtooth", "tuning": "lora", "lora_rank": 2}),
         (PRIMUS, {"schedule": "warmup", "drop_path": 0.3}),
+        (PRIMUS, {"schedule": "warmup", "amp": True}),
     ],
 )
 def test_a_run_that_is_cut_in_any_phase_resumes_exactly(

@@ -20,13 +20,14 @@ import psutil
 import torch
 
 from common.bundles import read_config
+from common.engines.precision import cpu_has_bfloat16
 from common.errors import SettingsError
 
 from ..commanding.environment import ROOT
 from .data_path import data_tables, measure_data_path
 from .samples import measure_samples
 from .settings import PUBLISHED, Benchmark
-from .steps import PEER_FOLDER, measure_plain_memory, measure_step, prepare_process
+from .steps import PEER_FOLDER, measure_plain_memory, measure_precision, measure_step, prepare_process
 
 __all__ = ["benchmark"]
 
@@ -49,6 +50,9 @@ def benchmark(settings: Benchmark) -> None:
     text = [_alone(_hardware, settings) + "\n"]
     if "steps" in settings.parts:
         text += _step_tables(_measure_steps(settings, text[0]), settings)
+    if "precision" in settings.parts and settings.device == "cpu":
+        print("precision", file=sys.stderr, flush=True)
+        text += _precision_table(settings)
     if {"views", "store"} & {*settings.parts}:
         print("views and store", file=sys.stderr, flush=True)
         text += _data_tables(_alone(measure_samples, settings), settings)
@@ -181,6 +185,22 @@ def _step_tables(steps: Sequence[dict[str, Any]], options: Benchmark) -> list[st
             lines = [[key, str(count), f"{ms:.0f}", f"{share:.0%}"] for key, count, ms, share in profile]
             text += [f"{step['cell']}, {name}, one step:\n", _table(["operation", "calls", "ms", "share"], lines)]
     return text
+
+
+def _precision_table(options: Benchmark) -> list[str]:
+    """Measure both backbones in bfloat16; a CPU without its instructions is said to have none."""
+    if not cpu_has_bfloat16():
+        return ["This CPU has no instructions for bfloat16; its precision was not measured.\n"]
+    rows = []
+    for cell in ("mae_resenc_l", "mae_primus_m"):
+        found = _alone(measure_precision, cell, options)
+        for what, (single, half) in found["seconds"].items():
+            rows.append([cell, what, f"{single:.3g}", f"{half:.3g}", f"**{half / single:.2f}**"])
+    return [
+        f"float32 against bfloat16 on the CPU (`--amp true`), crops of {options.patch_size}^3, batch "
+        f"{options.batch_size}:\n",
+        _table(["bundle", "what", "float32, s", "bfloat16, s", "ratio"], rows),
+    ]
 
 
 def _data_tables(data: dict[str, Any], options: Benchmark) -> list[str]:

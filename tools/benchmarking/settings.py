@@ -14,7 +14,7 @@ from ..commanding.settings import Bundle, Existing, From, Reads, RefusalError, R
 
 __all__ = ["PARTS", "PUBLISHED", "Benchmark", "Sharding"]
 
-PARTS = ("steps", "views", "store", "data")
+PARTS = ("steps", "precision", "views", "store", "data")
 PUBLISHED = 160
 _BUNDLES = tuple(sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml")))
 
@@ -44,7 +44,8 @@ class Benchmark:
     cells: Annotated[tuple[str, ...], Reads(_cells, "bundles with commas between, or all")] = ("all",)
     """Bundles to measure."""
     parts: Annotated[tuple[str, ...], Reads(_parts, "parts with commas between, or all")] = ("all",)
-    """Of steps, views, store, data (the data path against MONAI's datasets and .npy; needs 2 GB of disk)."""
+    """Of steps, precision (bfloat16 against float32 on a CPU that has it), views, store, data (the data path against
+    MONAI's datasets and .npy; needs 2 GB of disk)."""
     patch_size: Annotated[int, From(1)] = 64
     """Side of the crops of a training step, a multiple of 32 (for the U-Net at least 64). 160 is published; below that
     VoCo and SimCLR get fewer crops of each image."""

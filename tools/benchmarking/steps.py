@@ -28,6 +28,7 @@ __all__ = [
     "bundle_config",
     "clock",
     "measure_plain_memory",
+    "measure_precision",
     "measure_step",
     "prepare_process",
     "regions",
@@ -98,6 +99,7 @@ class _Step:
                 for name, value in batch.items()
             }
         self.method: Callable[[Any], Any] = torch.compile(method) if options.compile else method
+        self.mixed = options.device == "cuda"
 
     def __call__(self, seed: int = 0, *, norm: bool = False) -> tuple[float, float, float]:
         """Return seconds, loss and, if asked for, the gradient's norm."""
@@ -105,7 +107,7 @@ class _Step:
         self._wait()
         began = self.clock()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
             loss = self.loss(self.method(self.batch), self.batch)
         loss.backward()  # type: ignore[no-untyped-call]
         length = 0.0
@@ -116,6 +118,15 @@ class _Step:
         self.optimizer.step()
         self._wait()
         return self.clock() - began, float(loss.detach()), length
+
+    def forward(self) -> float:
+        """Return the seconds of a forward pass alone, as inference does it."""
+        self._wait()
+        began = self.clock()
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
+            self.method(self.batch)
+        self._wait()
+        return self.clock() - began
 
     def _wait(self) -> None:
         if self.device == "cuda":
@@ -240,3 +251,19 @@ def measure_plain_memory(cell: str, options: Benchmark) -> float:
     for _ in range(2):
         step()
     return peak_gib(options.device)
+
+
+def measure_precision(cell: str, options: Benchmark) -> dict[str, Any]:
+    """Time a bundle's step and forward pass in float32 and in bfloat16, in turn; return their seconds in that order."""
+    prepare_process(options)
+    step = _build(cell, options)[1]("ours")
+    seconds: dict[str, tuple[list[float], list[float]]] = {"training step": ([], []), "forward pass": ([], [])}
+    for index in range(options.repeats + 1):
+        for mixed in (False, True) if index % 2 else (True, False):
+            step.mixed = mixed
+            seconds["training step"][mixed].append(step(index)[0])
+            seconds["forward pass"][mixed].append(step.forward())
+    medians = {  # the first round warms up
+        what: [statistics.median(times[1:]) for times in pair] for what, pair in seconds.items()
+    }
+    return {"cell": cell, "seconds": medians}
