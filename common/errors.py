@@ -159,18 +159,20 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
-def _interrupted(error: KeyboardInterrupt) -> str:
-    by = "SIGTERM" if isinstance(error, _Terminated) else "Ctrl-C"
+def _interrupted(error: KeyboardInterrupt) -> tuple[str, int]:
+    """Return what is said of an interrupted run, and its exit status, by which shells and schedulers know of it."""
+    by, number = ("SIGTERM", signal.SIGTERM) if isinstance(error, _Terminated) else ("Ctrl-C", signal.SIGINT)
     told = (
         _PROMISES[-1]() if _PROMISES else "What was written before is whole; the same command starts again from there"
     )
-    return f"interrupted by {by}. {told}"
+    return f"interrupted by {by}. {told}", 128 + number
 
 
 def end_in_a_sentence() -> None:
     """Let this process end with that sentence instead of a traceback, into which MONAI would wrap the message.
 
-    Names of files that cannot be printed are printed with escapes. Ctrl-C and SIGTERM end in a sentence, too.
+    Names of files that cannot be printed are printed with escapes. Ctrl-C and SIGTERM end in a sentence, too, with the
+    exit status 130 and 143.
     """
     in_main = threading.current_thread() is threading.main_thread()
     alone = "RANK" not in os.environ  # a process that waits for others in a collective call would never come to it
@@ -186,10 +188,11 @@ def end_in_a_sentence() -> None:
             signal.signal(
                 signal.SIGCHLD, signal.SIG_DFL
             )  # PyTorch's handler would raise in here, for a loader's process
-        told = _interrupted(error) if isinstance(error, KeyboardInterrupt) else sentence(error)
+        told, status = _interrupted(error) if isinstance(error, KeyboardInterrupt) else (sentence(error), 1)
         if told is None:
             before(kind, error, where)
-        else:
-            print(f"Stopped: {told}", file=sys.stderr)  # noqa: T201
+            return
+        print(f"Stopped: {told}", file=sys.stderr)  # noqa: T201
+        raise SystemExit(status)  # Python ends with it as if nothing had been raised before
 
     sys.excepthook = hook

@@ -14,22 +14,24 @@ import psutil
 import pytest
 
 from ..conftest import ROOT, command, pretraining
+from ..starts import python
 
 
 @pytest.mark.parametrize(
-    ("number", "of", "told"),
+    ("number", "of", "status", "told"),
     [
-        (signal.SIGINT, "group", "Stopped: interrupted by Ctrl-C. "),
-        (signal.SIGTERM, "run", "Stopped: interrupted by SIGTERM. "),
+        (signal.SIGINT, "group", 130, "Stopped: interrupted by Ctrl-C. "),
+        (signal.SIGTERM, "run", 143, "Stopped: interrupted by SIGTERM. "),
         (
             signal.SIGKILL,
             "reader",
+            1,
             "Stopped: the system ended a process that reads data, as it does for want of memory",
         ),
     ],
 )
 def test_an_interrupted_run_ends_in_a_sentence(
-    number: signal.Signals, of: str, told: str, images: Path, tmp_path: Path
+    number: signal.Signals, of: str, status: int, told: str, images: Path, tmp_path: Path
 ) -> None:
     arguments = [*pretraining(tmp_path, images, epochs=1000), "--num_workers", "1"]
     temporary = tmp_path.parent / of  # short enough for sockets
@@ -59,7 +61,7 @@ def test_an_interrupted_run_ends_in_a_sentence(
         else:
             readers = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
             readers[0].send_signal(number)
-        assert process.wait(60) != 0
+        assert process.wait(60) == status
     finally:
         process.kill()
     text = (tmp_path / "log").read_text()
@@ -78,3 +80,26 @@ def test_an_interrupted_run_ends_in_a_sentence(
         *(".training.lock", "pretraining_state.pt", "pretrained_encoder.pt", "pretrained_encoder.json"),
         *("pretrained_encoder_best.pt", "pretrained_encoder_best.json"),
     }
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "told"),
+    [
+        ("raise KeyboardInterrupt", 130, "Stopped: interrupted by Ctrl-C. "),
+        ("os.kill(os.getpid(), signal.SIGTERM)", 143, "Stopped: interrupted by SIGTERM. "),
+        ("raise DataError('scan.nii is empty; leave it out')", 1, "Stopped: scan.nii is empty; leave it out"),
+        ("raise OSError(28, 'No space left on device', '/out')", 1, "Stopped: the disk is full while writing /out; "),
+    ],
+)
+def test_the_exit_status_is_what_shells_expect(how: str, status: int, told: str, tmp_path: Path) -> None:
+    program = "import atexit, os, signal; from common.errors import DataError, end_in_a_sentence; end_in_a_sentence()\n"
+    program += f"atexit.register(open(r'{tmp_path}/cleaned', 'w').close)\n{how}"
+    done = subprocess.run([python(), "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(told)
+    assert len(done.stderr.splitlines()) == 1
+    assert (tmp_path / "cleaned").exists(), "what is to be done at the end is done"
+    shell = subprocess.run(
+        ["sh", "-c", f'"{python()}" -c "$0"; echo $?', program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert shell.stdout.strip() == str(status)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -86,7 +85,6 @@ def run_pieces(study: Study, where: Sequence[Place], *, shard: tuple[int, int] =
     running: dict[subprocess.Popen[bytes], tuple[str, Place]] = {}
     elsewhere: dict[str, float] = {}
     free = list(where)
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends as Ctrl-C does
     with tqdm(total=len(order), initial=len(order) - len(waiting), desc=study.name, unit="run", smoothing=0.1) as bar:
         try:
             while waiting or running:
@@ -122,8 +120,6 @@ def run_pieces(study: Study, where: Sequence[Place], *, shard: tuple[int, int] =
             for process in running:
                 process.wait()
             raise
-        finally:
-            signal.signal(signal.SIGTERM, before)
     return failed
 
 
