@@ -1,21 +1,28 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""The label curve's table on results with known answers, and a whole tiny curve that is cut and goes on."""
+"""The label curve's table on results with known answers, the study that it is, and a whole tiny one that goes on."""
 
 from __future__ import annotations
 
 import csv
 import json
 import subprocess
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from common.errors import SettingsError
 from tools.commanding.settings import filled
-from tools.curves.curve_report import _verdict, curve_table, write_curve
-from tools.curves.label_curve import Curve, _counts
+from tools.curves import label_curve as tool
+from tools.curves.curve_report import ARMS, _verdict, curve_table, dice_of, write_curve
+from tools.curves.label_curve import _counts, label_curve
 from tools.curves.settings import LabelCurve
+from tools.studies.definition import Arm, Run, Study
+from tools.studies.execution import pieces, state
+from tools.studies.reading import read_study
+from tools.studies.results import read_json
 
 from ..conftest import ROOT
 from ..starts import python
@@ -36,7 +43,7 @@ def results(gain: float, *, cases: int = 40, seeds: int = 2, noise: float = 0.02
                         f"case_{i}": {"a": level[i] + extra + noise * rng.standard_normal(), "b": level[i] + extra}
                         for i in names
                     }
-                    found.append(((fold, count, seed, arm, "x"), scores))
+                    found.append((Run(arm, "data", str(count), fold, seed, count), scores))
     return found
 
 
@@ -65,11 +72,12 @@ def test_what_depends_on_the_run_widens_the_interval() -> None:
 
 def test_a_run_without_its_partner_does_not_count() -> None:
     complete = results(0.1)
-    broken = [entry for entry in complete if entry[0][:4] != (0, 2, 0, "from scratch")]
+    broken = [entry for entry in complete if entry[0] != Run("from scratch", "data", "2", 0, 0, 2)]
+    assert len(broken) == len(complete) - 1
     rows = curve_table(broken)
     assert [row["pairs_of_runs"] for row in rows] == [3, 4]
     assert rows[0]["difference"] == pytest.approx(0.1, abs=0.01)
-    assert curve_table([entry for entry in complete if entry[0][3] == "from scratch"]) == []
+    assert curve_table([entry for entry in complete if entry[0].arm == "from scratch"]) == []
 
 
 def test_seeds_are_no_independent_evidence_and_groups_go_together() -> None:
@@ -81,16 +89,25 @@ def test_seeds_are_no_independent_evidence_and_groups_go_together() -> None:
     assert grouped[0]["scratch_high"] - grouped[0]["scratch_low"] != pytest.approx(widths[0], rel=0.02)
 
 
+def result(scores: dict[str, dict[str, float | None]], group: str | None = None) -> dict[str, Any]:
+    """Return what a run's result.json says."""
+    cases = {
+        case: {"group": group, "scores": {name: {"dice": dice, "nsd": dice} for name, dice in own.items()}}
+        for case, own in scores.items()
+    }
+    return {"cases": cases, "seconds": {"training": 2.0, "inference": 1.0}}
+
+
+def test_what_is_not_defined_is_no_dice() -> None:
+    found = dice_of(result({"one": {"a": 0.5, "b": None}, "two": {"a": None, "b": None}}))
+    assert found == {"one": {"a": 0.5}}
+
+
 def test_the_record_says_what_was_used(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    plan = []
-    for number, (entry, scores) in enumerate(results(0.05)):
-        folder = tmp_path / f"run_{number}"
-        folder.mkdir()
-        (folder / "result.json").write_text(json.dumps({"seconds": 2.0, "lr": 0.1, "train_loss": 1, "dice": scores}))
-        plan.append((*entry[:4], folder.name))
-    asked = {"bundle": "mae_resenc_l", "settings": {"epochs": 3}}
+    found = [(run, result(scores)) for run, scores in results(0.05)]
+    asked = {"bundle": "mae_resenc_l", "settings": {"epochs": 3}, "group": None}
     rates = {"pre-trained": 0.01, "from scratch": 0.03}
-    write_curve(tmp_path, plan=plan, rates=rates, asked=asked)
+    write_curve(tmp_path, results=found, rates=rates, asked=asked)
     text = (tmp_path / "curve.md").read_text()
     assert "pre-trained is better" in text
     assert "pre-trained 0.01, from scratch 0.03" in text
@@ -115,19 +132,152 @@ def test_numbers_of_cases() -> None:
 
     assert counts("2,4,all") == [2, 4, 19]
     assert counts("3") == [3]
-    with pytest.raises(SystemExit, match="names 20"):
+    with pytest.raises(SettingsError, match="names 20"):
         counts("20")
     with pytest.raises(SettingsError, match="--cases is 'few'; it must be"):
         counts("few")
 
 
-def test_fewer_cases_are_among_more(tmp_path: Path) -> None:
-    fold = {"training": [{"image": f"{i}.nii"} for i in range(20)], "validation": []}
-    curve = Curve("x", tmp_path, folds=[fold], labels=[], settings={}, pretraining={}, pretrained=None)
+class Trainer:
+    """Stands for the processes of a study: notes what is not done, and writes results with a Dice for each arm."""
+
+    def __init__(self, dice: Callable[[Arm, Run], float]) -> None:
+        self.dice, self.done, self.failing = dice, list[str](), set[str]()
+
+    def __call__(self, study: Study, where: Any, *, wanted: Sequence[str] | None = None) -> dict[str, str]:
+        failed = {}
+        runs = {f"runs/{run.name}": run for run in study.runs()}
+        for name in pieces(study) if wanted is None else wanted:
+            folder = study.folder / name
+            if state(folder) == "finished":
+                continue
+            folder.mkdir(parents=True, exist_ok=True)
+            self.done.append(name)
+            run = runs.get(name)
+            if name in self.failing:
+                failed[name] = "the loss is not finite in epoch 1" if run and "lr" in run.arm else "it broke"
+                (folder / "failed.json").write_text(json.dumps({"why": failed[name]}))
+            elif run is None:
+                (folder / "pretrained_encoder.pt").write_bytes(b"weights")
+                (folder / "result.json").write_text("{}")
+            else:
+                value = self.dice(study.arms[run.arm], run)
+                unseen = [
+                    Path(case["image"]).name for case in study.data_sets[run.data_set].parts[run.fold]["validation"]
+                ]
+                content = result({case: {"ball": value} for case in unseen})
+                (folder / "result.json").write_text(json.dumps(content))
+        return failed
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    """Twenty labelled cases, of which nothing but names is read."""
+    for kind in ("images", "labels"):
+        (tmp_path / "task" / kind).mkdir(parents=True)
+        for index in range(20):
+            (tmp_path / "task" / kind / f"case_{index}.nii.gz").write_text(f"{kind} {index}")
+    return tmp_path / "task"
+
+
+def asked(task: Path, **told: Any) -> LabelCurve:
+    whole = {"labels": "background,ball", "output": str(task.parent / "curve"), "seeds": 2, "cases": "2,8,all"}
+    return filled(LabelCurve, "mae_resenc_l", str(task), **{**whole, **told})
+
+
+def test_fewer_cases_are_among_more(cases: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tool, "run_pieces", Trainer(lambda *_: 0.5))
+    label_curve(asked(cases, rates="1"))
+    study = read_study(cases.parent / "curve" / "study.yaml")
+    assert study.folder == cases.parent / "curve"
+    assert study.budgets == ["2", "8", "10"]
+    drawn = {
+        (run.seed, run.cases): [case["image"] for case in study.training_cases(run)]
+        for run in study.runs()
+        if run.fold == 0
+    }
     for seed in (0, 1):
-        names = [{case["image"] for case in curve.subset(0, count, seed)} for count in (2, 8, 20)]
+        names = [{*drawn[seed, count]} for count in (2, 8, 10)]
+        assert [len(each) for each in names] == [2, 8, 10]
         assert names[0] < names[1] < names[2]
-    assert curve.subset(0, 5, 0) != curve.subset(0, 5, 1)
+    assert drawn[0, 8] != drawn[1, 8]
+
+
+def test_a_curve_is_a_study_that_goes_on(
+    cases: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pre-training comes first, rates next, then the runs of both arms; what is there is not done again."""
+
+    def dice(arm: Arm, run: Run) -> float:
+        level = 0.4 if arm.weights == "scratch" else 0.7
+        return float(level + 0.01 * run.seed - 0.1 * run.fold - 0.01 * abs(np.log(arm.settings["lr"] / 0.2)))
+
+    trainer = Trainer(dice)
+    monkeypatch.setattr(tool, "run_pieces", trainer)
+    folder = cases.parent / "curve"
+    more = {"settings": {"momentum": 0.8, "block_size": 4, "tiles_per_step": 2, "pretrain_epochs": 20, "lr": 0.2}}
+    broken = "runs/data/from_scratch/budget_8/fold_1/seed_1"
+    trainer.failing = {broken}
+    with pytest.raises(SystemExit, match="Stopped: 1 failed"):
+        label_curve(asked(cases, **more))
+    assert f"failed: {broken}: it broke" in capsys.readouterr().out
+    kinds = [name.split("/")[0] if name.startswith("pretraining") else name.split("/")[1] for name in trainer.done]
+    assert kinds == ["pretraining"] + 6 * ["held_out"] + ["pretraining"] + 24 * ["data"]
+    table = json.loads((folder / "curve.json").read_text())
+    assert [row["pairs_of_runs"] for row in table["rows"]] == [4, 3, 4]
+    assert table["rates"] == dict.fromkeys(ARMS, 0.2)
+    study = read_study(folder / "study.yaml")
+    for start, arm in study.arms.items():
+        data = study.data_sets["data"]
+        told = study.training_settings(arm, data)
+        assert (told["lr"], told["momentum"], told["features_per_stage"]) == (0.2, 0.8, [8, 16, 32, 64])
+        assert "block_size" not in told
+        assert study.merged("inference", arm, data)["tiles_per_step"] == 2
+        own = study.pretraining_settings(arm, data)
+        assert [own[name] for name in ("epochs", "warmup_epochs", "lr", "momentum", "block_size")] == [
+            20,
+            2,
+            0.1,
+            0.8,
+            4,
+        ]
+        assert arm.weights == {"pre-trained": "pretraining", "from scratch": "scratch"}[start]
+    held = read_study(folder / "rates.yaml").data_sets["held out"].parts[0]
+    names = {part: {case["image"] for case in held[part]} for part in held}
+    assert [len(names[part]) for part in ("training", "validation")] == [8, 2]
+    assert {*names["training"], *names["validation"]} == {
+        case["image"] for case in study.data_sets["data"].parts[0]["training"]
+    }
+    trainer.failing, trainer.done = set(), []
+    label_curve(asked(cases, **{**more, "cases": "2,4,8,all"}))
+    assert [name for name in trainer.done if "/budget_4/" not in name] == [broken]
+    assert len(trainer.done) == 1 + 8
+    assert "| 4 | 0.6" in (folder / "curve.md").read_text()
+    assert read_json(folder / "study.json")["budgets"] == ["2", "4", "8", "10"]
+    with pytest.raises(SettingsError, match="holds a curve of other settings"):
+        label_curve(asked(cases, settings={**more["settings"], "lr": 3.0}))
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"labels": None}, "name the classes: --labels"),
+        ({"settings": {"epohcs": 3}}, "unknown setting --epohcs .did you mean --epochs"),
+        ({"settings": {"pretrain_epohcs": 3}}, "unknown setting --epohcs .did you mean --epochs"),
+        ({"settings": {"seed": 3}}, "name seed, which the study itself decides"),
+        ({"cases": "11"}, "--cases names 11, but a fold has 10"),
+    ],
+)
+def test_a_curve_that_does_not_fit_is_refused_and_may_be_mended(
+    told: dict[str, Any], words: str, cases: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Trainer(lambda *_: 0.5)
+    monkeypatch.setattr(tool, "run_pieces", trainer)
+    with pytest.raises(SettingsError, match=words):
+        label_curve(asked(cases, **told))
+    assert not trainer.done
+    label_curve(asked(cases, rates="1"))
+    assert len(trainer.done) == 2 + 24
 
 
 @pytest.mark.parametrize(
@@ -140,21 +290,19 @@ def test_fewer_cases_are_among_more(tmp_path: Path) -> None:
     ],
 )
 def test_rates_are_looked_for_beyond_the_end(
-    peak: float, tried: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    peak: float, tried: list[float], cases: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is tried once, also by a curve that was cut; at most two beyond those asked for."""
-    calls: list[float] = []
-
-    def score(self: Curve, arm: str, rate: float, cases: list, held: list) -> float:
-        calls.append(rate)
-        return -abs(np.log(rate / peak))
-
-    monkeypatch.setattr(Curve, "_score", score)
-    fold = {"training": [{"image": f"{i}.nii"} for i in range(9)], "validation": []}
+    trainer = Trainer(lambda arm, _: -abs(np.log(arm.settings["lr"] / peak)))
+    trainer.failing = {"runs/held_out/from_scratch_lr_0.3/budget_all/fold_0/seed_0"}  # came apart, which counts as 0
+    monkeypatch.setattr(tool, "run_pieces", trainer)
+    encoder = cases.parent / "encoder.pt"
+    encoder.write_bytes(b"weights")
     for _ in range(2):
-        curve = Curve("x", tmp_path, folds=[fold], labels=[], settings={}, pretraining={}, pretrained=None)
-        best = curve.tune("pre-trained", [0.3, 1, 3], 2, 0.1)
-    assert sorted(calls) == pytest.approx(tried)
+        label_curve(asked(cases, cases="2", seeds=1, pretrained=str(encoder), settings={"lr": 0.1}))
+    found = [name for name in trainer.done if name.startswith("runs/held_out/pre-trained_lr_")]
+    assert sorted(float(name.split("_lr_")[1].split("/")[0]) for name in found) == pytest.approx(tried)
+    best = read_json(cases.parent / "curve" / "curve.json")["rates"]["pre-trained"]
     assert best == pytest.approx(min(tried, key=lambda rate: abs(np.log(rate / peak))))
 
 
@@ -164,7 +312,8 @@ def test_a_whole_tiny_curve(bundle: str, labelled: Path, tmp_path: Path) -> None
     tiny = ["--epochs", "2", "--iterations_per_epoch", "4", "--pretrain_epochs", "1", "--warmup_epochs", "0"]
     tiny += ["--pretrain_iterations_per_epoch", "2", "--pretrain_val_iterations", "1", "--patch_size", "[16,16,16]"]
     line = [python(), "-W", "ignore", "tools/label_curve.py", bundle, "--data", str(labelled), *tiny]
-    line += ["--labels", "['background','ball']", "--seeds", "1", "--rates", "1", "--output", str(tmp_path / "curve")]
+    line += ["--labels", "['background','ball']", "--seeds", "1", "--output", str(tmp_path / "curve")]
+    line += ["--rates", "1,2" if bundle == "mae_resenc_l" else "1"]
     for cases, pairs in (("1", 1), ("1,all", 2), ("1,all", 2)):
         result = subprocess.run([*line, "--cases", cases], cwd=ROOT, capture_output=True, text=True)
         assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-3000:]

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from tqdm import tqdm
 
 from common.data import preprocessing_settings
 from common.engines.probing import compare_probes
 from common.errors import DataError, SettingsError, WeightsError, causes, sentence
-from common.files import replace_file, write_json
+from common.files import write_json
 from common.literals import as_data
 from common.settings import unknown_settings
 from common.weights.receipt import SPACING_CAVEAT, spacing_warning
@@ -29,7 +28,7 @@ from ..commanding.environment import ROOT
 from ..reporting.comparison import compare, interval, resampled, score
 from ..studies.definition import OWN, bundle_config, plain_name
 from ..studies.execution import check_results
-from ..studies.reading import read_study, study_from
+from ..studies.reading import read_study, study_from, write_yaml
 from ..studies.results import blocks_of, every_run, read_json, read_results, shared_runs
 from ..studies.scheduling import places, run_pieces
 from .candidates import backbone_of
@@ -40,11 +39,6 @@ from .verdicts import Difference
 __all__ = ["Choice", "check_settings"]
 
 _STUDY = "data"  # name of the data set in the study
-
-
-def _write_yaml(content: Mapping[str, Any], path: Path) -> None:
-    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
-    replace_file(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
 
 
 def _known(bundle: str, *configs: str) -> set[str]:
@@ -226,8 +220,8 @@ class Choice:
 
         def write(folder: Path) -> None:
             write_json(listed, folder / "cases.json")
-            _write_yaml(card, folder / "card.yaml")
-            _write_yaml(content, folder / "study.yaml")
+            write_yaml(card, folder / "card.yaml")
+            write_yaml(content, folder / "study.yaml")
 
         with tempfile.TemporaryDirectory() as trial:
             write(Path(trial))

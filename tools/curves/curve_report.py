@@ -3,25 +3,26 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.files import replace_file, write_json
 from common.tables import write_table
 
-__all__ = ["curve_table", "write_curve"]
+from ..studies.definition import Run
 
-Entry = tuple[int, int, int, str, str]  # fold, cases, seed, arm, folder
+__all__ = ["ARMS", "curve_table", "dice_of", "write_curve"]
+
+ARMS = ("pre-trained", "from scratch")
 _RESAMPLES = 2000
 _COLOURS = {"pre-trained": "#0077bb", "from scratch": "#cc6677"}
 
 
 def curve_table(
-    results: Sequence[tuple[Entry, Mapping[str, Mapping[str, float]]]], *, groups: Mapping[str, str] | None = None
+    results: Sequence[tuple[Run, Mapping[str, Mapping[str, float]]]], *, groups: Mapping[str, str] | None = None
 ) -> list[dict[str, Any]]:
     """Summarise runs: for every number of cases both means and the paired difference, with 95 % intervals.
 
@@ -31,15 +32,15 @@ def curve_table(
     are used.
 
     Args:
-        results: what each run was, and the Dice of its unseen cases by case and class.
+        results: runs, and the Dice of their unseen cases by case and class.
         groups: of the cases.
 
     Returns:
         a row for each number of cases.
     """
-    runs = {(entry[1], entry[0], entry[2], entry[3]): scores for entry, scores in results}
+    runs = {(run.cases, run.fold, run.seed, run.arm): scores for run, scores in results}
     rows = []
-    for count in sorted({entry[1] for entry, _ in results}):
+    for count in sorted({run.cases for run, _ in results}):
         pairs = {
             (fold, seed): (one, runs[c, fold, seed, "from scratch"])
             for (c, fold, seed, arm), one in runs.items()
@@ -117,35 +118,41 @@ def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def dice_of(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the Dice of a run's result by case and class, where there is one."""
+    cases = {
+        case: {name: scores["dice"] for name, scores in entry["scores"].items() if scores["dice"] is not None}
+        for case, entry in result.get("cases", {}).items()
+    }
+    return {case: own for case, own in cases.items() if own}
+
+
 def write_curve(
-    folder: Path, *, plan: Sequence[Entry], rates: Mapping[str, float], asked: Mapping[str, Any]
+    folder: Path,
+    *,
+    results: Sequence[tuple[Run, Mapping[str, Any]]],
+    rates: Mapping[str, float],
+    asked: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Read all results, print the table and write curve.csv, curve.json, curve.md and curve.png.
+    """Print the table and write curve.csv, curve.json, curve.md and curve.png.
 
     Args:
         folder: of the curve.
-        plan: its runs.
+        results: finished runs, and what is in their result.json.
         rates: learning rate of each arm.
         asked: settings, for the record.
 
     Returns:
         the rows of the table.
     """
-    results = []
-    seconds = []
-    for entry in plan:
-        file = folder / entry[4] / "result.json"
-        if file.exists():
-            content = json.loads(file.read_text("utf-8"))
-            results.append((entry, content["dice"]))
-            seconds.append(content["seconds"])
-    groups = folder / "groups.json"
-    rows = curve_table(results, groups=json.loads(groups.read_text("utf-8")) if groups.exists() else None)
+    groups = {case: entry["group"] or "unknown" for _, result in results for case, entry in result["cases"].items()}
+    rows = curve_table([(run, dice_of(result)) for run, result in results], groups=groups if asked["group"] else None)
     if not rows:
         print("no pair of runs is complete; there is no curve yet")
         return rows
     table = _markdown(rows)
-    folds, seeds = len({entry[0] for entry in plan}), len({entry[2] for entry in plan})
+    folds, seeds = len({run.fold for run, _ in results}), len({run.seed for run, _ in results})
+    seconds = [result["seconds"]["training"] for _, result in results]
     tuned = ", ".join(f"{arm} {rate:g}" for arm, rate in rates.items())
     notes = (
         f"Mean Dice on unseen cases ({rows[0]['unseen']} in all), {asked['bundle']}, {folds} fold(s), {seeds} seed(s) "
@@ -155,14 +162,9 @@ def write_curve(
         + ", ".join(f"{name} {value}" for name, value in asked["settings"].items())
         + "."
     )
-    write = {
-        "curve.md": f"{table}\n\n{notes}\n",
-        "curve.json": json.dumps({"rows": rows, "rates": dict(rates), "asked": dict(asked)}, indent=1) + "\n",
-    }
-    for name, text in write.items():
-        part = folder / f".{name}.part"
-        part.write_text(text, "utf-8")
-        os.replace(part, folder / name)
+    text = f"{table}\n\n{notes}\n"
+    replace_file(folder / "curve.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))
+    write_json({"rows": rows, "rates": dict(rates), "asked": dict(asked)}, folder / "curve.json")
     write_table(folder / "curve.csv", list(rows[0]), [list(row.values()) for row in rows])
     _draw(rows, folder / "curve.png", bundle=str(asked["bundle"]))
     print(f"\n{table}\n\n{notes}\nwritten: {folder}/curve.csv, curve.json, curve.md, curve.png")
@@ -201,7 +203,5 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path, *, bundle: str) -> None
         axis.set_xlabel("labelled cases for fine-tuning")
         axis.grid(alpha=0.3)
     figure.supxlabel("bands and bars: 95 % of bootstrap resamples of unseen cases and of runs", fontsize=7)
-    part = path.with_name(f".{path.name}.part")
-    figure.savefig(part, dpi=130, format="png")
-    os.replace(part, path)
+    replace_file(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
     plt.close(figure)

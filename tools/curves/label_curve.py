@@ -1,25 +1,41 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Did pre-training help, and with how many labelled cases? Fine-tune both ways on few and on many, and compare."""
+"""Did pre-training help, and with how many labelled cases? A study of two arms, each at the learning rate best for it.
+
+All is in one folder. ``study.yaml`` is the curve, as any study: its budgets are the numbers of cases. ``rates.yaml`` is
+the search for the learning rates: an arm for each rate and start, tested on held-out cases of the first fold's training
+part. What is done is not done again, by either.
+"""
 
 from __future__ import annotations
 
 import json
-import logging
-import os
 import random
-import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from common.data.cases import Case, case_name
+from common.errors import SettingsError
+from common.files import write_json
+from common.settings import unknown_settings
+
 from ..commanding.environment import ROOT
+from ..studies.definition import OWN, PRETRAINING, SCRATCH, Study, bundle_config, cell_of
+from ..studies.execution import FAILED, RESULT, check_results, pretraining_of, write_datalist
+from ..studies.reading import read_study, study_from, write_yaml
+from ..studies.results import read_json
+from ..studies.scheduling import Place, places, run_pieces
+from .curve_report import ARMS, dice_of, write_curve
 from .settings import LabelCurve
 
 __all__ = ["label_curve"]
 
-ARMS = ("pre-trained", "from scratch")
+_DATA, _HELD = "data", "held out"  # data sets of the two studies
+_MOST_HELD = 20
+_BEYOND = 2  # learning rates that are tried beyond those asked for
 # what fits a CPU in minutes; on a GPU the bundle's own defaults are used
 _SMALL: dict[str, dict[str, Any]] = {
     "resenc_l": {"features_per_stage": [8, 16, 32, 64], "blocks_per_stage": [1, 1, 1, 1], "momentum": 0.9},
@@ -28,361 +44,251 @@ _SMALL: dict[str, dict[str, Any]] = {
 _SMALL_RATES = {"resenc_l": {"pretrain": 0.1, "train": 0.3}, "primus_m": {"pretrain": 2e-3, "train": 2e-3}}
 _SMALL_RUN = {"patch_size": [32, 32, 32], "epochs": 10, "iterations_per_epoch": 25, "num_workers": 0}
 _SMALL_PRETRAINING = {"epochs": 10, "iterations_per_epoch": 50, "batch_size": 4, "block_size": 8}
-_SETTINGS = ("spacing_mm", "reorient", "patch_size", "num_workers", "channels", "device", "amp")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One fine-tuning: which fold is unseen, how many cases and which draw of them, and how it starts."""
-
-    fold: int
-    cases: int
-    seed: int
-    arm: str
-
-    @property
-    def name(self) -> str:
-        """Folder of the run."""
-        return f"fold_{self.fold}/cases_{self.cases}/seed_{self.seed}/{self.arm.replace(' ', '_')}"
-
-
-class Curve:
-    """All runs of one curve, in one folder."""
-
-    def __init__(
-        self,
-        bundle: str,
-        folder: Path,
-        *,
-        folds: list[dict[str, list[dict[str, Any]]]],
-        labels: Sequence[str] | str,
-        settings: Mapping[str, Any],
-        pretraining: Mapping[str, Any],
-        pretrained: str | None,
-    ) -> None:
-        self.bundle, self.folder, self.folds, self.labels = bundle, folder, folds, labels
-        self.settings, self.pretraining, self.pretrained = dict(settings), dict(pretraining), pretrained
-        self.rates: dict[str, float] = {}
-
-    def run(self, config: str, log: Path, *, told: Mapping[str, Any] | None = None, **data: Any) -> None:
-        """Run a config of the bundle in this process, see :func:`tools.studies.execution.run_config`."""
-        from ..studies.execution import run_config
-
-        run_config(self.bundle, config, log, told=told, **data)
-
-    def datalist(self, path: Path, **parts: Sequence[dict[str, Any]]) -> str:
-        """Write a datalist and return its path."""
-        from ..studies.execution import write_datalist
-
-        return write_datalist(path, **parts)
-
-    def encoder(self, fold: int) -> str:
-        """Return the pre-trained encoder for a fold, pre-training it if none was given."""
-        if self.pretrained:
-            return self.pretrained
-        from common.data.cases import images_of
-
-        folder = self.folder / f"fold_{fold}" / "pre-training"
-        if not (folder / "finished").exists():
-            images = [{"image": file} for case in self.folds[fold]["training"] for file in images_of(case)]
-            self.run(
-                "pretrain",
-                folder / "log.txt",
-                told={**self.settings, **self.pretraining},
-                datalist=self.datalist(folder / "datalist.json", training=images),
-                store_dir=str(self.folder / "store"),
-                output_dir=str(folder),
-                ckpt_dir=str(folder),
-            )
-            (folder / "finished").touch()
-        return str(folder / "pretrained_encoder.pt")
-
-    def subset(self, fold: int, count: int, seed: int) -> list[dict[str, Any]]:
-        """Draw cases to train on; those of a smaller number are among those of a larger one."""
-        cases = list(self.folds[fold]["training"])
-        random.Random(f"{fold} {seed}").shuffle(cases)
-        return cases[:count]
-
-    def fine_tune(self, folder: Path, fold: int, arm: str, **settings: Any) -> None:
-        """Fine-tune once."""
-        self.run(
-            "train",
-            folder / "log.txt",
-            told=self.settings,
-            **settings,
-            labels=self.labels,
-            from_scratch=arm == "from scratch",
-            pretrained="" if arm == "from scratch" else self.encoder(fold),
-            store_dir=str(self.folder / "store"),
-            output_dir=str(folder),
-            ckpt_dir=str(folder / "models"),
-        )
-
-    def tune(self, arm: str, factors: Sequence[float], count: int, base: float) -> float:
-        """Return the best of some learning rates on held-out cases of the first fold's training part.
-
-        Where the best is at an end of those tried, up to two more are tried beyond it.
-        """
-        file = self.folder / "rates" / f"{arm.replace(' ', '_')}.json"
-        found: dict[str, float] = json.loads(file.read_text("utf-8")) if file.exists() else {}
-        cases = self.subset(0, len(self.folds[0]["training"]), seed=-1)
-        held = cases[count : count + 20] or cases[:1]
-        wanted = sorted({float(f"{base * factor:.6g}") for factor in factors})
-        most = len(wanted) + (2 if len(wanted) > 1 else 0)
-        while wanted:
-            for rate in wanted:
-                if str(rate) not in found:
-                    found[str(rate)] = self._score(arm, rate, cases[:count], held)
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_text(json.dumps(found, indent=1), "utf-8")
-            tried = sorted(map(float, found))
-            best = max(tried, key=lambda rate: found[str(rate)])
-            wanted = []
-            if len(tried) < most and best == tried[-1]:
-                wanted = [float(f"{best * best / tried[-2]:.6g}")]
-            elif len(tried) < most and best == tried[0]:
-                wanted = [float(f"{best * best / tried[1]:.6g}")]
-        return best
-
-    def _score(self, arm: str, rate: float, cases: Sequence[dict[str, Any]], held: Sequence[dict[str, Any]]) -> float:
-        """Return the Dice on held-out cases at one learning rate, 0 if the loss was not finite."""
-        from ..studies.execution import note
-
-        folder = self.folder / "rates" / arm.replace(" ", "_") / f"{rate:g}"
-        datalist = self.datalist(folder / "datalist.json", training=cases, validation=held)
-        try:
-            self.fine_tune(folder, 0, arm, datalist=datalist, lr=rate, seed=0, val_iterations=20, val_interval=10**6)
-            score = float(json.loads((folder / "history.json").read_text("utf-8"))[-1].get("val_dice", 0.0))
-        except Exception as error:
-            if "not finite" not in note(folder / "log.txt", error):
-                raise
-            score = 0.0  # it came apart
-        shutil.rmtree(folder / "models", ignore_errors=True)
-        return score if score == score else 0.0
-
-    def measure(self, run: Run) -> None:
-        """Fine-tune, predict the unseen fold and score it; leaves result.json."""
-        from common.tables import read_table
-
-        folder = self.folder / run.name
-        result = folder / "result.json"
-        if result.exists():
-            return
-        cases, unseen = self.subset(run.fold, run.cases, run.seed), self.folds[run.fold]["validation"]
-        datalist = self.datalist(folder / "datalist.json", training=cases, validation=cases[:1], test=unseen)
-        began = time.monotonic()
-        rate = self.rates[run.arm]
-        self.fine_tune(folder, run.fold, run.arm, datalist=datalist, lr=rate, seed=run.seed, val_iterations=0)
-        seconds = time.monotonic() - began
-        self.run(
-            "inference",
-            folder / "log.txt",
-            told={k: v for k, v in self.settings.items() if k in ("num_workers", "device", "amp", "channels")},
-            datalist=datalist,
-            model=str(folder / "models" / "model_final.pt"),
-            output_dir=str(folder / "predictions"),
-            overwrite=True,
-            pictures=0,
-            tiles_per_step=4,  # on a CPU several small tiles at once are several times faster than one by one
-            strict=True,
-        )
-        self.run(
-            "evaluate",
-            folder / "log.txt",
-            datalist=self.datalist(folder / "unseen.json", validation=unseen),
-            split="validation",
-            labels=self.labels,
-            predictions=str(folder / "predictions"),
-            output_dir=str(folder),
-            resamples=0,
-            strict=True,
-        )
-        rows = [(row["case"], row["class"], row["dice"]) for _, row in read_table(folder / "scores.csv", exact=True)]
-        scores: dict[str, dict[str, float]] = {}
-        for case, name, dice in rows:
-            if dice not in ("", "nan"):
-                scores.setdefault(case, {})[name] = float(dice)
-        loss = json.loads((folder / "history.json").read_text("utf-8"))[-1]["train_loss"]
-        content = {"seconds": round(seconds, 1), "lr": rate, "train_loss": loss, "dice": scores}
-        temporary = result.with_suffix(".part")
-        temporary.write_text(json.dumps(content), "utf-8")
-        os.replace(temporary, result)
-        for name in ("models", "predictions"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _folds(
-    data: str, folder: Path, *, folds: int, group: str | None, groups: str | None, splits: str | None, channels: int
-) -> list[dict[str, list[dict[str, Any]]]]:
-    """Return the parts of every fold, as lists of cases."""
-    from common.data import labelled_lists, split_cases
-    from common.data.cases import case_name
-
-    if data == "mni":
-        from ..preparing.template import write_template_data
-
-        if not (folder / "mni" / "datalist.json").exists():
-            write_template_data(folder / "mni", train=16, validation=0, test=4)
-        lists = json.loads((folder / "mni" / "datalist.json").read_text("utf-8"))
-        where = {
-            name: [{k: str(folder / "mni" / v) for k, v in case.items()} for case in lists[name]] for name in lists
-        }
-        return [{"training": where["training"], "validation": where["test"]}]
-    place = ("", data) if data.endswith(".json") else (data, None)
-    cases = labelled_lists(*place, channels=channels, groups=groups, fold="all")["training"]
-    if group:
-        names = {case_name(case): str(case.get(group, "unknown")) for case in cases}
-        (folder / "groups.json").write_text(json.dumps(names, indent=1), "utf-8")
-    if splits:
-        count = len(json.loads(Path(splits).read_text("utf-8")))
-        return [split_cases(cases, splits=splits, fold=fold) for fold in range(count)]
-    return [split_cases(cases, fold=fold, folds=folds, group=group) for fold in range(folds)]
-
-
-def _counts(cases: Sequence[int | str], folds: Sequence[Mapping[str, Sequence[Any]]]) -> list[int]:
-    """Return the numbers of cases to train on."""
-    most = min(len(fold["training"]) for fold in folds)
-    counts = sorted({most if count == "all" else int(count) for count in cases})
-    wrong = [count for count in counts if count > most]
-    if wrong:
-        raise SystemExit(f"Stopped: --cases names {wrong[0]}, but a fold has {most} cases to train on")
-    return counts
 
 
 def label_curve(given: LabelCurve) -> None:
-    """Measure the curve and draw it."""
-    bundle, cases, seeds, folds, group, small = (
-        *(given.bundle, given.cases, given.seeds, given.folds, given.group, given.small),
-    )
-    settings, rates = given.settings, list(given.rates)
-    folder = given.output.absolute() if given.output else ROOT / "label_curve" / bundle
-    data = "mni" if given.data == "mni" else str(Path(given.data).absolute())
-    pretrained, splits, groups = (
-        None if path is None else str(path.absolute()) for path in (given.pretrained, given.splits, given.groups)
-    )
-    labels: Any = list(given.labels) if isinstance(given.labels, tuple) else given.labels
-    import torch
-    from tqdm import tqdm
+    """Measure the curve and draw it.
 
-    from common.errors import DataError, SettingsError
-
-    from ..studies.contents import contents_of
-    from ..studies.execution import note
-
-    backbone = "resenc_l" if bundle.endswith("resenc_l") else "primus_m"
-    if small if small is not None else not torch.cuda.is_available():
-        if data == "mni":
-            settings = {"spacing_mm": 2.0, **settings}
-        pretraining = {**_SMALL_PRETRAINING, "lr": _SMALL_RATES[backbone]["pretrain"]}
-        settings = {**_SMALL[backbone], **_SMALL_RUN, "lr": _SMALL_RATES[backbone]["train"], **settings}
-    else:
-        from common.bundles import read_config
-
-        read = read_config(ROOT / "bundles" / bundle / "configs" / "pretrain.yaml")
-        pretraining = {"lr": read["lr"]}
-    pretraining |= {
-        name.removeprefix("pretrain_"): settings.pop(name) for name in [*settings] if name[:9] == "pretrain_"
-    }
-    if "epochs" in pretraining:
-        pretraining.setdefault("warmup_epochs", int(pretraining["epochs"]) // 10)
-    base = settings.pop("lr", None)
-    asked = {
-        "bundle": bundle,
-        "data": data,
-        "labels": labels,
-        "folds": folds,
-        "pretrained": pretrained,
-        "splits": splits,
-        "groups": groups,
-        "group": group,
-        "rates": rates,
-        "settings": settings,
-        "pretraining": pretraining,
-        "lr": base,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    marker = folder / "settings.json"
-    before = json.loads(marker.read_text("utf-8")) if marker.exists() else None
-    contents = before.pop("contents", None) if before else None
-    if before not in (None, json.loads(json.dumps(asked))):
-        raise SystemExit(f"Stopped: {folder} holds a curve of other settings; give another --output")
-    os.chdir(ROOT)
-    logging.getLogger("monai").setLevel(logging.WARNING)
-    try:
-        parts = _folds(
-            data,
-            folder,
-            folds=folds,
-            group=group,
-            groups=groups,
-            splits=splits,
-            channels=int(settings.get("channels", 1)),
-        )
-    except (DataError, SettingsError) as error:
-        raise SystemExit(f"Stopped: {error}") from error
-    found = contents_of([case for part in parts for cases in part.values() for case in cases], folder)
-    if contents not in (None, found):
-        raise SystemExit(f"Stopped: {folder} holds a curve of other images or labels; give another --output")
-    if before and contents is None:
-        print(f"note: nothing tells of which files the runs in {folder} are, which an earlier version made")
-    marker.write_text(json.dumps(asked | {"contents": found}, indent=1), "utf-8")
-    if labels is None:
-        if data == "mni":
-            from ..preparing.template import LABELS
-
-            labels = LABELS
-        else:
-            raise SystemExit("Stopped: name the classes: --labels \"['background','lesion']\", or a dataset.json")
-    counts = _counts(cases, parts)
-    curve = Curve(
-        bundle,
-        folder,
-        folds=parts,
-        labels=labels,
-        settings=settings,
-        pretraining=pretraining,
-        pretrained=pretrained,
-    )
-    plan = [
-        Run(fold, count, seed, arm)
-        for count in counts
-        for seed in range(seeds)
-        for fold in range(len(parts))
-        for arm in ARMS
-    ]
-    failed: dict[str, str] = {}
-    with tqdm(total=len(ARMS) * len(rates) + len(plan), desc="label curve", unit="run") as bar:
-        for arm in ARMS:
-            start = base if base is not None else _published_rate(bundle, arm)
-            bar.set_postfix_str(f"rates, {arm}")
-            try:
-                curve.rates[arm] = curve.tune(arm, rates, counts[len(counts) // 2], start)
-            except Exception as error:
-                why = note(folder / "log.txt", error)
-                raise SystemExit(f"Stopped: {why}; the log is {folder / 'log.txt'}") from error
-            bar.update(len(rates))
-        for run in plan:
-            bar.set_postfix_str(f"{run.cases} cases, {run.arm}")
-            try:
-                curve.measure(run)
-            except Exception as error:
-                failed[run.name] = note(folder / run.name / "log.txt", error)
-            bar.update()
-    from .curve_report import write_curve
-
-    write_curve(folder, plan=[(r.fold, r.cases, r.seed, r.arm, r.name) for r in plan], rates=curve.rates, asked=asked)
+    Raises:
+        SettingsError: if the folder holds another curve, or an option does not fit.
+    """
+    folder = given.output.absolute() if given.output else ROOT / "label_curve" / given.bundle
+    asked = _asked(given)
+    _check_folder(folder, asked)
+    content, parts = _study(asked, folder)
+    counts = _counts(given.cases, parts)
+    content |= {"budgets": counts, "seeds": [*range(given.seeds)]}
+    write_json(asked, folder / "settings.json")
+    where = places()
+    rates = _rates(asked, folder, content, parts[0]["training"], where)
+    content["arms"] = {start: _arm(asked, start, rates[start]) for start in ARMS}
+    study = _written(content, folder / "study.yaml")
+    check_results(study)
+    write_json(study.as_plain(), folder / "study.json")
+    failed = run_pieces(study, where)
+    results = [(run, read_json(folder / "runs" / run.name / RESULT)) for run in study.runs()]
+    write_curve(folder, results=[(run, found) for run, found in results if found], rates=rates, asked=asked)
     for name, why in failed.items():
         print(f"failed: {name}: {why}")
     if failed:
-        raise SystemExit(f"Stopped: {len(failed)} of {len(plan)} runs failed; their logs are in {folder}")
+        raise SystemExit(
+            f"Stopped: {len(failed)} failed; their logs are in {folder}; the same command tries them again"
+        )
+
+
+def _asked(given: LabelCurve) -> dict[str, Any]:
+    """Return all that is asked for but how many runs, as plain values.
+
+    Raises:
+        SettingsError: if no config of the bundle has a setting.
+    """
+    import torch
+
+    bundle, backbone = given.bundle, cell_of(given.bundle)[1]
+    train, pretrain, inference = (bundle_config(bundle, name) for name in ("train", "pretrain", "inference"))
+    told, prefix = given.settings, "pretrain_"
+    settings = {name: value for name, value in told.items() if not name.startswith(prefix)}
+    own = {name.removeprefix(prefix): value for name, value in told.items() if name.startswith(prefix)}
+    if wrong := unknown_settings(settings, {**train, **pretrain, **inference}) or unknown_settings(own, pretrain):
+        raise SettingsError(wrong)
+    if given.small if given.small is not None else not torch.cuda.is_available():
+        small = {**_SMALL[backbone], **_SMALL_RUN, "lr": _SMALL_RATES[backbone]["train"]}
+        settings = {**({"spacing_mm": 2.0} if given.data == "mni" else {}), **small, **settings}
+        alone = {name: value for name, value in settings.items() if name not in train}
+        own = {**_SMALL_PRETRAINING, "lr": _SMALL_RATES[backbone]["pretrain"], **alone, **own}
+    if "epochs" in own:
+        own.setdefault("warmup_epochs", int(own["epochs"]) // 10)
+    rate = settings.pop("lr", None)
+    shared = {name: value for name, value in settings.items() if name in pretrain and name not in OWN}
+    paths = {name: getattr(given, name) for name in ("pretrained", "splits", "groups")}
+    return {
+        "bundle": bundle,
+        "data": "mni" if given.data == "mni" else str(Path(given.data).absolute()),
+        "labels": list(given.labels) if isinstance(given.labels, tuple) else given.labels,
+        "folds": given.folds,
+        **{name: None if path is None else str(path.absolute()) for name, path in paths.items()},
+        "group": given.group,
+        "rates": list(given.rates),
+        "settings": settings,
+        "pretraining": {name: value for name, value in {**shared, **own}.items() if name in pretrain},
+        "lr": rate,
+    }
+
+
+def _check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a folder of another curve."""
+    before = read_json(folder / "settings.json")
+    if before not in (None, json.loads(json.dumps(asked))):
+        raise SettingsError(
+            f"{folder} holds a curve of other settings, or of an earlier version; give another --output"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _study(asked: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[dict[str, list[Case]]]]:
+    """Return what the study's file says, as yet with all cases, and the parts of every fold that is used."""
+    settings, entry, card = dict(asked["settings"]), dict[str, Any](), {"name": "data", "task": "segmentation"}
+    labels, folds = asked["labels"], asked["folds"]
+    entry["channels"] = int(settings.pop("channels", 1))
+    card |= {
+        name: settings.pop(name) for name in ("regions", "ignore_label", "regions_class_order") if name in settings
+    }
+    if asked["data"] == "mni":
+        from ..preparing.template import LABELS, write_template_task
+
+        entry["datalist"], entry["splits"] = write_template_task(folder / "data" / "mni", back=16, front=4)
+        labels, folds = labels or LABELS, {"use": [0]}
+    else:
+        entry["datalist" if asked["data"].endswith(".json") else "folder"] = asked["data"]
+        entry |= {name: asked[name] for name in ("splits", "groups", "group") if asked[name]}
+    if labels is None:
+        raise SettingsError("name the classes: --labels \"['background','lesion']\", or a dataset.json")
+    entry |= {"labels": labels, "card": "card.yaml"}
+    write_yaml(card if isinstance(labels, str) else {**card, "labels": labels}, folder / "card.yaml")
+    train, inference = (bundle_config(asked["bundle"], name) for name in ("train", "inference"))
+    content = {
+        "name": f"label curve of {asked['bundle']}",
+        "output": ".",
+        "arms": {start: _arm(asked, start, asked["lr"]) for start in ARMS},
+        "data_sets": {_DATA: entry},
+        "folds": folds,
+        "settings": {name: value for name, value in settings.items() if name in train},
+        "pretraining": asked["pretraining"],
+        # on a CPU several small tiles at once are several times faster than one by one
+        "inference": {"tiles_per_step": 4}
+        | {name: value for name, value in settings.items() if name in inference and name not in train},
+    }
+    study = study_from(content, base=folder, output=folder)
+    return content, [study.data_sets[_DATA].parts[fold] for fold in study.folds]
+
+
+def _arm(asked: Mapping[str, Any], start: str, rate: float | None, *, weights: str | None = None) -> dict[str, Any]:
+    weights = SCRATCH if start == "from scratch" else weights or asked["pretrained"] or PRETRAINING
+    return {"bundle": asked["bundle"], "weights": weights, "settings": {} if rate is None else {"lr": rate}}
+
+
+def _written(content: Mapping[str, Any], file: Path) -> Study:
+    write_yaml(content, file)
+    return read_study(file)
+
+
+def _counts(cases: Sequence[int | str], parts: Sequence[Mapping[str, Sequence[Any]]]) -> list[int]:
+    """Return the numbers of cases to train on."""
+    most = min(len(part["training"]) for part in parts)
+    counts = sorted({most if count == "all" else int(count) for count in cases})
+    if wrong := [count for count in counts if count > most]:
+        raise SettingsError(f"--cases names {wrong[0]}, but a fold has {most} cases to train on")
+    return counts
+
+
+def _hold_out(folder: Path, cases: Sequence[Case], count: int) -> None:
+    """Write once which of a fold's training cases learning rates are tried with, and which they are judged on."""
+    if (folder / "rates_splits.json").exists():
+        return
+    if len(cases) < 2:
+        raise SettingsError(
+            "a fold has one case to train on, so none is left to judge learning rates on; give more cases, or --rates 1"
+        )
+    drawn = list(cases)
+    random.Random("0 -1").shuffle(drawn)
+    count = min(count, len(drawn) - max(len(drawn) // 4, 1))
+    drawn = drawn[: count + _MOST_HELD]
+    names = [case_name(case) for case in drawn]
+    write_datalist(folder / "rates_cases.json", training=drawn)
+    write_json([{"train": names[:count], "val": names[count:]}], folder / "rates_splits.json")
+
+
+def _rates(
+    asked: Mapping[str, Any],
+    folder: Path,
+    content: Mapping[str, Any],
+    cases: Sequence[Case],
+    where: Sequence[Place],
+) -> dict[str, float]:
+    """Return the best learning rate of each start on held-out cases; one that is alone is taken as it is.
+
+    Where the best is at an end of those tried, up to two more are tried beyond it.
+    """
+    tried = {}
+    for start in ARMS:
+        usual = asked["lr"] if asked["lr"] is not None else _published_rate(asked["bundle"], start)
+        tried[start] = sorted({float(f"{usual * factor:.6g}") for factor in asked["rates"]})
+    most = len(tried[ARMS[0]]) + _BEYOND
+    if most == 1 + _BEYOND:
+        return {start: rates[0] for start, rates in tried.items()}
+    _hold_out(folder, cases, content["budgets"][len(content["budgets"]) // 2])
+    weights = None if asked["pretrained"] else _first_encoder(folder, content, where)
+    while True:
+        scores = _scores(asked, folder, content, tried, weights=weights, where=where)
+        best = {start: max(rates, key=scores[start].__getitem__) for start, rates in tried.items()}
+        further = {start: _beyond(best[start], rates) for start, rates in tried.items() if len(rates) < most}
+        if not any(further.values()):
+            return best
+        for start, rate in further.items():
+            tried[start] = sorted({*tried[start], rate or best[start]})
+
+
+def _beyond(best: float, tried: Sequence[float]) -> float | None:
+    """Return the learning rate to try next, a step beyond the best if that is at an end of those tried."""
+    beside = {tried[0]: tried[1], tried[-1]: tried[-2]}.get(best)
+    return None if beside is None else float(f"{best * best / beside:.6g}")
+
+
+def _first_encoder(folder: Path, content: Mapping[str, Any], where: Sequence[Place]) -> str:
+    """Pre-train for the first fold, as the curve needs it anyway."""
+    study = _written(content, folder / "study.yaml")
+    name = next(name for run in study.runs() if run.fold == 0 and (name := pretraining_of(study, run)))
+    for piece, why in run_pieces(study, where, wanted=[f"pretraining/{name}"]).items():
+        raise SystemExit(f"Stopped: {why}; the log is {folder / piece / 'log.txt'}")
+    return str(folder / "pretraining" / name / "pretrained_encoder.pt")
+
+
+def _scores(
+    asked: Mapping[str, Any],
+    folder: Path,
+    content: Mapping[str, Any],
+    tried: Mapping[str, Sequence[float]],
+    *,
+    weights: str | None,
+    where: Sequence[Place],
+) -> dict[str, dict[float, float]]:
+    """Return the Dice of each start at each learning rate, 0 where the loss was not finite."""
+    arms = {f"{start}, lr {rate:g}": (start, rate) for start, rates in tried.items() for rate in rates}
+    entry = {name: content["data_sets"][_DATA][name] for name in ("channels", "labels", "card")}
+    study = _written(
+        {
+            **content,
+            "name": f"learning rates of {asked['bundle']}",
+            "arms": {name: _arm(asked, *told, weights=weights) for name, told in arms.items()},
+            "data_sets": {_HELD: {**entry, "datalist": "rates_cases.json", "splits": "rates_splits.json"}},
+            "folds": 1,
+            "budgets": ["all"],
+            "seeds": [0],
+        },
+        folder / "rates.yaml",
+    )
+    check_results(study)
+    runs = {f"runs/{run.name}": run for run in study.runs()}
+    whole = [piece for piece in runs if not _came_apart(str((read_json(folder / piece / FAILED) or {}).get("why")))]
+    for piece, why in run_pieces(study, where, wanted=whole).items():
+        if not _came_apart(why):
+            raise SystemExit(f"Stopped: {why}; the log is {folder / piece / 'log.txt'}")
+    scores: dict[str, dict[float, float]] = {start: {} for start in tried}
+    for piece, run in runs.items():
+        start, rate = arms[run.arm]
+        cases = [np.mean([*own.values()]) for own in dice_of(read_json(folder / piece / RESULT) or {}).values()]
+        scores[start][rate] = float(np.mean(cases)) if cases else 0.0
+    return scores
+
+
+def _came_apart(why: str) -> bool:
+    return "not finite" in why
 
 
 def _published_rate(bundle: str, arm: str) -> float:
     """Return the learning rate of the bundle's recipe."""
     from monai.bundle import ConfigParser
 
-    from common.bundles import read_config
-
-    parser = ConfigParser(read_config(ROOT / "bundles" / bundle / "configs" / "train.yaml"))
+    parser = ConfigParser(deepcopy(bundle_config(bundle, "train")))
     parser["from_scratch"] = arm == "from scratch"
     return float(parser.get_parsed_content("lr"))

@@ -14,9 +14,13 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from filelock import FileLock
 from scipy.ndimage import zoom
 
-__all__ = ["LABELS", "NOTICE", "simulate_scan", "template", "write_template_data"]
+from common.data.cases import case_name
+from common.files import write_json
+
+__all__ = ["LABELS", "NOTICE", "simulate_scan", "template", "write_template_data", "write_template_task"]
 
 LABELS = ["background", "gray matter", "white matter"]
 NOTICE = (
@@ -107,3 +111,32 @@ def write_template_data(
             f"{_GAP_MM} mm"
         ),
     }
+
+
+def write_template_task(place: Path, *, back: int, front: int) -> tuple[str, str]:
+    """Write scans of both parts of the brain once, each tested on in one of two folds; the front is, in the first.
+
+    Args:
+        place: gets ``scans``, ``datalist.json`` and ``splits.json``.
+        back: scans of the back part.
+        front: scans of the front part.
+
+    Returns:
+        datalist and splits.
+    """
+    datalist, splits = place / "datalist.json", place / "splits.json"
+    if splits.exists():
+        return str(datalist), str(splits)
+    place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".lock"):  # of several runs that begin at once one writes it
+        if not splits.exists():
+            write_template_data(place / "scans", train=back, validation=0, test=front)
+            lists = json.loads((place / "scans" / "datalist.json").read_text("utf-8"))
+            parts = [
+                [{key: f"scans/{file}" for key, file in case.items()} for case in lists[part]]
+                for part in ("training", "test")
+            ]
+            write_json({"training": [*parts[0], *parts[1]]}, datalist)
+            names = [[case_name(case) for case in part] for part in parts]
+            write_json([{"train": names[0], "val": names[1]}, {"train": names[1], "val": names[0]}], splits)
+    return str(datalist), str(splits)

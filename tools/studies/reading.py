@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from common.data import classified_lists, labelled_lists, segmentation_task, split_cases
 from common.data.cases import case_name
 from common.errors import DataError, SettingsError
-from common.files import write_json
+from common.files import replace_file
 from common.literals import as_data
 from common.optimizers.schedules import SCHEDULES
 from common.paths import as_path
@@ -37,7 +36,7 @@ from .definition import (
     plain_name,
 )
 
-__all__ = ["read_study"]
+__all__ = ["read_study", "study_from", "write_yaml"]
 
 TEMPLATE = "template"  # folder of the task that needs no download
 _TEMPLATE_SCANS = 4  # of each half of the brain
@@ -96,6 +95,12 @@ def read_study(path: str | Path, *, output: str | Path | None = None) -> Study:
         return study_from(content, base=file.parent, output=output or content.get("output") or file.stem, source=file)
     except SettingsError as error:
         raise SettingsError(f"{file}: {error}") from error
+
+
+def write_yaml(content: Mapping[str, Any], path: Path) -> None:
+    """Write a study, or a card, as a file that reads back as the same; all at once."""
+    text = yaml.safe_dump(json.loads(json.dumps(content)), sort_keys=False, allow_unicode=True)
+    replace_file(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
 
 
 def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, source: str | Path = "") -> Study:
@@ -428,31 +433,10 @@ def _columns(case: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _template(folder: Path) -> tuple[str, str]:
-    """Write the task on the MNI152 template once; each half of the brain is tested on in one of two folds.
+    """Return datalist and splits of the task on the MNI152 template, each half of which is tested on in one fold."""
+    from ..preparing.template import write_template_task
 
-    Returns:
-        datalist and splits.
-    """
-    from ..preparing.template import write_template_data
-
-    place = folder / "data" / "template"
-    datalist, splits = place / "datalist.json", place / "splits.json"
-    if splits.exists():
-        return str(datalist), str(splits)
-    place.mkdir(parents=True, exist_ok=True)
-    with FileLock(place / ".lock"):  # of several runs that begin at once one writes it
-        if splits.exists():
-            return str(datalist), str(splits)
-        write_template_data(place / "scans", train=_TEMPLATE_SCANS, validation=0, test=_TEMPLATE_SCANS)
-        lists = json.loads((place / "scans" / "datalist.json").read_text("utf-8"))
-        halves = [
-            [{key: f"scans/{file}" for key, file in case.items()} for case in lists[part]]
-            for part in ("training", "test")
-        ]
-        write_json({"training": [*halves[0], *halves[1]]}, datalist)
-        back, front = ([case_name(case) for case in half] for half in halves)
-        write_json([{"train": back, "val": front}, {"train": front, "val": back}], splits)
-    return str(datalist), str(splits)
+    return write_template_task(folder / "data" / "template", back=_TEMPLATE_SCANS, front=_TEMPLATE_SCANS)
 
 
 def _check_budgets(study: Study) -> None:

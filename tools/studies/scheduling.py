@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,20 +66,27 @@ def places(gpus: str = "", jobs: int = 0) -> list[Place]:
     return [Place(device, threads) for device in either for _ in range(each)]
 
 
-def run_pieces(study: Study, where: Sequence[Place], *, shard: tuple[int, int] = (0, 1)) -> dict[str, str]:
+def run_pieces(
+    study: Study,
+    where: Sequence[Place],
+    *,
+    shard: tuple[int, int] = (0, 1),
+    wanted: Collection[str] | None = None,
+) -> dict[str, str]:
     """Do what is not done, with a progress bar; a failed piece is told, and tried again by the next call.
 
     Args:
         study: to run.
         where: one piece at a time runs at each.
         shard: which of how many parts; of every n-th run, with the pre-training that it needs.
+        wanted: names of the pieces to do, of those that no other of them waits for; all unless given.
 
     Returns:
         why pieces failed, by name.
     """
     part, parts = shard
     runs = study.runs()[part::parts]
-    order = pieces(study, runs)
+    order = {name: needs for name, needs in pieces(study, runs).items() if wanted is None or name in wanted}
     waiting = {name: needs for name, needs in order.items() if state(study.folder / name) != "finished"}
     failed: dict[str, str] = {}
     running: dict[subprocess.Popen[bytes], tuple[str, Place]] = {}
