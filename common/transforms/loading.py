@@ -24,7 +24,13 @@ class VolumeReader(ImageReader):
     """The reader of every format, for MONAI's ``LoadImaged``.
 
     Files are named in ``read`` and read in ``get_data``, whose errors ``LoadImaged`` passes on as they are.
+
+    Args:
+        maps: keep values as they are stored, for label maps: float32 holds no large numbers to the last digit.
     """
+
+    def __init__(self, *, maps: bool = False) -> None:
+        self.maps = maps
 
     def verify_suffix(self, filename: Any) -> bool:
         """Return true: it reads every format that there is."""
@@ -34,8 +40,12 @@ class VolumeReader(ImageReader):
         """Return the names of one file, or of one for each channel."""
         return [str(data)] if isinstance(data, (str, Path)) else [str(name) for name in data]
 
-    def get_data(self, img: Any) -> tuple[np.ndarray, dict[str, Any]]:
-        """Return the voxels, those of several files stacked in front, and where they lie."""
+    def get_data(self, img: Any) -> tuple[Any, dict[str, Any]]:
+        """Return the voxels, those of several files stacked in front, and where they lie.
+
+        Those of images are a tensor, float32, in the order in memory that the file has: it is that of the axes which
+        volumes are prepared in, while MONAI lays out every array anew, the other way round.
+        """
         volumes = [read_volume(name) for name in img]
         values, affine = volumes[0]
         channel: float = float("nan") if values.ndim <= 3 else -1
@@ -55,13 +65,19 @@ class VolumeReader(ImageReader):
             ]
             values = np.stack([turn.array(each) for turn, (each, _) in zip(turns, volumes, strict=True)])
             channel = 0
-        return values, {
+        return values if self.maps else _tensor(values), {
             "affine": affine.copy(),
             "original_affine": affine.copy(),
             "spatial_shape": shape,
             "original_channel_dim": channel,
             "space": "RAS",
         }
+
+
+def _tensor(values: np.ndarray) -> torch.Tensor:
+    """Return an array as float32, copied only if PyTorch cannot share it."""
+    shared = values.flags.writeable and min(values.strides) >= 0
+    return torch.from_numpy(np.array(values, np.float32, order="K", copy=None if shared else True))
 
 
 class WholeNumbersd(MapTransform):

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, LoadImaged, MapTransform, NormalizeIntensity
+from monai.transforms import Compose, CropForegroundd, EnsureChannelFirstd, LoadImaged, MapTransform
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
@@ -52,7 +51,7 @@ def load_volumes(keys: KeysCollection, *, maps: bool = False) -> LoadImaged:
     logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return LoadImaged(keys, reader=VolumeReader(), image_only=True, dtype=None if maps else np.float32)
+        return LoadImaged(keys, reader=VolumeReader(maps=maps), image_only=True, dtype=None)
 
 
 class CheckVolumed(MapTransform):
@@ -157,7 +156,7 @@ class NormalizeChannelsd(MapTransform):
                 raise SettingsError(f"normalization lists {len(schemes)} schemes for {image.shape[0]} channels")
             values = image.as_tensor() if isinstance(image, MetaTensor) else image
             channels = [_normalize(channel, scheme, values) for channel, scheme in zip(values, schemes, strict=True)]
-            values = torch.stack(channels)
+            values = channels[0][None] if len(channels) == 1 else torch.stack(channels)
             out[key] = MetaTensor(values).copy_meta_from(image) if isinstance(image, MetaTensor) else values
         return out
 
@@ -169,7 +168,8 @@ def _normalize(channel: Tensor, scheme: str | Mapping[str, Sequence[float]], ima
     if scheme == "none":
         return channel
     if scheme == "zscore":
-        return NormalizeIntensity()(channel)
+        mean, deviation = float(channel.mean()), float(channel.std(correction=0))
+        return channel.sub(mean).div_(deviation or 1)
     inside = torch.from_numpy(binary_fill_holes((image != 0).any(0).numpy()))
     chosen = channel[inside]
     normal = (channel - chosen.mean()) / chosen.std(correction=0).clamp(min=1e-8)

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Invertd
+from monai.transforms import EnsureChannelFirstd, Invertd
 from skimage.transform import resize
 
 from common.data.checking.survey import hints, measure
 from common.transforms import AtomicNibabelWriter, ResampleToSpacingd, volume_preprocessing
-from common.transforms.geometry import resampled_shape, slice_axis
+from common.transforms.geometry import SliceAxisFirstd, resampled_shape, slice_axis
+from common.transforms.preprocessing import NormalizeChannelsd, load_volumes
 
 ORIENTATIONS = ["RAS", "LPS", "SRA", "PIR"]
 
@@ -152,3 +153,28 @@ def test_a_background_that_is_nearly_0_is_noted_with_its_share(tmp_path: Path) -
     found = hints([measure({"image": str(tmp_path / name)})[0] for name in ("noisy.nii.gz", "image.nii.gz")], ["a"] * 2)
     assert f"{share:.0%} of its voxels are nearly but not exactly 0" in found[0]
     assert "nearly" not in found[1]
+
+
+@pytest.mark.parametrize("stored", [np.int16, np.float32, np.float64])
+def test_a_canonical_file_is_turned_without_a_copy(tmp_path: Path, stored: type) -> None:
+    """Preparing is as quick as the file's own order in memory lets it be."""
+    values = np.arange(120, dtype=stored).reshape(6, 5, 4)
+    nib.save(nib.Nifti1Image(values, np.eye(4)), tmp_path / "image.nii")
+    read = load_volumes("image")({"image": str(tmp_path / "image.nii")})
+    assert (read["image"].dtype, read["image"].stride()) == (torch.float32, (1, 6, 30))
+    turned = SliceAxisFirstd("image")(EnsureChannelFirstd("image")(read))["image"]
+    assert turned.data_ptr() == read["image"].data_ptr()
+    assert turned.is_contiguous()
+    assert np.array_equal(turned[0].numpy(), values.transpose(2, 1, 0))
+
+
+def test_zscore_is_the_mean_and_deviation_of_all_voxels() -> None:
+    image = torch.rand(2, 7, 6, 5, dtype=torch.float32) * 900 - 20
+    given = image.clone()
+    found = NormalizeChannelsd("image", schemes=["zscore"])({"image": image})["image"]
+    exact = (image.double() - image.double().mean((1, 2, 3), keepdim=True)) / image.double().std(
+        (1, 2, 3), correction=0, keepdim=True
+    )
+    torch.testing.assert_close(found.double(), exact, atol=2e-6, rtol=0)
+    assert torch.equal(image, given), "the input is not changed"
+    assert not NormalizeChannelsd("image", schemes=["zscore"])({"image": torch.ones(1, 3, 3, 3)})["image"].any()

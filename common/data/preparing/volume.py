@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from ...errors import DataError, causes
 from ...transforms import OUTSIDE, explain, volume_preprocessing
@@ -64,12 +65,13 @@ def prepare_volume(case: Case, settings: StoreSettings) -> PreparedVolume:
     except Exception as error:
         raise explain(image, _root_cause(error)) from error
     volume = prepared["image"]
-    if any(float(channel.min()) == float(channel.max()) for channel in volume):
+    values = volume.as_tensor()
+    lows, highs = zip(*((float(low), float(high)) for low, high in map(torch.aminmax, values)), strict=True)
+    if any(low == high for low, high in zip(lows, highs, strict=True)):
         raise DataError(f"{image} is constant where it is not zero; leave out the file")
-    values = volume.as_tensor().numpy()
-    if settings.dtype == "float16" and max(values.max(), -values.min()) > _LARGEST:
+    if settings.dtype == "float16" and max(max(highs), -min(lows)) > _LARGEST:
         raise DataError(f"{image} has intensities beyond {_LARGEST:g}, which float16 cannot hold; use float32")
-    voxels = values.astype(settings.dtype)
+    voxels = values.to(getattr(torch, settings.dtype)).numpy()
     slant = slant_degrees(volume.affine.numpy())
     near = volume.meta["nearly_zero"]
     marks = {name: prepared[name].as_tensor()[0].numpy() for name in masks}

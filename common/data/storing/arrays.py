@@ -57,6 +57,7 @@ def frame(array: np.ndarray) -> bytes:
         blocks=(1,) * (array.ndim - 3) + tuple(map(min, _BLOCK, array.shape[-3:])),
         cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
         dparams={"nthreads": 1},
+        contiguous=True,  # laid out as in the file while it is made
     ).to_cframe()
 
 
