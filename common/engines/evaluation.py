@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -190,39 +191,14 @@ def evaluate_pairs(
         DataError: if there is nothing to score, or with ``strict`` and a bad case.
         SettingsError: if a setting does not fit.
     """
-    if isinstance(tolerance_mm, bool) or not isinstance(tolerance_mm, (int, float)) or not 0 <= tolerance_mm < 1e6:
-        raise SettingsError(f"tolerance_mm is {tolerance_mm!r}; give NSD a distance in millimetres, such as 1.0")
-    for name, value in (("resamples", resamples), ("seed", seed), ("num_workers", num_workers)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise SettingsError(f"{name} is {value!r}; it must be a whole number from 0")
+    _check_numbers(tolerance_mm=tolerance_mm, resamples=resamples, seed=seed, num_workers=num_workers)
     twice = [name for name, count in Counter(pair.case for pair in pairs).items() if count > 1]
     if twice:
         raise DataError(f"several cases are called {twice[0]}; give them different names")
-    values = {0, *known}
     if group is not None:
-        pairs = [replace(pair, group=pair.group or UNKNOWN) for pair in pairs]
-        if pairs and all(pair.group == UNKNOWN for pair in pairs):
-            raise DataError(
-                f"no case has a {group}: the cases are called {', '.join(pair.case for pair in pairs[:3])}, ...; "
-                "name them so in the table of groups, or drop --group"
-            )
-
-    def score(pair: Pair) -> dict[str, dict[str, float]] | DataError:
-        try:
-            predicted, wanted, steps = _read(pair, ignore_label)
-            for path, found in ((pair.prediction, predicted), (pair.reference, wanted)):
-                other = [value for value in np.unique(found).tolist() if value not in values]
-                if other:
-                    named = ", ".join(map(str, other[:5]))
-                    classes = {name: list(own) for name, own in structures.items()}
-                    raise DataError(
-                        f"{path} holds the values {named}, but the classes are {classes}; renumber it or list its "
-                        "classes with --labels"
-                    )
-            return score_maps(predicted, wanted, structures=structures, spacing_mm=steps, tolerance_mm=tolerance_mm)
-        except DataError as error:
-            return error
-
+        pairs = _grouped(pairs, group)
+    score = partial(_scores_of, structures=structures, ignore_label=ignore_label, tolerance_mm=tolerance_mm)
+    score = partial(score, known={0, *known})
     found = _map(score, pairs, title="evaluating", workers=num_workers)
     problems = dict(missing or {})
     problems |= {pair.case: each for pair, each in zip(pairs, found, strict=True) if isinstance(each, DataError)}
@@ -231,43 +207,75 @@ def evaluate_pairs(
     if not scored:
         raise DataError("there is nothing to score; check the folders of predictions and references")
     scores = [each for _, each in scored]
-    groups = None if group is None else [pair.group or UNKNOWN for pair, _ in scored]
+    groups = None if group is None else [str(pair.group) for pair, _ in scored]
     summary = summarise(scores, groups=groups, resamples=resamples, seed=seed)
     folder = as_path(output_dir)
+    used = {"ignore_label": ignore_label, "tolerance_mm": tolerance_mm, "group": group}
+    used |= {"resamples": resamples, "seed": seed, **(settings or {})}
     write_scores(
-        [
-            {
-                "case": pair.case,
-                "group": pair.group,
-                "prediction": pair.prediction,
-                "reference": pair.reference,
-                "scores": each,
-            }
-            for pair, each in scored
-        ],
+        [{**asdict(pair), "scores": each} for pair, each in scored],
         {
             "summary": summary,
             "skipped": {case: str(error) for case, error in problems.items()},
-            "settings": {
-                "classes": {name: list(own) for name, own in structures.items()},
-                "ignore_label": ignore_label,
-                "tolerance_mm": tolerance_mm,
-                "group": group,
-                "resamples": resamples,
-                "seed": seed,
-                **(settings or {}),
-            },
+            "settings": {"classes": {name: list(own) for name, own in structures.items()}, **used},
             "definitions": _DEFINITIONS,
             "versions": {name: importlib.metadata.version(name) for name in ("monai", "numpy", "scipy", "torch")},
         },
         folder=folder,
     )
     draw_scores(scores, folder / "scores.png", groups=groups, group=group, tolerance_mm=tolerance_mm)
-    left_out = f"; {len(problems)} could not be scored" if problems else ""
-    tqdm.write(f"{len(scored)} case(s) scored{left_out}")
+    tqdm.write(f"{len(scored)} case(s) scored" + (f"; {len(problems)} could not be scored" if problems else ""))
     tqdm.write(format_summary(summary, tolerance_mm=tolerance_mm, group=group))
     tqdm.write(f"written to {folder}: scores.csv, scores.json, scores.png")
     return summary
+
+
+def _check_numbers(*, tolerance_mm: Any, **counts: Any) -> None:
+    """Refuse a tolerance, or numbers of anything, that cannot be."""
+    if isinstance(tolerance_mm, bool) or not isinstance(tolerance_mm, (int, float)) or not 0 <= tolerance_mm < 1e6:
+        raise SettingsError(f"tolerance_mm is {tolerance_mm!r}; give NSD a distance in millimetres, such as 1.0")
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise SettingsError(f"{name} is {value!r}; it must be a whole number from 0")
+
+
+def _grouped(pairs: Sequence[Pair], group: str) -> list[Pair]:
+    """Return the pairs with a group for each, unknown where none is told.
+
+    Raises:
+        DataError: if none is told at all.
+    """
+    pairs = [replace(pair, group=pair.group or UNKNOWN) for pair in pairs]
+    if pairs and all(pair.group == UNKNOWN for pair in pairs):
+        raise DataError(
+            f"no case has a {group}: the cases are called {', '.join(pair.case for pair in pairs[:3])}, ...; "
+            "name them so in the table of groups, or drop --group"
+        )
+    return pairs
+
+
+def _scores_of(
+    pair: Pair,
+    *,
+    structures: Mapping[str, Sequence[int]],
+    known: Collection[int],
+    ignore_label: int | None,
+    tolerance_mm: float,
+) -> dict[str, dict[str, float]] | DataError:
+    """Return the scores of a pair by structure, or why it has none."""
+    try:
+        predicted, wanted, steps = _read(pair, ignore_label)
+        for path, found in ((pair.prediction, predicted), (pair.reference, wanted)):
+            if other := [value for value in np.unique(found).tolist() if value not in known]:
+                named = ", ".join(map(str, other[:5]))
+                classes = {name: list(own) for name, own in structures.items()}
+                raise DataError(
+                    f"{path} holds the values {named}, but the classes are {classes}; renumber it or list its "
+                    "classes with --labels"
+                )
+        return score_maps(predicted, wanted, structures=structures, spacing_mm=steps, tolerance_mm=tolerance_mm)
+    except DataError as error:
+        return error
 
 
 def evaluate_predictions(
@@ -323,30 +331,8 @@ def evaluate_predictions(
     chosen = lists["training"] + lists["validation"] if split == "all" else lists[split]
     cases = {case["label"]: case for case in chosen}.values()
     table = read_groups(groups, group) if groups and group else {}
-    pairs, missing = [], {}
-    made, untold = Origins(predictions).read(), 0
-    for case in cases:
-        name = case_name(case)
-        output = prediction_outputs(name)[0]
-        path = as_path(predictions) / output
-        if not path.is_file():
-            missing[name] = DataError(f"there is no prediction {path}; run the inference config on its image first")
-            continue
-        known = _is_of(made.get(output), case)
-        if known is False:
-            missing[name] = DataError(
-                f"{path} was made of another image than {images_of(case)[0]}, or of that one before it was changed; "
-                "predict that image again"
-            )
-            continue
-        untold += known is None
-        own = (table.get(name) if groups else case.get(group)) if group else None
-        pairs.append(Pair(name, str(path), case["label"], None if own is None else str(own)))
-    if untold:
-        tqdm.write(
-            f"note: nothing tells of which images {untold} of {len(pairs)} prediction(s) were made; they are taken for "
-            "those of the cases by their names alone"
-        )
+    own = {case["label"]: (table.get(case_name(case)) if groups else case.get(group)) for case in cases if group}
+    pairs, missing = _pairs_of(cases, predictions, own)
     summary = evaluate_pairs(
         pairs,
         output_dir=output_dir,
@@ -364,6 +350,44 @@ def evaluate_predictions(
     )["all"]
     means = {name: scores["dice"]["mean"] for name, scores in summary["classes"].items()}
     return {**means, "mean": summary["mean"]["dice"]["mean"]}
+
+
+def _pairs_of(
+    cases: Iterable[Case], predictions: str, groups: Mapping[str, Any]
+) -> tuple[list[Pair], dict[str, DataError]]:
+    """Return the cases with their predictions, and why others have none; say how many are told by their names alone.
+
+    Args:
+        cases: with labels.
+        predictions: folder.
+        groups: of the cases, by their label.
+    """
+    pairs: list[Pair] = []
+    missing: dict[str, DataError] = {}
+    made, untold = Origins(predictions).read(), 0
+    for case in cases:
+        name = case_name(case)
+        output = prediction_outputs(name)[0]
+        path = as_path(predictions) / output
+        if not path.is_file():
+            missing[name] = DataError(f"there is no prediction {path}; run the inference config on its image first")
+            continue
+        known = _is_of(made.get(output), case)
+        if known is False:
+            missing[name] = DataError(
+                f"{path} was made of another image than {images_of(case)[0]}, or of that one before it was changed; "
+                "predict that image again"
+            )
+            continue
+        untold += known is None
+        own = groups.get(case["label"])
+        pairs.append(Pair(name, str(path), case["label"], None if own is None else str(own)))
+    if untold:
+        tqdm.write(
+            f"note: nothing tells of which images {untold} of {len(pairs)} prediction(s) were made; they are taken for "
+            "those of the cases by their names alone"
+        )
+    return pairs, missing
 
 
 def _is_of(about: Mapping[str, Any] | None, case: Case) -> bool | None:

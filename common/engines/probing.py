@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,20 +107,13 @@ def read_target(
     for column in ("case", target, *([group] if group else [])):
         if column not in columns:
             raise DataError(f"{table} has no column {column!r}; it has {', '.join(map(repr, columns)) or 'none'}")
-    named: dict[str, dict[str, str]] = {}
-    ours = set(cases)
-    for row in rows:
-        name = without_ending(row["case"])
-        name = name if name in ours else stem(name)  # which may be written with its folder
-        if name in named and any(row[key] != named[name][key] for key in (target, group) if key):
-            raise DataError(f"{table} says two things of the case {name}; keep one line for each case")
-        named[name] = row
-    notes = []
+    named = _rows_by_case(rows, {*cases}, [key for key in (target, group) if key], table)
     known = [case for case in cases if case in named]
     if not known:
         raise DataError(f"{table} names none of the {len(cases)} cases of the features, such as {cases[0]}")
+    notes = []
     lacking = [case for case in cases if case not in named]
-    extra = sorted(named.keys() - set(cases))
+    extra = sorted(named.keys() - {*cases})
     if lacking:
         notes.append(f"{len(lacking)} case(s) of the features, such as {lacking[0]}, are not in the table: left out")
     if extra:
@@ -129,46 +122,72 @@ def read_target(
     empty = [case for case, text in texts.items() if text.lower() in ("", "nan", "na", "n/a", "null", "none")]
     if empty:
         notes.append(f"{len(empty)} case(s), such as {empty[0]}, have no {target}: left out")
-    used = [case for case in known if case not in set(empty)]
-    if not used:
+        texts = {case: text for case, text in texts.items() if case not in {*empty}}
+    if not texts:
         raise DataError(f"{table} has no value of {target} for any case of the features")
-    index = {case: row for row, case in enumerate(cases)}
     groups = None
     if group:
-        members = [(named[case][group] or "").strip() for case in used]
-        if "" in members:
-            raise DataError(f"{table}: {used[members.index('')]} has no {group!r}; add it, or drop --group")
-        groups = np.array(members)
-    numbers = [_number(texts[case]) for case in used]
-    distinct = len({texts[case] for case in used})
+        members = {case: (named[case][group] or "").strip() for case in texts}
+        if lost := next((case for case, member in members.items() if not member), None):
+            raise DataError(f"{table}: {lost} has no {group!r}; add it, or drop --group")
+        groups = np.array([*members.values()])
     if task is None:
-        quantity = None not in numbers and (
-            distinct > MANY_VALUES or (distinct > 2 and any(n != int(n) for n in numbers if n is not None))
-        )
-        task = REGRESSION if quantity else CLASSIFICATION
-        kind = "numbers" if quantity else "classes"
-        other = CLASSIFICATION if quantity else REGRESSION
-        notes.append(f"{target} has {distinct} distinct {kind}: {task} (--task {other} for the other)")
-    result = Target(
-        target, task, used, np.array([index[case] for case in used]), np.zeros(0), groups=groups, notes=notes
+        task, told = _task_of([*texts.values()], target)
+        notes.append(told)
+    values, classes = (_quantities if task == REGRESSION else _classes)(texts, target, table)
+    index = {case: row for row, case in enumerate(cases)}
+    rows_used = np.array([index[case] for case in texts])
+    return Target(target, task, [*texts], rows_used, values, classes=classes, groups=groups, notes=notes)
+
+
+def _rows_by_case(
+    rows: Iterable[dict[str, str]], ours: Collection[str], keys: Sequence[str], table: str | Path
+) -> dict[str, dict[str, str]]:
+    """Return the rows of a table by the names of the features' cases, which it may write with ending and folder."""
+    named: dict[str, dict[str, str]] = {}
+    for row in rows:
+        name = without_ending(row["case"])
+        name = name if name in ours else stem(name)
+        if name in named and any(row[key] != named[name][key] for key in keys):
+            raise DataError(f"{table} says two things of the case {name}; keep one line for each case")
+        named[name] = row
+    return named
+
+
+def _task_of(texts: Sequence[str], target: str) -> tuple[str, str]:
+    """Return what values are taken for, and a sentence of it."""
+    numbers, distinct = [_number(text) for text in texts], len({*texts})
+    quantity = None not in numbers and (
+        distinct > MANY_VALUES or (distinct > 2 and any(n != int(n) for n in numbers if n is not None))
     )
-    if task == REGRESSION:
-        wrong = [case for case, number in zip(used, numbers, strict=True) if number is None]
-        if wrong:
+    task, other = (REGRESSION, CLASSIFICATION) if quantity else (CLASSIFICATION, REGRESSION)
+    kind = "numbers" if quantity else "classes"
+    return task, f"{target} has {distinct} distinct {kind}: {task} (--task {other} for the other)"
+
+
+def _quantities(texts: Mapping[str, str], target: str, table: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Return the numbers of the cases, and no classes."""
+    for case, text in texts.items():
+        if _number(text) is None:
             raise DataError(
-                f"{table}: the {target} of {wrong[0]} is {texts[wrong[0]]!r}, not a number; correct it, or use "
-                f"--task {CLASSIFICATION}"
+                f"{table}: the {target} of {case} is {text!r}, not a number; correct it, or use --task {CLASSIFICATION}"
             )
-        result.values = np.array(numbers, dtype=float)
-        if distinct < 2:
-            raise DataError(f"every case has the {target} {texts[used[0]]}; there is nothing to tell apart")
-    else:
-        whole = all(number is not None for number in numbers)
-        result.classes = sorted({texts[case] for case in used}, key=(lambda t: (float(t), t)) if whole else None)
-        if len(result.classes) < 2:
-            raise DataError(f"every case has the {target} {result.classes[0]!r}; there is nothing to tell apart")
-        result.values = np.array([result.classes.index(texts[case]) for case in used])
-    return result
+    _check_different(texts.values(), target, "{}")
+    return np.array([float(text) for text in texts.values()]), []
+
+
+def _classes(texts: Mapping[str, str], target: str, table: str | Path) -> tuple[np.ndarray, list[str]]:
+    """Return the class of each case, and their names, numbers in their order."""
+    _check_different(texts.values(), target, "{!r}")
+    whole = all(_number(text) is not None for text in texts.values())
+    names = sorted({*texts.values()}, key=(lambda text: (float(text), text)) if whole else None)
+    return np.array([names.index(text) for text in texts.values()]), names
+
+
+def _check_different(texts: Collection[str], target: str, shown: str) -> None:
+    if len({*texts}) < 2:
+        only = shown.format(next(iter(texts)))
+        raise DataError(f"every case has the {target} {only}; there is nothing to tell apart")
 
 
 def outer_folds(target: Target, *, folds: int, seed: int) -> tuple[list[tuple[np.ndarray, np.ndarray]], str | None]:

@@ -155,25 +155,16 @@ def classified_lists(
         DataError: if table, folder or list cannot be used.
         SettingsError: if a setting is missing or does not fit.
     """
-    if not target:
-        raise SettingsError(
-            "no target given; add --target COLUMN with the classes, or --target \"['first','second']\" for columns of "
-            "0 and 1"
-        )
-    if not table and not datalist:
-        raise SettingsError("no table given; add --table FILE.csv with a column case and the target columns")
+    _check_told(target, table or datalist, classes)
+    source = table or str(datalist)
     lists = classified_cases(dataset_dir, datalist, table=table, channels=channels, strict=strict)
     cases, given = lists["training"], lists["validation"]
-    source = table or str(datalist)
     columns = [target] if isinstance(target, str) else [str(name) for name in target]
     _check_columns(cases + given, [*columns, *([group] if group else [])], source)
-    if not isinstance(target, str) and classes is not None:
-        raise SettingsError(f"classes is {list(classes)}, but a list of target columns is its own classes; drop it")
-    task = (
-        _one_column(cases + given, columns[0], classes, source)
-        if isinstance(target, str)
-        else ClassificationTask(tuple(columns), multilabel=True)
-    )
+    if isinstance(target, str):
+        task = _one_column(cases + given, columns[0], classes, source)
+    else:
+        task = ClassificationTask(tuple(columns), multilabel=True)
     problems: list[DataError] = []
     for case in cases + given:
         try:
@@ -199,6 +190,19 @@ def classified_lists(
         raise DataError(f"there are no cases to train on: {source} has all of them for validation")
     _tell(split, task)
     return {"task": task, **split}
+
+
+def _check_told(target: str | Sequence[str], source: str | None, classes: Sequence[str] | None) -> None:
+    """Refuse what is lacking, or said twice, before any file is read."""
+    if not target:
+        raise SettingsError(
+            "no target given; add --target COLUMN with the classes, or --target \"['first','second']\" for columns of "
+            "0 and 1"
+        )
+    if not source:
+        raise SettingsError("no table given; add --table FILE.csv with a column case and the target columns")
+    if not isinstance(target, str) and classes is not None:
+        raise SettingsError(f"classes is {list(classes)}, but a list of target columns is its own classes; drop it")
 
 
 def prediction_cases(
