@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickletools
 import re
 import shutil
 import zipfile
@@ -35,7 +36,22 @@ __all__ = [
 ]
 
 _TENSORS = "sha256_of_tensors"  # in the receipt inside a safetensors file
-_ZIP, _LEGACY = b"PK\x03\x04", b"\x80\x02\x8a\n"  # how files of torch.save begin, now and before torch 1.6
+_ZIP = b"PK\x03\x04"  # how files of torch.save begin, since torch 1.6
+_LEGACY = re.compile(rb"\x80.\x8a\n", re.DOTALL)  # and before: a pickle of a large number
+_AGAIN = "fetch or write it again"
+# what other files begin with, and what they are
+_OTHERS = [
+    (
+        rb"version https://git-lfs",
+        f"is a Git LFS pointer, in place of the file that it names; {_AGAIN}, with git lfs pull",
+    ),
+    (rb"\s*<(!doctype|html|\?xml)", "is a web page, perhaps of a login or an error; look at it, and check the address"),
+    (rb"\x89HDF", "is an HDF5 file, as Keras and TensorFlow write, and no checkpoint of PyTorch; check the path"),
+    (rb"\x1f\x8b", "is compressed with gzip; unpack it first"),
+    (rb"\x93NUMPY", "is a NumPy array, and no checkpoint; check the path"),
+    (rb"\x80[\x02-\x05]", "is a plain pickle, and no checkpoint of torch.save, so it is not read; check the path"),
+    (rb"\s*[{\[]", "looks like JSON, and is no checkpoint; check the path"),
+]
 
 
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
@@ -84,34 +100,55 @@ def checked_sha256(path: str | Path) -> str:
     return digest
 
 
+def _kind(path: Path) -> str:
+    """Return by its beginning what a file is: ``zip``, ``legacy``, ``safetensors``, or empty for anything else."""
+    with open(path, "rb") as stream:
+        start = stream.read(9)
+    if start.startswith(_ZIP):
+        return "zip"
+    if _LEGACY.match(start):
+        return "legacy"
+    header = int.from_bytes(start[:8], "little")
+    return "safetensors" if path.suffix == ".safetensors" or (start[8:] == b"{" and header < 2**32) else ""
+
+
 def _check_archive(path: Path) -> None:
     """Compare the checksums that ``torch.save`` wrote, which ``torch.load`` does not.
 
     Raises:
         WeightsError: if one differs, or the file is cut short or was not written by ``torch.save``.
     """
-    with open(path, "rb") as stream:
-        start = stream.read(4)
-    if start == _LEGACY or path.suffix == ".safetensors":
+    kind = _kind(path)
+    if kind in ("legacy", "safetensors"):
         return
     whole = f"{path} ({path.stat().st_size:,} bytes) is not a complete checkpoint of tensors"
-    if start != _ZIP:
-        if len(start) == 4 and start.strip(b"\0"):
-            raise WeightsError(
-                f"{path} is no checkpoint: it does not begin as a file of torch.save does; check the path"
-            )
-        raise WeightsError(f"{whole}: it begins with nothing; fetch or write it again")
+    if kind != "zip":
+        with open(path, "rb") as stream:
+            start = stream.read(64)
+        if not start.strip(b"\0") or len(start) < 4:
+            raise WeightsError(f"{whole}: it begins with nothing; {_AGAIN}")
+        told = next((told for pattern, told in _OTHERS if re.match(pattern, start, re.I)), None)
+        raise WeightsError(
+            f"{path} {told}"
+            if told
+            else f"{path} is no checkpoint: it does not begin as a file of torch.save does; check the path"
+        )
     if not zipfile.is_zipfile(path):
-        raise WeightsError(f"{whole}: its end is missing; fetch or write it again")
+        raise WeightsError(f"{whole}: its end is missing; {_AGAIN}")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            damaged, names = archive.testzip(), archive.namelist()
     except PermissionError:
         raise
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError) as error:
-        raise WeightsError(f"{path} is damaged ({error}); fetch or write it again") from error
+        raise WeightsError(f"{path} is damaged ({error}); {_AGAIN}") from error
     if damaged is not None:
-        raise WeightsError(f"{path} is damaged: the checksum of its part {damaged} is wrong; fetch or write it again")
+        raise WeightsError(f"{path} is damaged: the checksum of its part {damaged} is wrong; {_AGAIN}")
+    if not any(name.endswith("data.pkl") for name in names):
+        raise WeightsError(
+            f"{path} is a zip archive of something else ({', '.join(names[:3]) or 'nothing'}), and no checkpoint; "
+            "unpack it, or check the path"
+        )
 
 
 def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
@@ -120,7 +157,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     NumPy's numbers and arrays, which logs of trainings hold, come as plain numbers and lists.
 
     Args:
-        path: ``.safetensors``, or what ``torch.save`` wrote.
+        path: safetensors, or what ``torch.save`` wrote, now or before torch 1.6; told apart by how they begin.
         mmap: leave tensors in the file until they are read, so that what is not needed costs no memory.
 
     Raises:
@@ -133,7 +170,7 @@ def read_checkpoint(path: str | Path, *, mmap: bool = False) -> dict[str, Any]:
     _check_archive(path)
     if _recorded_sha256(path) is not None:
         checked_sha256(path)
-    if path.suffix == ".safetensors":
+    if _kind(path) == "safetensors":
         return _open_safetensors(path)[0]
     try:
         with torch.serialization.safe_globals(NUMPY_VALUES):
@@ -153,15 +190,24 @@ def _why_unread(path: Path, error: Exception) -> str:
     foreign = re.search(r"GLOBAL ([\w.]+)", text)
     if found := foreign or re.search(r"WeightsUnpickler error: (.+)", text):
         reason = found[1].rstrip(".:")
-    if foreign or zipfile.is_zipfile(path):
+    if zipfile.is_zipfile(path) or (_pickles_whole(path) and "EOF" not in reason):
         return (
             f"{path} holds other things than tensors and plain values ({reason}), which could execute anything and are "
             "not read; save the tensors alone, as torch.save(network.state_dict(), ...) does"
         )
-    return (
-        f"{path} ({path.stat().st_size:,} bytes) is not a complete checkpoint of tensors: {reason}; "
-        "fetch or write it again"
-    )
+    return f"{path} ({path.stat().st_size:,} bytes) is not a complete checkpoint of tensors: {reason}; {_AGAIN}"
+
+
+def _pickles_whole(path: Path) -> bool:
+    """Return whether the five pickles, with which a file of before torch 1.6 begins, have their ends; none is run."""
+    try:
+        with open(path, "rb") as stream:
+            for _ in range(5):
+                for _ in pickletools.genops(stream):
+                    pass
+    except Exception:  # as many as there are ways to be cut
+        return False
+    return True
 
 
 def _digest_of(weights: Mapping[str, Tensor]) -> str:
@@ -182,24 +228,47 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-        receipt = json.loads(metadata.get("receipt", "{}"))
     except Exception as error:
-        raise WeightsError(f"{path} is not a complete safetensors file ({error}); fetch or write it again") from error
+        if _safetensors_whole(path):
+            raise WeightsError(
+                f"{path} is a complete safetensors file with tensors that cannot be read here ({error}); convert them "
+                "to float32 where it was made"
+            ) from error
+        raise WeightsError(f"{path} is not a complete safetensors file ({error}); {_AGAIN}") from error
+    try:
+        receipt = json.loads(metadata.get("receipt", "{}"))
+    except ValueError:
+        receipt = {}  # of somebody else, in words; where it was ours, its digests are missing now, which is told below
     about = receipt if isinstance(receipt, dict) else {}
     sealed = about.pop(CHECKSUM, None)
     lost = sealed is None and any(f'"{CHECKSUM}"' in value or _TENSORS in value for value in metadata.values())
     if lost or sealed not in (None, checksum(about)) or about.pop(_TENSORS, digest := _digest_of(weights)) != digest:
-        raise WeightsError(f"{path} is damaged: its digests are those of something else; fetch or write it again")
+        raise WeightsError(f"{path} is damaged: its digests are those of something else; {_AGAIN}")
     return weights, about
 
 
+def _safetensors_whole(path: Path) -> bool:
+    """Return whether a safetensors file is as long as its header says."""
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if length > path.stat().st_size:
+            return False
+        try:
+            header = json.loads(stream.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+            return False
+    return 8 + length + max(ends, default=0) == path.stat().st_size
+
+
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Return the receipt inside a ``.safetensors`` file, empty for any other file.
+    """Return the receipt inside a safetensors file, empty for any other file.
 
     Raises:
         WeightsError: if the file is cut short or damaged.
     """
-    return _open_safetensors(as_path(path))[1] if as_path(path).suffix == ".safetensors" else {}
+    path = as_path(path)
+    return _open_safetensors(path)[1] if path.is_file() and _kind(path) == "safetensors" else {}
 
 
 def write_safetensors(weights: Mapping[str, Tensor], path: str | Path, *, receipt: Mapping[str, Any]) -> None:
@@ -232,6 +301,6 @@ def check_values(weights: Mapping[str, Tensor], path: str | Path) -> None:
     ]
     if wiped:
         raise WeightsError(
-            f"{path} holds only zeros in {len(wiped)} of {len(weights)} tensors ({', '.join(wiped[:3])}); "
-            "the file is damaged: fetch or write it again"
+            f"{path} holds only zeros in {len(wiped)} of {len(weights)} tensors ({', '.join(wiped[:3])}), as no "
+            "training leaves them: they were wiped before it was saved, or never filled; use another file"
         )

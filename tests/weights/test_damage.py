@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 import shutil
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import DataError, WeightsError
@@ -212,8 +214,63 @@ def test_only_what_is_incomplete_is_to_be_fetched_again(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"is not a complete checkpoint.*fetch or write it again"):
         read_checkpoint(old)
     text.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(WeightsError, match=r"is no checkpoint: .*check the path"):
+    with pytest.raises(WeightsError, match=r"is a plain pickle, and no checkpoint .*check the path"):
         read_checkpoint(text)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"<!DOCTYPE html><html>Sign in</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n", "is a Git LFS pointer"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(40), "is an HDF5 file"),
+        (gzip.compress(b"abc"), "is compressed with gzip"),
+        (b"\x93NUMPY\x01\x00" + bytes(40), "is a NumPy array"),
+        (json.dumps({"a": [1] * 40}).encode(), "looks like JSON"),
+        (b"anything else " * 10, "does not begin as a file of torch.save"),
+    ],
+)
+def test_a_complete_file_of_another_kind_is_told_what_it_is(content: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"weights\.pth {told}|weights\.pth .*{told}") as error:
+        read_checkpoint(path)
+    assert ("again" in str(error.value)) == ("LFS" in told), "only a pointer stands for a file that is not here"
+
+
+def test_archives_and_old_files_that_hold_something_else_are_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images/a.png", b"x")
+    with pytest.raises(WeightsError, match=r"zip archive of something else \(images/a\.png\)"):
+        read_checkpoint(path)
+    torch.save({"a": torch.ones(3), "where": Path("a")}, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(WeightsError, match=r"holds other things than tensors .*pathlib") as error:
+        read_checkpoint(path)
+    assert "again" not in str(error.value)
+    numbers = {"log": [np.float64(0.5)], "a": torch.ones(3)}
+    torch.save(numbers, path, _use_new_zipfile_serialization=False)
+    assert read_checkpoint(path)["log"] == [0.5], "NumPy's numbers, before torch 1.6 too"
+    whole = path.read_bytes()
+    for length in (len(whole) - 4, len(whole) // 2, 300, 60):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=r"is not a complete checkpoint.*again"):
+            read_checkpoint(path)
+
+
+def test_safetensors_of_others_are_read_by_what_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "model.pth"  # whatever it is called
+    save_file({"a": torch.ones(3, dtype=torch.bfloat16)}, path, metadata={"format": "pt", "receipt": "paid in full"})
+    assert torch.equal(read_checkpoint(path)["a"].float(), torch.ones(3))
+    assert read_metadata(path) == {}
+    header = json.dumps({"a": {"dtype": "F1", "shape": [8], "data_offsets": [0, 1]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\0")
+    with pytest.raises(WeightsError, match="complete safetensors file with tensors that cannot be read here") as error:
+        read_checkpoint(path)
+    assert "again" not in str(error.value)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=r"is not a complete safetensors file .*again"):
+        read_checkpoint(path)
 
 
 def test_a_copy_keeps_its_name_and_json(tmp_path: Path) -> None:
