@@ -8,12 +8,14 @@ from ..lazy import on_demand
 if TYPE_CHECKING:
     from ..files import sha256, write_json
     from .cells import Cell
-    from .exchange import import_checkpoint, read_reference, write_imported_state
+    from .exchange import import_checkpoint, write_imported_state
     from .export import adaptation_plan, export_checkpoint, export_safetensors
     from .files import read_checkpoint, write_checkpoint
     from .inspection import inspect
+    from .origins import Known, Told
     from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
     from .receipt import Receipt
+    from .reference import read_reference
     from .sources import fetch
     from .transfer import (
         differences,
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Cell",
     "ImportedWeights",
+    "Known",
     "Receipt",
+    "Told",
     "adaptation_plan",
     "differences",
     "export_checkpoint",

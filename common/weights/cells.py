@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""The cells of the matrix as checkpoints show them: their names, papers, and which of them a file can be of."""
+"""The cells of the matrix as checkpoints show them: their names, papers, and what a file says of itself."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .published import published_name
+from .published import network_name
 
 __all__ = [
     "BACKBONES",
@@ -20,9 +19,9 @@ __all__ = [
     "Cell",
     "Paper",
     "Recognised",
+    "backbone_of",
     "describe",
     "recognise",
-    "token_order_of",
 ]
 
 OWN_TRAINER = "openmind-bundles"  # trainer_name of our exports is this, a slash, and the bundle
@@ -100,16 +99,22 @@ class Cell:
 
 @dataclass
 class Recognised:
-    """Which bundles a checkpoint can be of.
+    """What a checkpoint says of itself.
 
     Attributes:
-        bundles: all that fit, the only one first where the file says which.
-        why: what it was told by.
+        backbone: ``resenc_l`` or ``primus_m``, empty if its network is of neither.
+        bundles: whose networks have such tensors; of how these were trained that says nothing.
+        why: what that was told by.
+        method: a key of :data:`METHODS`, if the file says by which of them it was trained.
+        said: where it says so; else what it says instead, if anything.
         wrapped: Primus lies inside a wrapper, as in contrastive cells.
     """
 
+    backbone: str
     bundles: list[str]
     why: str
+    method: str | None = None
+    said: str = ""
     wrapped: bool = False
 
 
@@ -127,22 +132,19 @@ def describe(bundle: str) -> tuple[str, str, list[str]]:
     return "unknown", "unknown", []
 
 
-def token_order_of(bundle: str) -> str:
-    """Return the token order that the published checkpoint of a bundle was trained in."""
-    return "straight" if bundle.startswith("simmim") or bundle.endswith("resenc_l") else "swapped"
+def backbone_of(bundle: str) -> str:
+    """Return the backbone that the name of a bundle ends in, empty if it is none of :data:`BACKBONES`."""
+    return next((name for name in BACKBONES if bundle.endswith(f"_{name}")), "")
 
 
 def recognise(weights: Mapping[str, Tensor], trainer: str | None = None) -> Recognised:
-    """Say which bundles a checkpoint of the reference, or an export of ours, can be of.
+    """Say which backbone a checkpoint of the reference, or an export of ours, is of, and how it says it was trained.
 
     Args:
         weights: under the reference's names.
-        trainer: name of the trainer, if the file gives one; it decides where the names leave a choice.
-
-    Returns:
-        what fits; no bundles if the network is of neither backbone.
+        trainer: name of the trainer, if the file gives one.
     """
-    parts = {key: published_name(key) for key in weights}
+    parts = {key: network_name(key) for key in weights}
     names = {name: key for key, (part, name) in parts.items() if part in ("backbone", "method")}
     wrapped = any(re.search(r"(^|\.)encoder\.eva\.", key) for key in weights)
     if any(name.startswith("encoder.transformer.") for name in names):
@@ -150,20 +152,25 @@ def recognise(weights: Mapping[str, Tensor], trainer: str | None = None) -> Reco
     elif any(name.startswith("encoder.stages.") for name in names):
         backbone = "resenc_l"
     else:
-        return Recognised([], "its names are of neither ResEnc-L (encoder.stages...) nor Primus (eva...)")
+        return Recognised("", [], "its names are of neither ResEnc-L (encoder.stages...) nor Primus (eva...)")
     fitting, why = _by_names(names, weights, backbone)
-    unshared = f"spark3d_{backbone}"
-    if trainer is None and len(fitting) > 1 and unshared in fitting and _stale_aliases(weights):
-        fitting, why = [unshared], "its untrained second copies of convolutions"
+    method = _method_of(trainer)
+    said = f"trainer_name is {trainer}" if trainer else ""
+    if method is not None and f"{method}_{backbone}" not in fitting:
+        method, said = None, f"{said}, which does not go with {why}"  # the file contradicts itself
+    return Recognised(backbone, fitting, why, method, said, wrapped)
+
+
+def _method_of(trainer: str | None) -> str | None:
+    """Return the method that a trainer of the reference, or an export of ours, names."""
     if trainer and trainer.startswith(f"{OWN_TRAINER}/"):
-        return Recognised([trainer.split("/", 1)[1]], f"trainer_name {trainer}", wrapped)
+        bundle = trainer.split("/", 1)[1]
+        method = bundle.removesuffix(f"_{backbone_of(bundle)}")
+        return method if method in METHODS else None
     for method, paper in METHODS.items():
         if trainer and re.fullmatch(f"{paper.trainer}Trainer.*", trainer):
-            told = f"{method}_{'primus_m' if 'Eva' in trainer else 'resenc_l'}"
-            if told not in fitting:  # then the file contradicts itself, and what it holds decides
-                return Recognised(fitting, f"{why}, although trainer_name is {trainer}", wrapped)
-            return Recognised([told], f"trainer_name {trainer}", wrapped)
-    return Recognised(fitting, why, wrapped)
+            return method
+    return None
 
 
 def _by_names(names: Mapping[str, str], weights: Mapping[str, Tensor], backbone: str) -> tuple[list[str], str]:
@@ -190,12 +197,3 @@ def _by_names(names: Mapping[str, str], weights: Mapping[str, Tensor], backbone:
     if backbone == "primus_m":
         return bundles("models_genesis", "simmim", "spark3d"), "its names, which these methods share"
     return bundles("mae", "models_genesis", "spark3d", "simmim"), "its names, which these methods share"
-
-
-def _stale_aliases(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether the two names of the stem's convolution hold different tensors, as in Spark3D files alone."""
-    for key, trained in weights.items():
-        if key.endswith("encoder.stem.convs.0.all_modules.0.weight") and "decoder.encoder" not in key:
-            other = weights.get(key.replace("all_modules.0", "conv"))
-            return other is not None and other.shape == trained.shape and not torch.equal(other, trained)
-    return False

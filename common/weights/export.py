@@ -13,11 +13,11 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..files import sha256, write_json, write_record
 from ..paths import as_path
-from .cells import OWN_TRAINER, Cell, describe
-from .exchange import PLAN_FILE
+from .cells import OWN_TRAINER, Cell, backbone_of, describe
 from .files import check_values, read_checkpoint, write_checkpoint, write_safetensors
 from .published import export_network_weights
 from .receipt import Receipt
+from .reference import PLAN_FILE
 from .transfer import keep_previous, origin_receipt
 
 __all__ = ["adaptation_plan", "export_checkpoint", "export_safetensors"]
@@ -156,7 +156,8 @@ def export_checkpoint(source: str | Path, cell: Cell, *, output: str | Path) -> 
     spark = {name: weights.pop(name) for name in list(weights) if name.startswith(("mask_tokens.", "densify_projs."))}
     plan, notes = adaptation_plan(cell, backbone, receipt)
     receipt.notes += notes
-    trainer = f"{OWN_TRAINER}/{cell.bundle}"
+    own = receipt.method == describe(cell.bundle)[0]  # else it was imported, and is of no method of this collection
+    trainer = f"{OWN_TRAINER}/{cell.bundle if own else backbone_of(cell.bundle)}"
     content: dict[str, Any] = {
         "network_weights": weights,
         "nnssl_adaptation_plan": plan,
@@ -210,7 +211,7 @@ def _read_own(source: str | Path, cell: Cell) -> tuple[Receipt, dict[str, Tensor
         backbone = {key.removeprefix("backbone."): value for key, value in whole.items() if key.startswith("backbone.")}
         method = {key: value for key, value in whole.items() if not key.startswith(("backbone.", "teacher."))}
     check_values(backbone, source)
-    if receipt.method == "unknown":
+    if receipt.method == "unknown" and "method" not in receipt.provenance:
         receipt.method, receipt.backbone, receipt.citation = describe(cell.bundle)
     state = cell.backbone.state_dict()
     wrong = [

@@ -5,26 +5,32 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import WeightsError
-from .cells import describe, token_order_of
-from .exchange import read_reference
+from ..paths import as_path
+from .cells import BACKBONES, METHODS, describe
 from .files import check_values, read_checkpoint
-from .published import published_name
+from .orders import known_order
+from .origins import UNKNOWN, Told, origin_of
+from .published import network_name, published_name
 from .receipt import Receipt
+from .reference import read_reference
 from .transfer import origin_receipt
+from .wrappers import network_of, unwrapped
 
 __all__ = ["inspect"]
 
 
-def inspect(path: str | Path, *, plan_file: str | Path | None = None) -> list[str]:
+def inspect(path: str | Path, *, plan_file: str | Path | None = None, told: Told | None = None) -> list[str]:
     """Return lines that say what a file is.
 
     Args:
         path: any file of weights.
         plan_file: adaptation plan, for a checkpoint of the reference.
+        told: what is known of such a file besides what it holds.
 
     Raises:
         WeightsError: if the file cannot be read.
@@ -35,7 +41,7 @@ def inspect(path: str | Path, *, plan_file: str | Path | None = None) -> list[st
     stored = {
         entry.name: receipt.provenance[entry.name] for entry in fields(Receipt) if entry.name in receipt.provenance
     }
-    network, kind = _network(content)
+    network, kind = _network(content, as_path(path))
     lines = [f"{path}: {kind}", _size(network)]
     try:
         check_values(network, path)
@@ -49,7 +55,7 @@ def inspect(path: str | Path, *, plan_file: str | Path | None = None) -> list[st
         return [*lines, "its receipt:", whole.summary()]
     receipt.taken = list(network)
     if kind == REFERENCE:
-        return [*lines, *_reference(path, plan_file)]
+        return [*lines, *_reference(path, plan_file, told or Told())]
     if kind in (OWN_ENCODER, OWN_STATE):
         if kind == OWN_STATE:
             settings = content.get("settings", {})
@@ -72,7 +78,7 @@ REFERENCE = "checkpoint of the reference"
 FOREIGN = "of no network of OpenMind"
 
 
-def _network(content: dict[str, object]) -> tuple[dict[str, Tensor], str]:
+def _network(content: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], str]:
     """Return the state dict in a file, and what kind of file it is."""
 
     def tensors(value: object) -> dict[str, Tensor]:
@@ -84,12 +90,15 @@ def _network(content: dict[str, object]) -> tuple[dict[str, Tensor], str]:
 
     if isinstance(content.get("method"), dict) and "settings" in content:
         return tensors(content["method"]), OWN_STATE
-    network = tensors(content.get("network_weights", content.get("state_dict"))) or tensors(content)
+    network = tensors(content)
     if any(name.startswith(("encoder.stem.conv.", "encoder.transformer.")) for name in network):
         return network, OWN_ENCODER
-    if any(published_name(name)[0] == "backbone" for name in network):
-        return network, REFERENCE
-    return network, FOREIGN
+    try:
+        network = network_of(content, path)
+        named, _ = unwrapped(network, path)
+    except WeightsError:  # no network, or several
+        return network, FOREIGN
+    return network, REFERENCE if any(network_name(name)[0] == "backbone" for name in named) else FOREIGN
 
 
 def _size(network: dict[str, Tensor]) -> str:
@@ -97,21 +106,32 @@ def _size(network: dict[str, Tensor]) -> str:
     return f"{len(network)} tensors, {sum(shared.values()):,} numbers (those with two names counted once)"
 
 
-def _reference(path: str | Path, plan_file: str | Path | None) -> list[str]:
+def _reference(path: str | Path, plan_file: str | Path | None, told: Told) -> list[str]:
     file = read_reference(path, plan_file=plan_file)
     found = file.recognise()
-    if not found.bundles:
+    if not found.backbone:
         return [found.why]
+    origin = origin_of(found, told, cited=file.citations)
+    about = Receipt(str(path), "", method=origin.method, backbone=BACKBONES[found.backbone].title)
     parts = [published_name(key)[0] for key in file.weights]
+    bundles = f"{origin.key}_{found.backbone}" if origin.key else f"any that ends in _{found.backbone}"
     lines = [
-        f"fits {' or '.join(found.bundles)}, by {found.why}",
+        about.origin,
+        f"its tensors would fit {' or '.join(found.bundles)}, by {found.why}"
+        if len(found.bundles) < len(METHODS)
+        else found.why,
         f"trainer_name {file.trainer or 'not given'}",
         f"of its names {parts.count('backbone')} are of the backbone, {parts.count('method')} of the method alone, "
         f"{parts.count('alias')} are second names, {parts.count('unused')} copies or unknown",
         *file.notes,
+        *origin.notes,
+        *([f"licence {origin.licence}"] if origin.licence != UNKNOWN else []),
     ]
-    if found.bundles[0].endswith("primus_m"):
-        order = file.plan.get("token_order") or token_order_of(found.bundles[0])
-        lines.append(f"token order {order}")
-    lines += [f"please cite {paper}" for paper in file.citations or describe(found.bundles[0])[2]]
-    return [*lines, f"import it with: python tools/import_checkpoint.py {found.bundles[0]} --source {path}"]
+    if found.backbone == "primus_m":
+        order = known_order(file, told)
+        lines.append(
+            f"token order {order[1] if order else 'not known: import it with --token_order swapped or straight'}"
+        )
+    lines += [f"please cite {paper}" for paper in origin.citation]
+    bundle = bundles if origin.key else f"BUNDLE ({bundles})"
+    return [*lines, f"import it with: python tools/import_checkpoint.py {bundle} --source {path}"]

@@ -3,8 +3,10 @@
 
 What the published files need (facts established on the reference's modules):
 
-* every convolution and norm of ResEnc-L is stored twice or more; only ``all_modules.*`` was trained in all of them;
-* ``decoder.encoder.*`` repeats the encoder; four of five segmentation heads were never used;
+* every convolution and norm of ResEnc-L is stored two or four times, within ``decoder.encoder.*`` as well. Where a file
+  has other values under these names, the last in the order of modules is taken, as a strict load into the reference's
+  network does in silence: ``decoder.encoder...all_modules``, else ``all_modules``, which alone Spark3D trained;
+* four of five segmentation heads were never used;
 * Primus was trained with its first two token axes swapped (SimMIM's excepted): the position table is transposed and, in
   each head's queries and keys, the channels that turn with axis 0 and axis 1 change places. Attention depends on
   positions and on q.k only, so the converted network is exactly equivalent.
@@ -28,22 +30,15 @@ __all__ = [
     "export_network_weights",
     "import_network_weights",
     "load_imported",
+    "network_name",
     "published_name",
     "reference_names",
 ]
 
 PRIMUS_HEADS = {396: 6, 792: 12, 864: 12, 1056: 16}
 
-# whole names that the importer leaves, and why
-_LEFT = [
-    (r"architecture\..*", "unused", "copy of the network"),
-    (r"decoder\.encoder\..*", "unused", "copy of the encoder"),
-    (
-        r"(?:encoder\.st|decoder\.stages).*\.(conv|norm)\.(weight|bias)",
-        "alias",
-        "alias of all_modules, untrained in Spark3D files",
-    ),
-]
+_COPY = "architecture."  # in Spark3D's second dictionary, the network once more
+_SECOND = re.compile(r"((?:encoder\.st|decoder\.stages).*\.)(conv|norm)\.(weight|bias)")
 # a backbone or the method, the reference's name, the name here. "#" is a number, "*" the rest of the name, "last" the
 # number of the last level of a decoder. The importer takes the first row that fits, the exporter the last.
 _NAMES = [
@@ -115,11 +110,13 @@ class ImportedWeights:
         backbone: state dict of the backbone.
         method: what belongs to the pre-training method alone, under the method's names.
         unused: names in the file that nothing here uses, with the reason.
+        contradicted: names in the file that were taken over others of the same tensor with other values, with these.
     """
 
     backbone: dict[str, Tensor]
     method: dict[str, Tensor] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
+    contradicted: dict[str, list[str]] = field(default_factory=dict)
 
 
 def published_name(key: str) -> tuple[str, str]:
@@ -134,11 +131,36 @@ def published_name(key: str) -> tuple[str, str]:
         >>> published_name("optimizer")
         ('unused', 'not part of a network of OpenMind')
     """
+    first, rank = _first_name(key)
+    part, name = _named(first)
+    return ("alias", f"second name of {first}") if part == "backbone" and rank != 1 else (part, name)
+
+
+def network_name(key: str) -> tuple[str, str]:
+    """Return what a tensor of a checkpoint belongs to, and its name here, whichever of its names this is.
+
+    Example:
+        >>> network_name("module.decoder.encoder.stem.convs.0.norm.bias")
+        ('backbone', 'encoder.stem.norm.bias')
+    """
+    return _named(_first_name(key)[0])
+
+
+def _first_name(key: str) -> tuple[str, int]:
+    """Return which name of a tensor is translated, without wrappers, and this one's place among its names in a file."""
     key = re.sub(r"^((module|_orig_mod)\.)+", "", key)
     key = re.sub(r"^encoder\.(eva\.|down_projection\.|mask_token)", r"\1", key)  # contrastive cells wrap Primus
-    for pattern, part, reason in _LEFT:
-        if re.fullmatch(pattern, key):
-            return part, reason
+    rank = 2 if key.startswith("decoder.encoder.") else 0
+    key = key.removeprefix("decoder.") if rank else key
+    if second := _SECOND.fullmatch(key):
+        return f"{second[1]}all_modules.{int(second[2] == 'norm')}.{second[3]}", rank
+    return key, rank + 1
+
+
+def _named(key: str) -> tuple[str, str]:
+    """Return what the first name of a tensor belongs to, and its name here; or ``unused`` and why."""
+    if key.startswith(_COPY):
+        return "unused", "copy of the network"
     for compiled, whose, ours in _FROM_REFERENCE:
         match = compiled.fullmatch(key)
         if match is None:
@@ -190,7 +212,7 @@ def reference_names(name: str, *, part: str, backbone: str, last: int = 0, prefi
 def import_network_weights(
     weights: Mapping[str, Tensor],
     *,
-    token_order: str = "swapped",
+    token_order: str | None = None,
     grid: Sequence[int] | None = None,
     num_heads: int | None = None,
 ) -> ImportedWeights:
@@ -199,23 +221,27 @@ def import_network_weights(
     Args:
         weights: the state dict as stored; for a Spark3D training file, joined with its ``spark_weights``.
         token_order: ``"swapped"`` if the network was trained with its first two token axes exchanged, as all published
-            Primus cells but SimMIM were; ``"straight"`` otherwise. No effect on ResEnc-L.
+            Primus cells but SimMIM were; ``"straight"`` otherwise. Only ResEnc-L does without.
         grid: tokens along each axis of the image that Primus was trained on; a cube unless given.
         num_heads: attention heads of Primus; needed for other sizes than the named ones, since no tensor shows it.
 
     Raises:
-        WeightsError: if the names are of neither backbone, or a position table is not of the grid.
+        WeightsError: if the names are of neither backbone, the token order of Primus is not given, or a position table
+            is not of the grid.
     """
-    if token_order not in ("swapped", "straight"):
-        raise WeightsError(f"token_order is {token_order!r}; it must be 'swapped' or 'straight'")
     imported = ImportedWeights(backbone={})
+    taken = _taken(weights, imported)
+    needed = any(_first_name(key)[0].startswith("eva.") for key in taken)
+    if token_order not in ("swapped", "straight") and (needed or token_order is not None):
+        raise WeightsError(f"token_order is {token_order!r}; it must be 'swapped' or 'straight'")
     heads = [int(key.split(".")[-2]) for key in weights if re.search(r"(^|\.)decoder\.seg_layers\.\d", key)]
-    for key, value in weights.items():
-        part, name = published_name(key)
+    for key in taken:
+        value = weights[key]
+        part, name = network_name(key)
         head = re.search(r"decoder\.seg_layers\.(\d+)\.", key)
         if head and part == "backbone" and int(head[1]) != max(heads):
             part, name = "unused", "deep-supervision head that was never used"
-        if part in ("unused", "alias"):
+        if part == "unused":
             imported.unused[key] = name
             continue
         if name.endswith("position_embedding"):
@@ -234,6 +260,32 @@ def import_network_weights(
             f"(eva...) network; the first is {next(iter(weights), 'missing')!r}"
         )
     return imported
+
+
+def _taken(weights: Mapping[str, Tensor], imported: ImportedWeights) -> list[str]:
+    """Return one name in the file for each tensor, the last in the order of modules, and note the others."""
+    names: dict[str, list[tuple[int, str]]] = {}
+    for key in weights:
+        first, rank = _first_name(key)
+        names.setdefault(first, []).append((rank, key))
+    taken = []
+    for several in names.values():
+        *others, (_, last) = sorted(several, key=lambda one: one[0])  # of two that are alike, the later in the file
+        taken.append(last)
+        for _, key in others:
+            same = _same(weights[key], weights[last])
+            imported.unused[key] = f"second name of {last}" + (
+                "" if same else ", with other values that were not taken; in Spark3D files they are untrained"
+            )
+            if not same:
+                imported.contradicted.setdefault(last, []).append(key)
+    return taken
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Return whether two tensors are one, or equal."""
+    shared = one.data_ptr() == other.data_ptr() and one.stride() == other.stride()
+    return one.shape == other.shape and (shared or torch.equal(one, other))
 
 
 def load_imported(method: nn.Module, imported: ImportedWeights) -> list[str]:

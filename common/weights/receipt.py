@@ -63,6 +63,8 @@ class Receipt:
         revision: commit of the repository that was fetched.
         method: pre-training method.
         backbone: its network.
+        name: what its source calls it.
+        data: that it was trained on.
         licence: of the weights.
         citation: what to cite.
         spacing_mm: of the voxels in pre-training.
@@ -83,6 +85,8 @@ class Receipt:
     revision: str | None = None
     method: str = "unknown"
     backbone: str = "unknown"
+    name: str | None = None
+    data: str = "unknown"
     licence: str = "unknown"
     citation: list[str] = field(default_factory=list)
     spacing_mm: Any = None
@@ -97,6 +101,18 @@ class Receipt:
     notes: list[str] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def origin(self) -> str:
+        """Method and backbone in words.
+
+        Example:
+            >>> Receipt("a.pt", "0f" * 32, backbone="ResEnc-L").origin
+            'ResEnc-L encoder, method unknown'
+        """
+        if self.method == "unknown" and self.backbone != "unknown":
+            return f"{self.backbone} encoder, method unknown"
+        return f"{self.method} with {self.backbone}"
+
     def summary(self) -> str:
         """Return the receipt as a short table.
 
@@ -106,7 +122,9 @@ class Receipt:
         """
         rows = [("weights from", f"{self.source} (sha256 {self.sha256[:12]})")]
         rows += [("revision", self.revision)] if self.revision else []
-        rows += [("method", f"{self.method} with {self.backbone}"), ("licence", self.licence)]
+        rows += [("called", self.name)] if self.name else []
+        rows += [("method", self.origin), ("licence", self.licence)]
+        rows += [("trained on", self.data)] if self.data != "unknown" else []
         rows += [("please cite", paper) for paper in self.citation]
         fitted = f"; since fitted to {_by(self.fitted_to)}" if self.fitted_to else ""
         rows += [("trained at", f"{_by(self.spacing_mm)} mm, input of {_by(self.patch_size)} voxels{fitted}")]

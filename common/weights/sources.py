@@ -23,12 +23,12 @@ from tqdm import tqdm
 from ..errors import WeightsError
 from ..files import sha256, write_record
 from ..paths import as_path
-from .exchange import PLAN_FILE
 from .files import checked_sha256
+from .reference import PLAN_FILE
 
 __all__ = ["Fetched", "download", "fetch"]
 
-CHECKPOINT_FILE = "checkpoint_final.pth"
+CHECKPOINT_FILE, CARD_FILE = "checkpoint_final.pth", "README.md"
 COLLECTION = "https://huggingface.co/collections/MIC-DKFZ/openmind-models-6819c21c7fe6f0aaaab7dadf"
 _ATTEMPTS, _CHUNK = 5, 1 << 20
 
@@ -43,6 +43,8 @@ class Fetched:
         revision: commit of the repository, if it is from one.
         plan_file: adaptation plan that came with it.
         repository: ``owner/name`` on the hub.
+        name: of the file in it.
+        card: README.md that came with it.
     """
 
     path: Path
@@ -50,6 +52,8 @@ class Fetched:
     revision: str | None = None
     plan_file: Path | None = None
     repository: str = ""
+    name: str = ""
+    card: Path | None = None
 
 
 def fetch(source: str, *, folder: str | Path, local: str | Path | None = None, allow_http: bool = False) -> Fetched:
@@ -70,12 +74,13 @@ def fetch(source: str, *, folder: str | Path, local: str | Path | None = None, a
     if path.is_dir():
         path = path / CHECKPOINT_FILE
     if path.is_file():
-        return Fetched(path, str(path))
+        return Fetched(path, str(path), card=_beside(path))
     on_hub = _hub_parts(source)
     if on_hub is not None:
         if local is not None and Path(local).is_file():
             tqdm.write(f"taking {local}, which is already here, instead of {source}")
-            return Fetched(Path(local), f"{local} (for {source})", repository=on_hub[0])
+            here = Path(local)
+            return Fetched(here, f"{local} (for {source})", repository=on_hub[0], name=on_hub[2], card=_beside(here))
         _check_encrypted(os.environ.get("HF_ENDPOINT", ""), allowed=allow_http)
         return _from_hub(*on_hub, bring_to=Path(local) if local is not None else None)
     if re.match(r"https?://", source):
@@ -89,6 +94,11 @@ def fetch(source: str, *, folder: str | Path, local: str | Path | None = None, a
     raise WeightsError(
         f"there is no file {source}, and it is neither an address nor a repository (owner/name); check --source"
     )
+
+
+def _beside(path: Path) -> Path | None:
+    card = path.with_name(CARD_FILE)
+    return card if card.is_file() else None
 
 
 def _check_encrypted(address: str, *, allowed: bool) -> None:
@@ -162,14 +172,23 @@ def _from_hub(repository: str, revision: str, name: str, *, bring_to: Path | Non
     if re.fullmatch("[0-9a-f]{64}", blob) and sha256(path) != blob:
         raise WeightsError(f"{path} is not what {repository} has (sha256 {blob[:12]}...); remove it and run this again")
     commit = path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
-    plan = None
+    folder = name.rpartition("/")[0]
+    plan = _also(
+        repository, f"{folder}/{PLAN_FILE}".lstrip("/"), commit or revision, "the one in the checkpoint is used"
+    )
+    card = _also(repository, CARD_FILE, commit or revision, "what it says of the licence is not known here")
+    return Fetched(path, f"https://huggingface.co/{repository}", commit, plan, repository, name, card)
+
+
+def _also(repository: str, name: str, revision: str, otherwise: str) -> Path | None:
+    """Return a small file that a repository may have beside the checkpoint."""
+    from huggingface_hub import hf_hub_download
+
     try:
-        plan = Path(hf_hub_download(repository, PLAN_FILE, revision=commit or revision))
-    except Exception as error:  # the plan inside the checkpoint is the one that counts
-        tqdm.write(
-            f"note: {repository} gave no {PLAN_FILE} ({type(error).__name__}); the one in the checkpoint is used"
-        )
-    return Fetched(path, f"https://huggingface.co/{repository}", commit, plan, repository)
+        return Path(hf_hub_download(repository, name, revision=revision))
+    except Exception as error:
+        tqdm.write(f"note: {repository} gave no {name} ({type(error).__name__}); {otherwise}")
+        return None
 
 
 def download(address: str, path: Path, *, allow_http: bool = False) -> Path:

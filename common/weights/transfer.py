@@ -77,34 +77,7 @@ def transfer_weights(
     check_values({key: value for key, value in weights.items() if key.startswith("encoder.")}, path)
     receipt = origin_receipt(path)
     target = network.state_dict()
-    prefixes = tuple(f"{part}." for part in transfer.split("+"))
-    mismatched = []
-    decoder_fits = all(
-        key in target and target[key].shape == value.shape
-        for key, value in weights.items()
-        if key.startswith("decoder.")
-    )
-    for key, value in weights.items():
-        if not key.startswith(prefixes):
-            receipt.skipped[key] = "not part of the transfer"
-        elif key not in target:
-            receipt.skipped[key] = "the network has no such tensor"
-        elif key.startswith("decoder.") and not decoder_fits:
-            receipt.skipped[key] = "the decoder has other widths here"
-        elif target[key].shape == value.shape:
-            target[key] = value
-            receipt.taken.append(key)
-        else:
-            adapted, how = _adapt(key, value, target[key])
-            if adapted is None:
-                receipt.skipped[key] = how
-                if key.startswith("encoder."):
-                    mismatched.append(
-                        f"{key} is {list(value.shape)} in the file, {list(target[key].shape)} in the network"
-                    )
-            else:
-                target[key] = adapted
-                receipt.adapted[key] = how
+    mismatched = _take(weights, target, tuple(f"{part}." for part in transfer.split("+")), receipt)
     covered = {*receipt.taken, *receipt.adapted}
     receipt.missing = [key for key in target if key not in covered]
     receipt.parameters = {
@@ -130,6 +103,48 @@ def transfer_weights(
     return receipt
 
 
+def _take(
+    weights: Mapping[str, Tensor], target: dict[str, Tensor], prefixes: tuple[str, ...], receipt: Receipt
+) -> list[str]:
+    """Put what fits of a file into the state of a network, and into the receipt what became of each tensor.
+
+    Args:
+        weights: of the file.
+        target: of the network; changed.
+        prefixes: of the parts that are transferred.
+        receipt: filled in.
+
+    Returns:
+        what does not fit of the encoder.
+    """
+    mismatched = []
+    decoder_fits = all(
+        key in target and target[key].shape == value.shape
+        for key, value in weights.items()
+        if key.startswith("decoder.")
+    )
+    for key, value in weights.items():
+        if not key.startswith(prefixes):
+            receipt.skipped[key] = "not part of the transfer"
+        elif key not in target:
+            receipt.skipped[key] = "the network has no such tensor"
+        elif key.startswith("decoder.") and not decoder_fits:
+            receipt.skipped[key] = "the decoder has other widths here"
+        elif target[key].shape == value.shape:
+            target[key] = value
+            receipt.taken.append(key)
+        else:
+            adapted, how = _adapt(key, value, target[key])
+            if adapted is not None:
+                target[key] = adapted
+                receipt.adapted[key] = how
+                continue
+            receipt.skipped[key] = how
+            if key.startswith("encoder."):
+                mismatched.append(f"{key} is {list(value.shape)} in the file, {list(target[key].shape)} in the network")
+    return mismatched
+
+
 def origin_receipt(path: str | Path) -> Receipt:
     """Return a receipt that says where a weights file comes from, by the JSON beside it or the metadata inside.
 
@@ -148,6 +163,8 @@ def origin_receipt(path: str | Path) -> Receipt:
         revision=about.get("revision"),
         method=about.get("method", method),
         backbone=about.get("backbone", backbone),
+        name=about.get("name"),
+        data=about.get("data", "unknown"),
         licence=about.get("licence", "unknown"),
         citation=about.get("citation", citation),
         spacing_mm=about.get("spacing_mm", settings.get("spacing_mm")),

@@ -144,8 +144,8 @@ def test_code_and_weights_have_licences_of_their_own(
     found, card = front_matter(folder), (folder / "README.md").read_text()
     assert found["license"] == licence
     assert ("license_name" in found) == (licence == "other")
-    assert found.get("datasets") == (["AnonRes/OpenMind"] if about is PUBLISHED else None)
-    assert found.get("base_model") == ("AnonRes/ResEncL-OpenMind-MAE" if about is PUBLISHED else None)
+    assert found.get("datasets") == (["MIC-DKFZ/OpenMind"] if about is PUBLISHED else None)
+    assert found.get("base_model") == ("MIC-DKFZ/ResEncL-OpenMind-MAE" if about is PUBLISHED else None)
     assert f"Licence of the weights: {told}." in card
     assert "Licence of the code: Apache-2.0 (`LICENSE`)" in card
     assert "python -m monai.bundle download_large_files --bundle_path .\n" in card

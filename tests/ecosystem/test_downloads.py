@@ -137,7 +137,7 @@ def test_an_upload_is_the_export(exported: Path, hub: Hub) -> None:
     assert not any(path.is_symlink() for path in exported.rglob("*"))
     assert repository.tags == {VERSION: repository.head, "latest_version": repository.head}
     assert repository.commits[repository.head] == contents(exported)
-    assert "base_model: AnonRes/ResEncL-OpenMind-MAE\n" in (exported / "README.md").read_text(), (
+    assert "base_model: MIC-DKFZ/ResEncL-OpenMind-MAE\n" in (exported / "README.md").read_text(), (
         "MONAI writes no such card"
     )
     models = {path: data for path, data in contents(exported).items() if path.endswith(".pt")}

@@ -47,21 +47,24 @@ def draw(salt: str, name: str, shape: tuple[int, ...]) -> Tensor:
 
 def synthetic_weights(golden: dict[str, Any]) -> dict[str, Tensor]:
     """Fill every tensor of the published manifest by the rule that the reference was filled with."""
-    weights = {}
+    weights: dict[str, Tensor] = {}
     manifest = golden["published_manifest"] | golden.get("published_spark_manifest", {})
+    seconds = [key for key in manifest if published_name(key)[0] in ("unused", "alias")]
+    first = {key: golden["aliases"].get(key, key) for key in manifest}
     for key, (shape, _) in manifest.items():
-        if published_name(key)[0] in ("unused", "alias"):
-            weights[key] = torch.zeros(1)  # not read: the importer has to leave it
+        if key in seconds:
+            weights[key] = torch.zeros(1)  # not read where it is no alias: the importer has to leave it
             continue
         small = golden["small_manifest_differs"].get(key, shape)
-        z = draw(golden["salt"], golden["aliases"].get(key, key), tuple(small))
+        z = draw(golden["salt"], first[key], tuple(small))
         if len(small) >= 2 and not (key.endswith("pos_embed") or "mask_token" in key):
             weights[key] = z / float(np.sqrt(np.prod(small[1:])))
         elif len(small) == 1 and key.endswith("weight"):
             weights[key] = 1 + 0.1 * z
         else:
             weights[key] = 0.1 * z
-    return weights
+    shared = {first[key]: value for key, value in weights.items() if key not in seconds}
+    return weights | {key: shared[first[key]] for key in seconds if first[key] in shared}
 
 
 def _hidden(golden: dict[str, Any]) -> Tensor:

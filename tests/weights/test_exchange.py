@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from common.errors import SettingsError, WeightsError
-from common.files import sha256
+from common.files import read_record, sha256
 from common.networks import Primus
 from common.weights import (
     Cell,
     ImportedWeights,
+    Known,
     Receipt,
+    Told,
     export_checkpoint,
     export_network_weights,
     export_safetensors,
@@ -30,10 +32,12 @@ from common.weights import (
     inspect,
     read_checkpoint,
     transfer_weights,
+    write_imported_state,
 )
-from common.weights.cells import token_order_of
+from common.weights.cells import BACKBONES, backbone_of
 from common.weights.exchange import reported_digest_warning
-from tools.checkpoints import importing
+from common.weights.orders import evident_order, roughness
+from tools.checkpoints import catalogue, importing
 from tools.checkpoints.cells import bundle_cell
 from tools.checkpoints.exporting import export_checkpoint as export_tool
 from tools.checkpoints.importing import import_checkpoint as import_tool
@@ -44,7 +48,7 @@ from tools.commanding.settings import filled
 from ..conftest import BUNDLES, ROOT, pretraining, run, small_settings
 from ..parity import golden
 from ..starts import python
-from .synthetic import CELLS, TRAINERS, checkpoint_of, weights_of
+from .synthetic import CELLS, ORDERS, TRAINERS, checkpoint_of, weights_of
 
 WRAPPED = ("voco", "simclr", "swinunetr")
 
@@ -66,7 +70,7 @@ def narrow(bundle: str) -> tuple[Cell, dict[str, Tensor], dict[str, Tensor]]:
 def published(bundle: str, backbone: dict[str, Tensor], method: dict[str, Tensor], heads: int | None) -> dict[str, Any]:
     """Return a checkpoint as the reference would have published these weights, tokens in its order."""
     weights = export_network_weights(backbone, method, wrapped=is_wrapped(bundle))
-    if token_order_of(bundle) == "swapped":  # exchanging twice changes nothing
+    if ORDERS.get(bundle) == "swapped":  # exchanging twice changes nothing
         other = import_network_weights(weights, token_order="swapped", num_heads=heads)
         weights = export_network_weights(other.backbone, other.method, wrapped=is_wrapped(bundle))
     content: dict[str, Any] = {"network_weights": weights, "init_args": {"index": ["x"] * 10}}
@@ -77,8 +81,15 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def of_openmind(bundle: str) -> Told:
+    """Say that a file is the published one of a bundle."""
+    known = [known for known in catalogue.checkpoints() if known.data_set and "-OpenMind-" in known.repository]
+    return Told(known=next((k for k in known if bundle == f"{k.bundle}_{k.backbone}"), None))
+
+
 def take(path: Path, cell: Cell, folder: Path, **options: Any) -> tuple[Receipt, ImportedWeights]:
-    return import_checkpoint(path, cell, output=folder / "pretrained_encoder.pt", **options)
+    told = options.pop("told", of_openmind(cell.bundle))
+    return import_checkpoint(path, cell, output=folder / "pretrained_encoder.pt", told=told, **options)
 
 
 def saved(content: Any, path: Path) -> Path:
@@ -115,7 +126,9 @@ def test_the_table_of_names_reads_both_ways(cell: str) -> None:
         for key, value in recording.get("published_spark_manifest", {}).items()
         if not key.startswith("architecture.")
     }
-    imported = import_network_weights({key: torch.zeros(1).expand(shape) for key, (shape, _) in manifest.items()})
+    imported = import_network_weights(
+        {key: torch.zeros(1).expand(shape) for key, (shape, _) in manifest.items()}, token_order=ORDERS[cell]
+    )
     exported = export_network_weights(imported.backbone, imported.method, wrapped=is_wrapped(cell))
     left = {key for key in manifest if key not in exported}
     assert left == {key for key in manifest if key.startswith("decoder.seg_layers.") and ".4." not in key}
@@ -226,7 +239,7 @@ def test_the_largest_checkpoint_takes_little_memory_and_time(tmp_path: Path) -> 
     file = saved(checkpoint_of("mae_primus_m"), tmp_path / "checkpoint_final.pth")
     began = time.monotonic()
     arguments = ("mae_primus_m", "--source", file, "--output", tmp_path / "pretrained_encoder.pt")
-    assert peak_gib("import_checkpoint.py", *arguments) < 2
+    assert peak_gib("import_checkpoint.py", *arguments, "--token_order", "swapped") < 2
     assert time.monotonic() - began < 60
     cell, _ = bundle_cell("mae_primus_m", {})
     written = read_checkpoint(tmp_path / "pretrained_encoder.pt", mmap=True)
@@ -287,15 +300,13 @@ def test_wrapper_prefixes_are_taken_off(prefix: str, unet: tuple[Cell, Path], tm
     assert equal(plain, prefixed)
 
 
-def test_untrained_copies_are_not_taken_and_tell_spark3d(tmp_path: Path) -> None:
+def test_untrained_copies_are_not_taken(tmp_path: Path) -> None:
     cell, backbone, method = narrow("spark3d_resenc_l")
     content = published("spark3d_resenc_l", backbone, method, None)
     weights = content["network_weights"]
     for key in weights:
         if key.endswith((".conv.weight", ".norm.weight")) and "transpconvs" not in key:
-            weights[key] = torch.randn_like(weights[key])
-        if key.startswith("decoder.encoder."):
-            weights[key] = torch.randn_like(weights[key])
+            weights[key] = torch.randn_like(weights[key])  # within decoder.encoder as well
     content["spark_weights"] = {
         key: weights.pop(key) for key in list(weights) if key.startswith(("mask_tokens", "densify"))
     }
@@ -303,10 +314,11 @@ def test_untrained_copies_are_not_taken_and_tell_spark3d(tmp_path: Path) -> None
     assert equal(read_checkpoint(tmp_path / "in" / "pretrained_encoder.pt"), backbone)
     assert equal(imported.method, method)
     assert "untrained" in receipt.skipped["encoder.stem.convs.0.conv.weight"]
-    del content["spark_weights"], content["trainer_name"]  # as published, and by itself
+    assert any("second names in the file with other values" in note for note in receipt.notes)
+    del content["spark_weights"]  # as published
     take(saved(content, tmp_path / "c.pth"), cell, tmp_path / "published")
-    with pytest.raises(WeightsError, match="fits spark3d_resenc_l, by its untrained"):
-        take(tmp_path / "c.pth", narrow("mae_resenc_l")[0], tmp_path / "other")
+    with pytest.raises(WeightsError, match=r"it fits spark3d_resenc_l, as trainer_name is VariableSparkMAETrainer_BS8"):
+        take(tmp_path / "c.pth", narrow("mae_resenc_l")[0], tmp_path / "other", told=Told())
 
 
 def test_plans_may_be_missing_beside_or_wrong(primus: tuple[Cell, Path], tmp_path: Path) -> None:
@@ -360,30 +372,163 @@ def test_the_order_of_tokens_can_be_asked_for(primus: tuple[Cell, Path], tmp_pat
         take(file, cell, tmp_path, token_order="hwd")
 
 
-@pytest.mark.parametrize(
-    ("bundle", "told"),
-    [
-        ("voco_resenc_l", ["voco_resenc_l", "simclr_resenc_l"]),
-        ("swinunetr_primus_m", ["swinunetr_primus_m"]),
-        ("volumefusion_primus_m", ["volumefusion_primus_m"]),
-        ("volumefusion_resenc_l", ["volumefusion_resenc_l"]),
-        ("mae_primus_m", ["mae_primus_m"]),
-        ("simmim_primus_m", ["models_genesis_primus_m", "simmim_primus_m", "spark3d_primus_m"]),
-        ("spark3d_resenc_l", ["spark3d_resenc_l"]),
-        ("mae_resenc_l", ["mae_resenc_l", "models_genesis_resenc_l", "spark3d_resenc_l", "simmim_resenc_l"]),
-    ],
-)
-def test_a_cell_is_recognised_without_a_trainer(bundle: str, told: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("bundle", ["voco_resenc_l", "volumefusion_resenc_l", "mae_resenc_l", "swinunetr_primus_m"])
+def test_a_file_that_does_not_say_its_method_is_of_none(bundle: str, tmp_path: Path) -> None:
+    """Whatever its tensors look like, it goes into every bundle of its backbone, and nothing goes on from it."""
     cell, backbone, method = narrow(bundle)
-    content = published(bundle, backbone, method, cell.num_heads)
+    content = published(bundle, backbone, method, cell.num_heads) | {"trainer_name": "BaseDINOv3Trainer"}
+    file, size = saved(content, tmp_path / "c.pth"), backbone_of(bundle)
+    order = "swapped" if cell.num_heads else "auto"
+    for other in ("simmim", "spark3d"):
+        target = narrow(f"{other}_{size}")[0]
+        receipt, imported = take(file, target, tmp_path / other, told=Told(), token_order=order)
+        assert receipt.origin == f"{BACKBONES[size].title} encoder, method unknown"
+        assert receipt.citation == []
+        assert receipt.licence == "unknown"
+        assert receipt.spacing_mm is None
+        notes = "\n".join(receipt.notes)
+        for words in (
+            "trainer_name is BaseDINOv3Trainer",
+            "licence unknown",
+            "whom to cite is unknown",
+            "--method mae or",
+        ):
+            assert words in notes
+        written = read_checkpoint(tmp_path / other / "pretrained_encoder.pt")
+        for name, value in backbone.items():
+            assert not name.startswith("encoder.") or torch.equal(written[name], value)
+        about = read_record(tmp_path / other / "pretrained_encoder.json")
+        assert (about["method"], about["settings"]["bundle"]) == ("unknown", f"{other}_{size}")
+        assert "spacing_mm" not in about["settings"]
+        with pytest.raises(WeightsError, match=r"is not known to be of .*only fine-tuning"):
+            write_imported_state(
+                torch.nn.Module(), imported, tmp_path / "s.pt", cell=target, path=file, receipt=receipt
+            )
+    wrong = narrow("mae_primus_m" if size == "resenc_l" else "mae_resenc_l")[0]
+    with pytest.raises(WeightsError, match=rf"it is a network of .*which fits the bundles that end in _{size}"):
+        take(file, wrong, tmp_path / "wrong", told=Told())
+    assert f"{BACKBONES[size].title} encoder, method unknown" in inspect(file)
+    export_checkpoint(
+        tmp_path / "simmim" / "pretrained_encoder.pt", narrow(f"simmim_{size}")[0], output=tmp_path / "e.pth"
+    )
+    again, _ = take(tmp_path / "e.pth", narrow(f"voco_{size}")[0], tmp_path / "again", told=Told())
+    assert again.method == "unknown", "an export of it is of no method either"
+
+
+def test_the_user_may_say_where_a_file_is_from(tmp_path: Path) -> None:
+    cell, backbone, method = narrow("voco_resenc_l")
+    content = published("voco_resenc_l", backbone, method, None)
     del content["trainer_name"]
     file = saved(content, tmp_path / "c.pth")
-    receipt, _ = take(file, cell, tmp_path)
-    assert any(f"which of {', '.join(told)} it is" in note for note in receipt.notes) == (len(told) > 1)
-    assert any(f"fits {' or '.join(told)}," in line for line in inspect(file))
-    other = next(name for name in BUNDLES if name not in told)
-    with pytest.raises(WeightsError, match=f"is not of {other}: it fits {told[0]}"):
-        take(file, narrow(other)[0], tmp_path / "other")
+    said = Told(method="DINO", licence="CC-BY-NC-SA-4.0", citation="Me et al.")
+    receipt, _ = take(file, cell, tmp_path, told=said)
+    assert (receipt.method, receipt.licence, receipt.citation) == ("DINO", "CC-BY-NC-SA-4.0", ["Me et al."])
+    assert any("forbids commercial use" in note for note in receipt.notes)
+    assert any("demands share-alike" in note for note in receipt.notes)
+    receipt, imported = take(file, cell, tmp_path, told=Told(method="voco"))
+    assert receipt.method == "VoCo", "said otherwise, the receipt is written anew"
+    assert read_record(tmp_path / "pretrained_encoder.json")["method"] == "VoCo"
+    assert not list(tmp_path.glob("*_previous*"))
+    _, network = bundle_cell("voco_resenc_l", small_settings("voco_resenc_l"), with_method=True)
+    assert network is not None
+    write_imported_state(network, imported, tmp_path / "s.pt", cell=cell, path=file, receipt=receipt)
+    with pytest.raises(SettingsError, match="--method is 'mae', which does not go with its projector"):
+        take(file, cell, tmp_path, told=Told(method="mae"))
+    saved(content | {"trainer_name": "SimCLRTrainer_BS32"}, file)
+    with pytest.raises(SettingsError, match="--method is 'voco', but trainer_name is SimCLRTrainer_BS32; leave it out"):
+        take(file, cell, tmp_path, told=Told(method="voco"))
+    with pytest.raises(WeightsError, match="it fits simclr_resenc_l, as trainer_name is SimCLRTrainer_BS32"):
+        take(file, cell, tmp_path, told=Told())
+    saved(content | {"trainer_name": "BaseMAETrainer"}, file)
+    receipt, _ = take(file, cell, tmp_path, told=Told())
+    assert receipt.method == "unknown", "a file that contradicts itself says nothing"
+    assert any("which does not go with its projector" in note for note in receipt.notes)
+
+
+def test_a_card_says_what_it_says(tmp_path: Path) -> None:
+    cell, backbone, _ = narrow("mae_resenc_l")
+    content = published("mae_resenc_l", backbone, {}, None)
+    del content["trainer_name"]
+    file, card = saved(content, tmp_path / "c.pth"), tmp_path / "README.md"
+    card.write_text(
+        "---\nlicense: cc-by-sa-4.0\ndatasets:\n- a/b\n- c/d\ntags: [x]\n---\n\n# Great Encoder\n\n```bibtex\n"
+        "@article{x,\n  title={A {Great} Encoder},\n  author={Doe, J and Roe, R},\n  year={2026}\n}\n```\n"
+        "arXiv 2604.00001\n"
+    )
+    receipt, _ = take(file, cell, tmp_path, told=Told(card=card))
+    assert (receipt.name, receipt.licence, receipt.data) == ("Great Encoder", "CC-BY-SA-4.0", "a/b, c/d")
+    assert receipt.citation == ["Doe, J and Roe, R. A Great Encoder. 2026"]
+    assert receipt.method == "unknown", "a card is prose"
+    assert "called        Great Encoder" in receipt.summary()
+    card.write_text("---\nlicense: other\nlicense_name: research-only\n---\nSee arXiv:2604.00001 and 2604.00001.")
+    receipt, _ = take(file, cell, tmp_path, told=Told(card=card))
+    assert (receipt.licence, receipt.citation) == ("research-only", ["arXiv:2604.00001"])
+    assert any("forbids commercial use" in note for note in receipt.notes)
+    card.write_text("# Some other readme\nlicense: mit\n")
+    assert take(file, cell, tmp_path, told=Told(card=card))[0].licence == "unknown"
+
+
+def test_the_order_of_tokens_is_never_assumed(primus: tuple[Cell, Path], tmp_path: Path) -> None:
+    cell, file = primus
+    with pytest.raises(
+        WeightsError, match=r"order of its tokens .*--token_order swapped if .*--token_order straight if"
+    ):
+        take(file, cell, tmp_path / "in", told=Told())
+    assert not (tmp_path / "in").exists()
+    assert any("token order not known" in line for line in inspect(file))
+    for order in ("swapped", "straight"):
+        known = Known("a/b", "c.pth", "primus_m", "MAE", bundle="mae", token_order=order)
+        receipt, _ = take(file, cell, tmp_path / order, told=Told(known=known, by="its digest"))
+        assert f"token order: {order}, as in a/b, by its digest" in receipt.notes
+        take(file, cell, tmp_path / f"said_{order}", told=Told(), token_order=order)
+        one, other = (read_checkpoint(tmp_path / f"{name}{order}" / "pretrained_encoder.pt") for name in ("", "said_"))
+        assert equal(one, other)
+    content = torch.load(file) | {"nnssl_adaptation_plan": {"token_order": "straight"}}
+    receipt, _ = take(saved(content, file), cell, tmp_path / "plan")
+    assert "token order: straight, by the adaptation plan" in receipt.notes, "the plan is nearer than the repository"
+
+
+@pytest.mark.parametrize("order", ["straight", "swapped"])
+@pytest.mark.parametrize("grid", [[2, 3, 4], [10, 20, 20], [20, 16, 4]])
+def test_a_smooth_position_table_shows_its_order_unless_it_is_of_a_cube(order: str, grid: list[int]) -> None:
+    """Smooth fields with noise, as trained tables are; what is not smooth, or of a cube, shows nothing."""
+    generator = torch.Generator().manual_seed(0)
+
+    def table(grid: list[int], noise: float) -> Tensor:
+        d, h, w = grid
+        field = torch.nn.functional.interpolate(
+            torch.randn(1, 24, 3, 3, 3, generator=generator), size=grid, mode="trilinear", align_corners=True
+        )
+        field = field + noise * torch.randn(field.shape, generator=generator)
+        places = field[0].permute(1, 2, 3, 0)  # (d, h, w, C)
+        return (places.transpose(0, 1) if order == "swapped" else places).reshape(1, d * h * w, 24)
+
+    if grid != [2, 3, 4]:  # too few places to be smooth
+        assert evident_order(table(grid, 0.1), grid) == order
+    assert evident_order(table(grid, 100.0), grid) is None, "not smooth"
+    assert evident_order(table(grid, 0.1), None) is None
+    cube = table([12, 12, 12], 0.1)
+    assert evident_order(cube, [12, 12, 12]) is None
+    one, other = (roughness(cube, [12, 12, 12], name) for name in ("straight", "swapped"))
+    assert one == pytest.approx(other), "on a cube both orders are alike, which is why nothing is read from it"
+
+
+def test_the_position_table_of_an_uneven_patch_decides(tmp_path: Path) -> None:
+    settings = small_settings("models_genesis_primus_m") | {"patch_size": [32, 64, 64]}
+    cell, _ = bundle_cell("models_genesis_primus_m", settings)
+    state = {name: torch.randn(value.shape) for name, value in cell.backbone.state_dict().items()}
+    table = "encoder.transformer.position_embedding"
+    channels, grid = state[table].shape[1], state[table].shape[2:]
+    state[table] = torch.nn.functional.interpolate(torch.randn(1, channels, 2, 2, 2), size=grid, mode="trilinear")
+    torch.save(state, tmp_path / "pretrained_encoder.pt")
+    export_checkpoint(tmp_path / "pretrained_encoder.pt", cell, output=tmp_path / "c.pth")
+    content = torch.load(tmp_path / "c.pth")
+    (tmp_path / "adaptation_plan.json").unlink()
+    del content["nnssl_adaptation_plan"]["token_order"]
+    (tmp_path / "c.json").unlink()
+    receipt, _ = take(saved(content, tmp_path / "c.pth"), cell, tmp_path / "in", told=Told())
+    assert equal(read_checkpoint(tmp_path / "in" / "pretrained_encoder.pt"), state)
+    assert any("straight: only so are neighbours alike" in note for note in receipt.notes)
 
 
 def damaged(file: Path, how: str) -> str:
@@ -407,7 +552,7 @@ def damaged(file: Path, how: str) -> str:
         return "the checksum of its part"
     if how == "text":
         file.write_text("<html>Not Found</html>")
-        return "is no checkpoint"
+        return "is a web page"
     if how == "code":
         saved(content | {"extra": Path()}, file)
         return "holds other things than tensors and plain values"
@@ -419,27 +564,29 @@ def damaged(file: Path, how: str) -> str:
         return "holds no network: it has 'epoch'"
     if how == "foreign":
         saved({"network_weights": {"layer1.0.conv1.weight": torch.ones(4, 4)}}, file)
-        return "it fits no bundle, by its names are of neither"
+        return "it fits no bundle, for its names are of neither"
     if how == "values":
         saved({"network_weights": weights | {"encoder.stem.convs.0.bias": 1.0}}, file)
         return "is not a tensor"
     if how == "ours":
         saved({"encoder.stem.conv.weight": torch.ones(4, 1, 3, 3, 3)}, file)
         return "an encoder of this collection already"
-    weights[trained] = weights[trained].clone()
+    value = weights[trained].clone()
     if how == "nan":
-        weights[trained][0, 0, 0, 0, 0] = float("nan")
+        value[0, 0, 0, 0, 0] = float("nan")
         words = "NaN or infinite values in 1 of"
     elif how == "wiped":
-        weights[trained].zero_()
+        value.zero_()
         words = "only zeros in 1 of"
     elif how == "shape":
-        weights[trained] = weights[trained][:2].clone()
+        value = value[:2].clone()
         words = r"\[2, 4, 3, 3, 3\] in the file, \[8, 4, 3, 3, 3\] in this bundle"
     else:
-        for key in [key for key in weights if key.startswith("encoder.stages.1.blocks.0.conv1")]:
+        for key in [key for key in weights if "encoder.stages.1.blocks.0.conv1" in key]:
             del weights[key]
         words = "% of the encoder of mae_resenc_l .*is not in the file"
+    for key in {trained, f"decoder.{trained}"} & set(weights):
+        weights[key] = value
     saved(content, file)
     return words
 
@@ -596,7 +743,7 @@ def test_the_tools_as_a_user_runs_them(
         import_tool(
             filled(ImportCheckpoint, "mae_resenc_l", source=str(file), output=str(target), allow_partial="false")
         )
-    with pytest.raises(WeightsError, match="it fits mae_resenc_l"):
+    with pytest.raises(WeightsError, match="it fits mae_resenc_l, as trainer_name is"):
         import_tool(filled(ImportCheckpoint, "voco_resenc_l", source=str(file), output=str(target)))
     with pytest.raises(WeightsError, match="there is no file"):
         import_tool(filled(ImportCheckpoint, "mae_resenc_l", source=str(tmp_path / "none.pth")))
@@ -638,21 +785,21 @@ def test_pre_training_goes_on_from_an_imported_state(
 
 
 def test_a_method_that_is_not_whole_cannot_go_on(tmp_path: Path) -> None:
-    from common.weights import write_imported_state
-
     cell, backbone, method = narrow("voco_resenc_l")
     file = saved(published("voco_resenc_l", backbone, {}, None), tmp_path / "c.pth")
-    _, imported = take(file, cell, tmp_path)
+    receipt, imported = take(file, cell, tmp_path)
     _, network = bundle_cell("voco_resenc_l", small_settings("voco_resenc_l"), with_method=True)
     assert network is not None
     assert method
     with pytest.raises(WeightsError, match="does not hold the whole method"):
-        write_imported_state(network, imported, tmp_path / "pretraining_state.pt", cell=cell, path=file)
+        write_imported_state(
+            network, imported, tmp_path / "pretraining_state.pt", cell=cell, path=file, receipt=receipt
+        )
 
 
 def test_safetensors_carry_their_receipt(unet: tuple[Cell, Path], tmp_path: Path) -> None:
     cell, file = unet
-    take(file, cell, tmp_path / "in", revision="f" * 40)
+    take(file, cell, tmp_path / "in", told=Told(revision="f" * 40))
     path = tmp_path / "encoder.safetensors"
     export_safetensors(tmp_path / "in" / "pretrained_encoder.pt", cell, output=path)
     assert equal(read_checkpoint(path), read_checkpoint(tmp_path / "in" / "pretrained_encoder.pt"))
@@ -673,8 +820,11 @@ def test_safetensors_carry_their_receipt(unet: tuple[Cell, Path], tmp_path: Path
 def test_inspection_tells_what_is_in_a_file(primus: tuple[Cell, Path], tmp_path: Path) -> None:
     _, file = primus
     text = "\n".join(inspect(file))
-    assert "fits mae_primus_m, by trainer_name BaseEvaMAETrainer_BS8" in text
-    assert "token order swapped" in text
+    assert "MAE with Primus-M" in text
+    assert "trainer_name BaseEvaMAETrainer_BS8" in text
+    assert "token order not known" in text
+    text = "\n".join(inspect(file, told=of_openmind("mae_primus_m")))
+    assert "token order swapped, as in MIC-DKFZ/PrimusM-OpenMind-MAE" in text
     foreign = saved({"layer1.weight": torch.full((2, 2), torch.nan)}, tmp_path / "foreign.pt")
     text = "\n".join(inspect(foreign))
     assert "of no network of OpenMind" in text
@@ -686,16 +836,21 @@ def test_inspection_tells_what_is_in_a_file(primus: tuple[Cell, Path], tmp_path:
 def test_what_others_reported_of_a_published_file_is_compared(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint_final.pth"
     file.write_bytes(b"x")
-    assert "491,198,606" in (reported_digest_warning("AnonRes/ResEncL-OpenMind-MAE", file, "0" * 64) or "")
-    known = "b866ac5f61d7e90d3a6cbb00a759ffc9d73beb5e63baa6b3cd654671ebc9a552"
-    assert reported_digest_warning("MIC-DKFZ/PrimusM-OpenMind-MAE", file, known) is None
-    assert reported_digest_warning("AnonRes/PrimusM-OpenMind-VF", file, "0" * 64) is None
+    for name, digest, told in (
+        ("AnonRes/ResEncL-OpenMind-MAE", "0" * 64, "491,198,606"),
+        ("MIC-DKFZ/PrimusM-OpenMind-MAE", "b866ac5f61d7e90d3a6cbb00a759ffc9d73beb5e63baa6b3cd654671ebc9a552", ""),
+        ("AnonRes/PrimusM-OpenMind-VF", "0" * 64, ""),
+    ):
+        known = catalogue.by_repository(name)
+        assert known is not None
+        assert told in (reported_digest_warning(known, file, digest) or "")
+        assert bool(told) == bool(reported_digest_warning(known, file, digest))
 
 
 def test_a_file_with_a_certain_digest_must_have_it(unet: tuple[Cell, Path], tmp_path: Path) -> None:
     cell, file = unet
-    with pytest.raises(WeightsError, match=r"has sha256 \w+, not 0000"):
-        take(file, cell, tmp_path / "in", expected_sha256="0" * 64)
+    with pytest.raises(WeightsError, match=r"is complete, but has sha256 \w+, not 0000"):
+        take(file, cell, tmp_path / "in", told=Told(expected_sha256="0" * 64))
 
 
 def test_the_published_file_is_compared_once_one_was_seen(
@@ -703,7 +858,7 @@ def test_the_published_file_is_compared_once_one_was_seen(
 ) -> None:
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # the tool sets it
     _, file = unet
-    address, recorded = "https://huggingface.co/AnonRes/ResEncL-OpenMind-MAE/resolve/main/checkpoint_final.pth", []
+    address, recorded = "https://huggingface.co/MIC-DKFZ/ResEncL-OpenMind-MAE/resolve/main/checkpoint_final.pth", []
     monkeypatch.setattr(importing, "record_digest", lambda *told: recorded.append(told) or "kept in the catalogue")
     options = {"output": str(tmp_path / "encoder.pt")} | small_settings("mae_resenc_l")
     monkeypatch.setattr(importing, "published_file", lambda _: (address, file, None))

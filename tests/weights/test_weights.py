@@ -184,6 +184,8 @@ def test_names_of_neither_backbone_are_refused() -> None:
     with pytest.raises(WeightsError, match=r"the first is 'layer1\.weight'"):
         import_network_weights({"layer1.weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match="not a cube"):
+        import_network_weights({"eva.pos_embed": torch.zeros(1, 100, 864)}, token_order="straight")
+    with pytest.raises(WeightsError, match="token_order is None; it must be"):
         import_network_weights({"eva.pos_embed": torch.zeros(1, 100, 864)})
     with pytest.raises(WeightsError, match="token_order"):
         import_network_weights({}, token_order="hwd")
@@ -197,21 +199,28 @@ def test_a_position_table_of_another_shape_than_a_cube_is_read_by_its_grid() -> 
         backbone = import_network_weights(table, token_order=order, grid=[2, 3, 4]).backbone
         assert torch.equal(backbone["encoder.transformer.position_embedding"][0, 0], grid)
     with pytest.raises(WeightsError, match=r"24 rows, which is not \[2, 3, 5\]"):
-        import_network_weights(table, grid=[2, 3, 5])
+        import_network_weights(table, grid=[2, 3, 5], token_order="straight")
 
 
-def test_an_alias_that_was_not_trained_is_not_taken() -> None:
-    trained, stale = torch.ones(32, 1, 3, 3, 3), torch.zeros(32, 1, 3, 3, 3)
+def test_of_names_with_other_values_the_last_in_the_order_of_modules_is_taken() -> None:
+    first, second, third, last = (torch.full((4, 1, 3, 3, 3), value) for value in (1.0, 2.0, 3.0, 4.0))
+    stem = "encoder.stem.convs.0"
     weights = {
-        "module.encoder.stem.convs.0.conv.weight": stale,
-        "module.encoder.stem.convs.0.all_modules.0.weight": trained,
-        "module.decoder.encoder.stem.convs.0.all_modules.0.weight": stale,
+        f"module.decoder.{stem}.all_modules.0.weight": last,  # whatever stands where in the file
+        f"module.{stem}.conv.weight": first,
+        f"module.{stem}.all_modules.0.weight": second,
+        f"module.decoder.{stem}.conv.weight": third,
         "module.encoder.stages.0.blocks.0.conv1.all_modules.1.bias": torch.ones(32),
+        "module.encoder.stages.0.blocks.0.conv1.norm.bias": torch.ones(32),
     }
-    imported = import_network_weights(weights)
-    assert torch.equal(imported.backbone["encoder.stem.conv.weight"], trained)
-    assert "encoder.stages.0.0.conv1.norm.bias" in imported.backbone
-    assert len(imported.unused) == 2
+    for expected in (last, third, second, first):
+        imported = import_network_weights(weights)
+        assert torch.equal(imported.backbone["encoder.stem.conv.weight"], expected)
+        assert "encoder.stages.0.0.conv1.norm.bias" in imported.backbone
+        told = sum("with other values" in why for why in imported.unused.values())
+        assert told == len(weights) - 3, "equal values contradict nothing"
+        assert sum(map(len, imported.contradicted.values())) == told
+        weights = {key: value for key, value in weights.items() if value is not expected}
 
 
 def test_a_smaller_kernel_gets_the_mean_of_a_larger_one(tmp_path: Path) -> None:

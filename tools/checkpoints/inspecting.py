@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from common.weights import inspect
+from common.files import sha256
+from common.weights import Told, inspect
 
+from . import catalogue
 from .settings import InspectWeights
 
 __all__ = ["inspect_weights"]
@@ -12,4 +14,8 @@ __all__ = ["inspect_weights"]
 
 def inspect_weights(settings: InspectWeights) -> None:
     """Print what a weights file is."""
-    print("\n".join(inspect(settings.file, plan_file=settings.plan)))
+    known = catalogue.by_digest(sha256(settings.file)) if settings.file.is_file() else None
+    card = settings.file.with_name("README.md")
+    print(
+        "\n".join(inspect(settings.file, plan_file=settings.plan, told=Told(known=known, by="its digest", card=card)))
+    )

@@ -7,6 +7,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
+from common.errors import SettingsError
+
 from ..commanding.settings import Bundle, Existing, Rests, settings
 
 __all__ = ["ExportCheckpoint", "ImportCheckpoint", "InspectWeights"]
@@ -16,17 +18,25 @@ __all__ = ["ExportCheckpoint", "ImportCheckpoint", "InspectWeights"]
 class ImportCheckpoint:
     """What ``import_checkpoint`` is told."""
 
-    bundle: Bundle
+    bundle: Bundle | None = None
     """What to import for."""
     source: str | None = None
     """File, folder, address, or repository of the hub; the bundle's published one unless given."""
+    list: bool = False
+    """Only say which public checkpoints are known; with a bundle, those of its backbone."""
     output: Path | None = None
     """File to write; default models/pretrained_encoder.pt of the bundle."""
     plan: Existing | None = None
     """Adaptation plan, if it is neither in the checkpoint nor beside it."""
     token_order: Literal["auto", "swapped", "straight", "keep"] = "auto"
-    """auto; or swapped or straight, if the plan and the published cell are wrong about the file; or keep, which
-    converts nothing, for comparison."""
+    """Of Primus. auto goes by the plan, the catalogue or the file, and stops where they do not say it; swapped and
+    straight say how it was trained; keep converts nothing, for comparison."""
+    method: str | None = None
+    """How it was pre-trained, if neither the file nor the catalogue says it: mae, ..., or words of yours."""
+    licence: str | None = None
+    """Its licence, if no card or catalogue says it."""
+    citation: str | None = None
+    """What to cite for it, likewise."""
     allow_partial: bool = False
     """Accept a file that does not cover the encoder."""
     resume: bool = False
@@ -35,6 +45,13 @@ class ImportCheckpoint:
     """Fetch from an address without encryption too."""
     settings: Rests = field(default_factory=dict)
     """Of the pretrain config, for a network of another size (--embed_dim, --features_per_stage, ...)."""
+
+    def __post_init__(self) -> None:
+        if self.bundle is None and not self.list:
+            raise SettingsError(
+                "import_checkpoint needs the name of a bundle, such as mae_resenc_l; --list says which checkpoints are "
+                "known"
+            )
 
 
 @settings

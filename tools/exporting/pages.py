@@ -14,8 +14,11 @@ from typing import Any
 import yaml
 
 from common.bundles import sources
-from common.weights import Receipt
+from common.weights import Known, Receipt
+from common.weights.cells import describe
+from common.weights.origins import licence_terms
 
+from ..checkpoints import catalogue
 from ..checkpoints.cells import published_file
 from .configs import BUNDLES, OVERLAYS, Derived
 from .sbom import required_packages, write_sbom
@@ -53,23 +56,24 @@ class Pages:
 def write_pages(folder: Path, told: Pages) -> None:
     """Write README.md, docs with the pictures that they show, the licence of the weights, and what is in the bundle."""
     licence, of_weights = _licence(told.receipt, trained=told.trained)
-    held = _held(told.bundle, encoder=told.receipt is not None, trained=told.trained, random=told.random)
+    held = _held(told.bundle, told.receipt, trained=told.trained, random=told.random)
     about = _about(folder.name, told.metadata, weights=held, licence=of_weights, hosted=told.hosted)
     page = _page(told.bundle, told.derived, about=about, start=told.start)
     (folder / "docs").mkdir()
     (folder / "docs" / "README.md").write_text(page, "utf-8")
     (folder / "docs" / "settings.md").write_text(_settings_page(told.bundle, told.configs), "utf-8")
-    (folder / "README.md").write_text(_card(page, told.bundle, licence, told.receipt), "utf-8")
+    (folder / "README.md").write_text(_card(page, told.bundle, licence, told.receipt, trained=told.trained), "utf-8")
     for picture in (BUNDLES / told.bundle / "docs").glob("*.png"):
         if f"]({picture.name})" in page:
             shutil.copyfile(picture, folder / "docs" / picture.name)
     if of_weights:
         text = f"Licence of the weights in models/: {of_weights}.\n"
-        if _published(told.receipt):
+        text += "".join(f"Mind: {term}.\n" for term in licence_terms(of_weights))
+        if told.receipt is not None and (found := re.match(r"CC-(BY[A-Z-]*)-([\d.]+)", told.receipt.licence)):
             text += (
                 "The encoder was translated from the checkpoint that its authors published; "
                 "models/pretrained_encoder.json says from which file, and what was changed.\n"
-                "https://creativecommons.org/licenses/by/4.0/\n"
+                f"https://creativecommons.org/licenses/{found[1].lower()}/{found[2].rstrip('.')}/\n"
             )
         text += "The code is under the LICENSE file.\n"
         (folder / "docs" / "data_license.txt").write_text(text, "utf-8")
@@ -117,14 +121,15 @@ def _page(bundle: str, derived: Derived | None, *, about: str, start: str) -> st
     )
 
 
-def _held(bundle: str, *, encoder: bool, trained: bool, random: bool) -> str:
+def _held(bundle: str, receipt: Receipt | None, *, trained: bool, random: bool) -> str:
     """Return which weights a bundle carries and what can be done with them."""
+    other = _of_another(bundle, receipt)
     if trained:
-        return "`models/model.pt` is fine-tuned, ready to predict."
-    if encoder:
+        return f"`models/model.pt` is fine-tuned, ready to predict.{other}"
+    if receipt is not None:
         return (
             "`models/pretrained_encoder.pt` is the pre-trained encoder, `models/model.pt` the same with a decoder that "
-            "has learned nothing yet: fine-tune before you predict."
+            f"has learned nothing yet: fine-tune before you predict.{other}"
         )
     if random:
         return "`models/model.pt` is a random network: train before you predict."
@@ -180,9 +185,29 @@ def _settings_page(bundle: str, configs: Mapping[str, Mapping[str, Any]]) -> str
     return re.sub(r"configs/(\w+)\.yaml", r"configs/\1.json", "".join(parts))
 
 
-def _published(receipt: Receipt | None) -> bool:
-    """Return whether these are published OpenMind weights; of a file of unknown origin that is not certain."""
-    return receipt is not None and receipt.licence.startswith("CC-BY-4.0")
+def _of_another(bundle: str, receipt: Receipt | None) -> str:
+    """Return a sentence on an encoder that was not pre-trained by the method of its bundle, empty for one that was."""
+    title = describe(bundle)[0]
+    if receipt is None or receipt.method == title or "method" not in receipt.provenance:
+        return ""
+    name = f" ({receipt.name})" if receipt.name else ""
+    return (
+        f" The encoder was not pre-trained by {title}, as far as is known: {receipt.origin}{name}. What this page says "
+        f"of {title} is not about it."
+    )
+
+
+def _catalogued(receipt: Receipt | None) -> Known | None:
+    """Return the public checkpoint that an encoder is from, by the address in its receipt."""
+    source = str(receipt.provenance.get("source")) if receipt is not None else ""
+    found = re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)(?:/resolve/[^/]+/([^\s)]+))?", source)
+    return catalogue.by_repository(found[1], found[2] or "") if found else None
+
+
+def _hub_licence(words: str) -> str:
+    """Return the name of a licence on the hub, ``other`` if it has none there."""
+    found = re.match(r"(CC-BY(?:-NC)?(?:-SA|-ND)?-\d\.\d|Apache-2\.0|MIT)\b", words, re.I)
+    return found[1].lower() if found else "other"
 
 
 def _licence(receipt: Receipt | None, *, trained: bool) -> tuple[str, str]:
@@ -195,21 +220,23 @@ def _licence(receipt: Receipt | None, *, trained: bool) -> tuple[str, str]:
         return "other", unstated + (f"; of the pre-trained encoder {of_encoder}" if of_encoder else "")
     if not of_encoder:
         return "apache-2.0", ""
-    return ("cc-by-4.0" if _published(receipt) else "other"), of_encoder
+    return _hub_licence(of_encoder), of_encoder
 
 
-def _card(page: str, bundle: str, licence: str, receipt: Receipt | None) -> str:
+def _card(page: str, bundle: str, licence: str, receipt: Receipt | None, *, trained: bool) -> str:
     """Return the page as a model card of the Hugging Face Hub: what it indexes first, pictures by their place."""
     method, backbone, size = bundle.rsplit("_", 2)
     about: dict[str, Any] = {"language": "en", "library_name": "monai", "license": licence}
     if licence == "other":
-        about |= {"license_name": "code-apache-2.0-weights-not-stated", "license_link": "LICENSE"}
+        words = receipt.licence if receipt is not None and not trained else "unknown"
+        stated = words.lower() if re.fullmatch(r"(?!unknown)[\w.+-]+", words) else "not-stated"
+        about |= {"license_name": f"code-apache-2.0-weights-{stated}", "license_link": "LICENSE"}
+    other = _of_another(bundle, receipt)
     about["pipeline_tag"] = "image-segmentation"
     about["tags"] = ["monai", "medical", "mri", "3d", "self-supervised", "segmentation"]
-    about["tags"] += [method.replace("_", "-"), f"{backbone}-{size}"]
-    if receipt is not None and _published(receipt):
-        about["datasets"] = ["AnonRes/OpenMind"]
-        if origin := re.search(r"huggingface\.co/([\w.-]+/[\w.-]+)", str(receipt.provenance.get("source"))):
-            about["base_model"] = origin[1]
+    about["tags"] += [*([] if other else [method.replace("_", "-")]), f"{backbone}-{size}"]
+    if known := _catalogued(receipt):
+        about |= {"datasets": [known.data_set]} if known.data_set else {}
+        about["base_model"] = known.repository
     text = re.sub(r"(\]\()(?!https?:|#)([^)]+)", r"\1docs/\2", page)
     return f"---\n{yaml.safe_dump(about, sort_keys=False)}---\n\n{text}"

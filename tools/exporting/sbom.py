@@ -63,7 +63,8 @@ def _weights(folder: Path, licence: str) -> list[dict[str, Any]]:
         about["hashes"] = [{"alg": "SHA-256", "content": sha256(file)}]
         told = read_record(beside) if (beside := file.with_suffix(".json")).is_file() else {}
         words = str(told.get("licence", licence))
-        named = {"id": "CC-BY-4.0"} if words.startswith("CC-BY-4.0") else {"name": words}
+        known = re.match(r"CC-BY(-NC)?(-SA|-ND)?-4\.0\b", words)
+        named = {"id": known[0]} if known else {"name": words}
         about |= {"licenses": [{"license": named}]} if words else {}
         if address := re.fullmatch(r"https://[^\s)]+", str(told.get("source"))):
             about["externalReferences"] = [{"type": "distribution", "url": address[0], "comment": "derived from"}]

@@ -5,7 +5,7 @@ Each row is an image with its modality, quality score, masks and, for maps compu
 derived from. Which value means what in the published masks is not confirmed, so ``mask_polarity`` can turn each of them
 round; this code takes them by their names, unlike the reference, whose preprocessing swaps the two.
 
-Source: https://huggingface.co/datasets/AnonRes/OpenMind, Wald et al., arXiv:2412.17041.
+Source: https://huggingface.co/datasets/MIC-DKFZ/OpenMind, Wald et al., arXiv:2412.17041.
 """
 
 from __future__ import annotations
