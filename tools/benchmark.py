@@ -4,7 +4,7 @@
   python tools/benchmark.py                                            # all bundles, sizes for any machine
   python tools/benchmark.py --cells mae_resenc_l,spark3d_resenc_l --parts steps
   python tools/benchmark.py --peers true --output docs/benchmark.md    # also against other packages
-  python tools/benchmark.py --device cuda --patch_size 160 --batch_size 2 --checkpointing true
+  python tools/benchmark.py --device cuda --patch_size 160 --batch_size 2 --checkpointing full
   python tools/benchmark.py --parts data                               # the data path alone
   python tools/benchmark.py --help                                     # all options
 

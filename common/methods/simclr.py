@@ -126,7 +126,7 @@ class SimCLR(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Map the views to ``{"embedding": (2, N, E)}``."""
-        (embedding,) = in_chunks(self.embed, batch["crops"], self.chunks)
+        (embedding,) = in_chunks(self.embed, batch["crops"], self.chunks, self.parameters())
         return {"embedding": embedding.view(2, -1, embedding.shape[-1])}
 
 

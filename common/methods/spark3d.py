@@ -24,12 +24,13 @@ run's seed, the same in all processes.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..networks import Primus, ResEncUNet, mask_at, masked_instance_norm
+from ..networks import Primus, ResEncUNet, mask_at, masked_instance_norm, recalled, selects
 
 __all__ = ["Spark3D"]
 
@@ -44,7 +45,7 @@ class Spark3D(nn.Module):
 
     def __init__(self, backbone: Primus | ResEncUNet, *, block_size: int) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.checkpointing = backbone, backbone.checkpointing
         maps = list(zip(backbone.feature_channels, backbone.feature_strides, strict=True))
         self.mask_tokens = nn.ParameterList(
             nn.Parameter(torch.empty(1, channels, 1, 1, 1)) for channels, stride in maps if stride <= block_size
@@ -62,10 +63,19 @@ class Spark3D(nn.Module):
         features = self.backbone.encode(image, visible=visible, sparse=True, visible_count=batch.get("visible_count"))
         dense = []
         for level, (x, projection) in enumerate(zip(features, self.projections, strict=True)):
-            seen = mask_at(visible, list(image.shape[2:]), self.backbone.feature_strides[level])
-            if seen is None:  # nothing is hidden on this map
-                x = masked_instance_norm(x, x.new_ones(1, 1, 1, 1, 1).expand(x.shape[0], 1, *x.shape[2:]))
+            fill = functools.partial(self._dense, image=image, visible=visible, level=level)
+            if selects(self):
+                x, again = recalled(fill, x)
+                with again.instead_of(x):
+                    dense.append(projection(x))
             else:
-                x = masked_instance_norm(x, seen, fill=self.mask_tokens[level])
-            dense.append(projection(x))
+                dense.append(projection(fill(x)))
         return {"reconstruction": self.backbone.decode(dense)}
+
+    def _dense(self, x: Tensor, image: Tensor, visible: Tensor, level: int) -> Tensor:
+        """Normalise a map over its visible places and fill the hidden ones."""
+        seen = mask_at(visible, list(image.shape[2:]), self.backbone.feature_strides[level])
+        if seen is not None:
+            return masked_instance_norm(x, seen, fill=self.mask_tokens[level])
+        # nothing is hidden on this map
+        return masked_instance_norm(x, x.new_ones(1, 1, 1, 1, 1).expand(x.shape[0], 1, *x.shape[2:]))

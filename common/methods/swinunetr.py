@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import NTXentLoss
-from ..networks import Primus, ResEncUNet, in_chunks
+from ..networks import Primus, ResEncUNet, in_chunks, recalled, selects
 from ..views import SampleKey, SpatialCrop, view_stream
 
 __all__ = ["SwinUNETRLoss", "SwinUNETRPretraining", "SwinUNETRViews", "ViewDraw"]
@@ -154,21 +154,42 @@ class ReconstructionHead(nn.Module):
 
     Args:
         widths: channels of each resolution, coarse to fine.
+        checkpointing: ``selective`` keeps the outputs of the convolutions only.
     """
 
-    def __init__(self, widths: list[int]) -> None:
+    def __init__(self, widths: list[int], *, checkpointing: str = "none") -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.convolutions = nn.ModuleList(
             nn.Conv3d(before, after, kernel_size=3, padding=1) for before, after in pairwise([*widths, 1])
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, widths[0], d, h, w)`` to ``(B, 1, D, H, W)``."""
+        if selects(self):
+            return self._recalling(x)
         for convolution in self.convolutions[:-1]:
-            x = convolution(x)
-            x = F.leaky_relu(torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5, True), 0.01)
-            x = F.interpolate(x, scale_factor=2, mode="trilinear")
+            x = _doubled(_normalised(convolution(x)))
         return self.convolutions[-1](x)  # type: ignore[no-any-return]
+
+    def _recalling(self, x: Tensor) -> Tensor:
+        """Keep the outputs of the convolutions; the last step, at full resolution, is taken sample by sample."""
+        x = self.convolutions[0](x)
+        for convolution in self.convolutions[1:-1]:
+            x, again = recalled(_normalised, x)
+            x, again = recalled(_doubled, x, source=again)
+            with again.instead_of(x):
+                x = convolution(x)
+        (x,) = in_chunks(lambda x: (self.convolutions[-1](_doubled(_normalised(x))),), x, len(x))
+        return x
+
+
+def _normalised(x: Tensor) -> Tensor:
+    return torch.instance_norm(x, None, None, None, None, True, 0.1, 1e-5, True)
+
+
+def _doubled(x: Tensor) -> Tensor:
+    return F.interpolate(F.leaky_relu(x, 0.01), scale_factor=2, mode="trilinear")
 
 
 class SwinUNETRPretraining(nn.Module):
@@ -188,7 +209,7 @@ class SwinUNETRPretraining(nn.Module):
         widths = channels[::-1] if len(channels) == steps + 1 else [channels[-1] // 2**i for i in range(steps + 1)]
         self.rotation_head = nn.Linear(channels[-1], 4)
         self.contrast_head = nn.Linear(channels[-1], embedding_features)
-        self.reconstruction_head = ReconstructionHead(widths)
+        self.reconstruction_head = ReconstructionHead(widths, checkpointing=backbone.checkpointing)
 
     def predict(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Map ``(n, 1, D, H, W)`` to reconstruction, rotation logits and embedding."""
@@ -204,7 +225,7 @@ class SwinUNETRPretraining(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Map the views to ``reconstruction``, ``rotation`` and ``embedding``."""
-        reconstruction, rotation, embedding = in_chunks(self.predict, batch["image"], self.chunks)
+        reconstruction, rotation, embedding = in_chunks(self.predict, batch["image"], self.chunks, self.parameters())
         embedding = embedding.view(2, -1, embedding.shape[-1])
         return {"reconstruction": reconstruction, "rotation": rotation, "embedding": embedding}
 

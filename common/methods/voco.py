@@ -164,7 +164,7 @@ class VoCo(nn.Module):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Map the views to ``base (B, G, E)`` and ``target (B, T, E)``."""
         b, t, g = batch["overlap"].shape
-        (student,) = in_chunks(self.embed, batch["crops"], self.chunks)
+        (student,) = in_chunks(self.embed, batch["crops"], self.chunks, self.parameters())
         pred = {"base": student[: b * g].view(b, g, -1), "target": student[b * g :].view(b, t, -1)}
         if self.teacher is not None:
             with torch.no_grad():

@@ -1,7 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Backbones: ``encode(image, visible=None)`` to feature maps, ``decode(features)`` to an image-sized map."""
 
-from .blocks.recompute import in_chunks
+from .blocks.recompute import in_chunks, recalled, selects
 from .blocks.sparse import masked_instance_norm
 from .blocks.transformer import Transformer
 from .classifier import ClassificationNet
@@ -28,7 +28,9 @@ __all__ = [
     "primus_l",
     "primus_m",
     "primus_s",
+    "recalled",
     "refuse_untrained",
     "resenc_l",
+    "selects",
     "watch_untrained",
 ]

@@ -14,7 +14,8 @@ __all__ = ["ProjectionHead", "pool_features"]
 
 def pool_features(features: List[Tensor]) -> Tensor:
     """Average every feature map over space and join them: ``(B, sum of channels)``."""
-    return torch.cat([f.float().mean((2, 3, 4)) for f in features], dim=1)
+    # not the mean, whose gradient would be spread over a map of float32
+    return torch.cat([f.sum([2, 3, 4], dtype=torch.float32) / f[0, 0].numel() for f in features], dim=1)
 
 
 class ProjectionHead(nn.Module):

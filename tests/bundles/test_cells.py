@@ -106,6 +106,19 @@ def test_what_should_learn_gets_a_gradient_and_nothing_else(bundle: str, scans: 
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
+def test_what_is_computed_again_gives_the_same_gradients(bundle: str, scans: Path) -> None:
+    found = []
+    for checkpointing in ("none", "selective", "full"):
+        cell = build(bundle, scans, checkpointing=checkpointing)
+        torch.manual_seed(1)
+        cell.loss(cell.method.train()(cell.batch), cell.batch).backward()
+        found.append(torch.cat([p.grad.flatten() for p in cell.method.parameters() if p.grad is not None]))
+    plain, *others = found
+    assert plain.norm() > 0
+    assert all((other - plain).norm() <= 1e-6 * plain.norm() for other in others)
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
 def test_it_learns_on_a_few_real_crops(bundle: str, scans: Path) -> None:
     wide = {"features_per_stage": [8, 16, 32]} if bundle.endswith("resenc_l") else {"embed_dim": 48, "drop_path": 0.0}
     cell = build(bundle, scans, **wide)

@@ -290,6 +290,7 @@ def pair(scans: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, d
 
     add("sharded", PRIMUS, "fsdp")
     add("sharded, chunks", "simclr_primus_m", "fsdp", accumulation_steps=2, checkpointing=True)
+    add("copied, chunks", "simclr_primus_m", "multi_gpu", accumulation_steps=2)
     add("sharded, token", "simmim_primus_m", "fsdp", optimizer=SGD, lr=0.01)
     runs.append(("classified", classification(scans, folder / "classified") | {"overlay": "multi_gpu_train"}))
     for first, second in (("fsdp", "multi_gpu"), ("multi_gpu", "fsdp")):
@@ -314,6 +315,7 @@ def test_sharded_processes_equal_one(pair: tuple[Path, dict[str, list[str | None
     for name, bundle, most in (
         ("sharded", PRIMUS, 1e-5),  # AdamW
         ("sharded, chunks", "simclr_primus_m", 1e-5),
+        ("copied, chunks", "simclr_primus_m", 1e-5),
         ("sharded, token", "simmim_primus_m", 1e-6),  # SGD
     ):
         assert ended[name] == [None, None]

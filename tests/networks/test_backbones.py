@@ -125,16 +125,3 @@ def test_attention_depends_on_relative_position_only() -> None:
     there = image.roll((16, 8, 16), dims=(2, 3, 4))
     a = net.encode(image, visible)[0].roll((2, 1, 2), dims=(2, 3, 4))
     assert torch.allclose(a, net.encode(there, moved)[0], atol=1e-5)
-
-
-@pytest.mark.parametrize("name", NARROW)
-def test_activation_checkpointing_changes_nothing(name: str) -> None:
-    image = torch.randn(2, 1, 16, 16, 16)
-    gradients = []
-    for checkpointing in (False, True):
-        torch.manual_seed(0)
-        net = NARROW[name](checkpointing=checkpointing).train()
-        net(image).square().mean().backward()
-        gradients.append([p.grad for p in net.parameters()])
-    for a, b in zip(*gradients, strict=True):
-        assert torch.allclose(a, b, atol=1e-7)

@@ -228,18 +228,6 @@ def test_samples_may_show_different_counts_and_do_not_influence_each_other() -> 
             assert torch.allclose(a[one], b, atol=1e-5)
 
 
-def test_checkpointing_a_sparse_encoder_changes_nothing() -> None:
-    image, visible = torch.randn(2, 1, 16, 16, 16), some_visible(4, count=20)
-    results = []
-    for checkpointing in (False, True):
-        net = unet(checkpointing=checkpointing).train()
-        features = net.encode(image, visible, sparse=True)
-        net.decode(features).square().mean().backward()
-        results.append([*features, *(p.grad for p in net.parameters())])
-    for a, b in zip(*results, strict=True):
-        assert torch.allclose(a, b, atol=1e-7)
-
-
 # mask tokens
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from common.errors import SettingsError
 from common.networks import Primus, ResEncUNet
+from common.networks.blocks.recompute import MODES
 from common.weights.tuning import TUNINGS, memory_note, merged_state_dict, prepare_tuning
 
 BACKBONES = ["resenc", "primus"]
@@ -146,11 +147,13 @@ def test_unknown_modes_and_a_missing_package_end_in_a_sentence(monkeypatch: pyte
 
 def test_adapters_train_under_recomputation_as_without() -> None:
     gradients = []
-    for checkpointing in (False, True):
+    for checkpointing in MODES:
         network = prepare_tuning(build("primus", checkpointing=checkpointing), "lora", dropout=0.0).train()
         torch.manual_seed(1)
         network(torch.randn(1, 1, 16, 16, 16)).square().mean().backward()
         gradients.append({n: p.grad for n, p in network.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient)
+    plain, *others = gradients
+    for other in others:
+        assert other.keys() == plain.keys()
+        for name, gradient in plain.items():
+            torch.testing.assert_close(other[name], gradient)

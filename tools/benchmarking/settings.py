@@ -74,7 +74,7 @@ class Benchmark:
     """Markdown file to write; in one with the marks of figures, those of data alone for --parts data, only what lies
     between them."""
     settings: Rests = field(default_factory=dict)
-    """Of pretrain.yaml, any at its top level, such as --checkpointing true."""
+    """Of pretrain.yaml, any at its top level, such as --checkpointing full."""
 
     def __post_init__(self) -> None:
         if self.shared and self.device != "cpu":
@@ -98,7 +98,7 @@ class Sharding:
     repeats: Annotated[int, From(1)] = 2
     """Timed steps, after a first one."""
     settings: Rests = field(default_factory=dict)
-    """Of pretrain.yaml, any at its top level, such as --checkpointing true."""
+    """Of pretrain.yaml, any at its top level, such as --checkpointing full."""
 
     def __post_init__(self) -> None:
         if not self.bundle.endswith("primus_m"):

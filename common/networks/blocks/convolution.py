@@ -8,6 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
+from .recompute import Again, recalled, selects
 from .sparse import masked_instance_norm
 
 __all__ = ["ConvBlock", "InstanceNorm", "ResidualBlock", "Stage"]
@@ -37,6 +38,23 @@ class InstanceNorm(nn.InstanceNorm3d):
             cudnn_enabled=torch.backends.cudnn.enabled if not torch.jit.is_scripting() else True,
         )
 
+    def flat(self, x: Tensor) -> Tensor:
+        """Do the same and return ``(1, B * C, D, H, W)``, as PyTorch computes it: no view, on which an activation in
+        place would cost two copies in the backward pass.
+        """
+        samples = x.shape[0]
+        return torch.batch_norm(
+            x.reshape(1, -1, *x.shape[2:]),
+            weight=self.weight.repeat(samples),
+            bias=self.bias.repeat(samples),
+            running_mean=None,
+            running_var=None,
+            training=True,
+            momentum=0.1,
+            eps=self.eps,
+            cudnn_enabled=torch.backends.cudnn.enabled,
+        )
+
 
 class ConvBlock(nn.Module):
     """Convolution, dropout, instance norm and, unless ``activate`` is off, LeakyReLU."""
@@ -63,22 +81,54 @@ class ConvBlock(nn.Module):
 
         With ``visible (B, 1, D/s, H/s, W/s)`` the norm sees visible voxels only and hidden ones become 0.
         """
-        x = self.dropout(self.conv(x))
+        return self.activation(self.normalised(self.dropout(self.conv(x)), visible))
+
+    def normalised(self, x: Tensor, visible: Optional[Tensor] = None) -> Tensor:
+        """Apply the norm alone."""
         if torch.jit.is_scripting():
             assert visible is None, "an exported network cannot hide blocks"
-            x = self.norm(x)
-        elif visible is None:
-            x = self.norm(x)
+        elif visible is not None:
+            return masked_instance_norm(x, visible, self.norm.weight, self.norm.bias, self.norm.eps)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def recalled(self, x: Tensor, visible: Optional[Tensor] = None) -> tuple[Tensor, Again]:
+        """Call on a map that is kept; return the result, which is not, and how it is computed again."""
+        return self.activated(self.dropout(self.conv(x)), visible)
+
+    def recalled_whole(self, x: Tensor, visible: Optional[Tensor] = None) -> tuple[Tensor, Again]:
+        """Do the same with nothing kept but ``x``: for few channels, where the convolution too costs little."""
+        if self.dropout.p > 0:
+            return self.recalled(x, visible)
+        raw, again = recalled(self.conv, x)
+        return self.activated(raw, visible, again)
+
+    def activated(self, x: Tensor, visible: Optional[Tensor], again: Again | None = None) -> tuple[Tensor, Again]:
+        """Norm and activation of what the convolution made, which is kept unless it is told how to compute it again."""
+        shape = x.shape
+
+        def norm(x: Tensor) -> Tensor:
+            return self.norm.flat(x) if visible is None else self.normalised(x, visible)
+
+        if again is None:
+            kept = x.detach()
+            result = Again(lambda: self.activation(norm(kept)).view(shape), x.device)
+            x = norm(x)
         else:
-            x = masked_instance_norm(x, visible, self.norm.weight, self.norm.bias, self.norm.eps)
-        return self.activation(x)
+            result = Again(lambda: self.activation(norm(again())).view(shape), x.device, again)
+            with again.instead_of(x):
+                x = norm(x)
+        with result.instead_of(x):
+            return self.activation(x).view(shape), result
 
 
 class ResidualBlock(nn.Module):
     """Two convolutions around a shortcut that pools first and projects second (ResNet-D, arXiv:1812.01187)."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, stride: int = 1, dropout: float = 0.0) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, stride: int = 1, dropout: float = 0.0, checkpointing: str = "none"
+    ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.conv1 = ConvBlock(in_channels, out_channels, stride=stride, dropout=dropout)
         self.conv2 = ConvBlock(out_channels, out_channels, activate=False)
         # sides are even; rounding up gives the formula of the strided convolution, without which ONNX has no free sizes
@@ -94,10 +144,26 @@ class ResidualBlock(nn.Module):
         With ``visible (B, 1, D/s, H/s, W/s)`` hidden places stay 0. Pooling keeps them so by itself, since a block of
         the mask is a whole number of its windows.
         """
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if selects(self):
+                return self._recalling(x, visible)
         shortcut = self.pool(x)
         if self.shortcut is not None:
             shortcut = self.shortcut(shortcut, visible)
         return self.activation(self.conv2(self.conv1(x, visible), visible) + shortcut)
+
+    def _recalling(self, x: Tensor, visible: Optional[Tensor]) -> Tensor:
+        """Keep the outputs of the convolutions and of the block."""
+        kept = x.detach()
+        with Again(lambda: kept, x.device).instead_of(x, cast=True):
+            shortcut, again = recalled(self.pool, x)
+        if self.shortcut is not None:
+            with again.instead_of(shortcut):
+                shortcut = self.shortcut(shortcut, visible)
+        inner, again = self.conv1.recalled(x, visible)
+        with again.instead_of(inner):
+            out = self.conv2(inner, visible)
+        return self.activation(out + shortcut)  # type: ignore[no-any-return]
 
 
 class Stage(nn.Sequential):

@@ -19,7 +19,10 @@ _SPATIAL = (2, 3, 4)
 
 
 class _MaskedInstanceNorm(torch.autograd.Function):
-    """Forward and backward in few passes over the map: plain autograd keeps many full-size temporaries."""
+    """Forward and backward in few passes over the map: plain autograd keeps many full-size temporaries.
+
+    The map itself is kept, which is what a convolution made, and centred again for the gradient.
+    """
 
     @staticmethod
     def forward(
@@ -40,19 +43,20 @@ class _MaskedInstanceNorm(torch.autograd.Function):
         variance = torch.linalg.vector_norm(centred, dim=_SPATIAL, keepdim=True).square_() / count
         rstd = (variance + eps).rsqrt()
         scale = rstd if weight is None else rstd * weight.float().view(1, -1, 1, 1, 1)
-        out = centred * scale
+        out = centred.mul_(scale)
         if bias is not None:
             out.addcmul_(mask, bias.float().view(1, -1, 1, 1, 1))
         if fill is not None:
             out.addcmul_(1 - mask, fill.float().view(1, -1, 1, 1, 1))
-        ctx.save_for_backward(centred, mask, count, rstd, scale)
+        ctx.save_for_backward(x, mask, count, mean, rstd, scale)
         ctx.present, ctx.dtype = (weight is not None, bias is not None), dtype
         ctx.fill_shape = None if fill is None else fill.shape
         return out.to(dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        centred, mask, count, rstd, scale = ctx.saved_tensors
+        x, mask, count, mean, rstd, scale = ctx.saved_tensors
+        centred = (x.float() * mask).addcmul_(mask, mean, value=-1)
         outer = gradients[0].float()
         grad = outer * mask
         b, c = centred.shape[:2]

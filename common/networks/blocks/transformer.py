@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .recompute import run
+from .recompute import Again, recalled, run, selects
 
 __all__ = ["DropPath", "Transformer", "TransformerBlock", "rotary_table"]
 
@@ -71,7 +71,14 @@ class DropPath(nn.Module):
         """Return ``x (B, N, C)``, with samples zeroed at the given rate."""
         if self.rate == 0.0 or not self.training:
             return x
-        keep = torch.empty([x.shape[0], 1, 1], dtype=x.dtype, device=x.device).bernoulli_(1.0 - self.rate)
+        return self.dropped(x, self.draw(x, x.dtype))
+
+    def draw(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return ``(B, 1, 1)``, 1 for the samples of ``x`` that keep their branch."""
+        return torch.empty([x.shape[0], 1, 1], dtype=dtype, device=x.device).bernoulli_(1.0 - self.rate)
+
+    def dropped(self, x: Tensor, keep: Tensor) -> Tensor:
+        """Return ``x`` where it is kept, rescaled, and zeros elsewhere."""
         return x * keep / (1.0 - self.rate)
 
 
@@ -90,13 +97,23 @@ class RotaryAttention(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         """Map tokens ``(B, N, C)`` to ``(B, N, C)``."""
-        b, n, c = x.shape
-        q = self.query(x).view(b, n, self.num_heads, -1).transpose(1, 2)  # (B, heads, N, head_dim)
-        k = self.key(x).view(b, n, self.num_heads, -1).transpose(1, 2)
-        v = self.value(x).view(b, n, self.num_heads, -1).transpose(1, 2)
+        x = self.attend(self.query(x), self.key(x), self.value(x), rotary)
+        return self.dropout(self.output(self.norm(x)))  # type: ignore[no-any-return]
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, rotary: Tensor) -> Tensor:
+        """Map projections ``(B, N, C)`` to what every token takes from the others ``(B, N, C)``."""
+        b, n, c = query.shape
+        q = query.view(b, n, self.num_heads, -1).transpose(1, 2)  # (B, heads, N, head_dim)
+        k = key.view(b, n, self.num_heads, -1).transpose(1, 2)
+        v = value.view(b, n, self.num_heads, -1).transpose(1, 2)
         x = F.scaled_dot_product_attention(rotate(q, rotary), rotate(k, rotary), v)
-        x = x.transpose(1, 2).reshape(b, n, c)  # (B, N, C)
-        return self.dropout(self.output(self.norm(x)))
+        return x.transpose(1, 2).reshape(b, n, c)  # (B, N, C)
+
+    def recalling(self, x: Tensor, rotary: Tensor, again: Again) -> Tensor:
+        """Do the same with the outputs of projections and attention kept, and ``again`` instead of ``x``."""
+        query, key, value = (again.through(layer, x) for layer in (self.query, self.key, self.value))
+        x, again = recalled(self.norm, self.attend(query, key, value, rotary))
+        return self.dropout(again.through(self.output, x))  # type: ignore[no-any-return]
 
 
 class GatedMLP(nn.Module):
@@ -114,14 +131,31 @@ class GatedMLP(nn.Module):
         """Map ``(B, N, C)`` to ``(B, N, C)``."""
         return self.dropout(self.output(self.norm(F.silu(self.gate(x)) * self.value(x))))
 
+    def recalling(self, x: Tensor, again: Again) -> Tensor:
+        """Do the same with the outputs of the projections kept, and ``again`` instead of ``x``."""
+        gate, value = again.through(self.gate, x), again.through(self.value, x)
+        x, again = recalled(F.silu, gate)
+        x, again = recalled(torch.mul, x, value, source=again)
+        x, again = recalled(self.norm, x, source=again)
+        return self.dropout(again.through(self.output, x))  # type: ignore[no-any-return]
+
 
 class TransformerBlock(nn.Module):
     """Pre-norm attention and MLP, each scaled by a learned vector that starts at ``layer_scale``."""
 
     def __init__(
-        self, dim: int, *, num_heads: int, mlp_hidden: int, drop_path: float, dropout: float, layer_scale: float
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        mlp_hidden: int,
+        drop_path: float,
+        dropout: float,
+        layer_scale: float,
+        checkpointing: str = "none",
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.norm1 = nn.LayerNorm(dim)
         self.attention = RotaryAttention(dim, num_heads, dropout)
         self.scale1 = nn.Parameter(torch.full((dim,), layer_scale))
@@ -132,8 +166,30 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, rotary: Tensor) -> Tensor:
         """Map ``(B, N, C)`` to ``(B, N, C)``."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if selects(self):
+                return self._recalling(x, rotary)
         x = x + self.drop_path(self.scale1 * self.attention(self.norm1(x), rotary))
         return x + self.drop_path(self.scale2 * self.mlp(self.norm2(x)))
+
+    def _recalling(self, x: Tensor, rotary: Tensor) -> Tensor:
+        """Keep the outputs of the projections, of attention and of the block."""
+        normed, again = recalled(self.norm1, x)
+        branch = self.attention.recalling(normed, rotary, again)
+        keep = self._drawn(branch)
+        x, again = recalled(lambda branch, x: self._added(x, branch, self.scale1, keep), branch, x)
+        normed, again = recalled(self.norm2, x, source=again)
+        branch = self.mlp.recalling(normed, again)
+        return self._added(x, branch, self.scale2, self._drawn(branch))
+
+    def _drawn(self, branch: Tensor) -> Tensor | None:
+        if self.drop_path.rate == 0:
+            return None
+        return self.drop_path.draw(branch, torch.result_type(self.scale1, branch))
+
+    def _added(self, x: Tensor, branch: Tensor, scale: Tensor, keep: Tensor | None) -> Tensor:
+        branch = scale * branch
+        return x + (branch if keep is None else self.drop_path.dropped(branch, keep))
 
 
 class Transformer(nn.Module):
@@ -148,7 +204,7 @@ class Transformer(nn.Module):
         drop_path: rate of the last block; rates rise linearly from 0.
         dropout: dropout after attention and MLP.
         layer_scale: start of the layer-scale vectors.
-        checkpointing: recompute activations in the backward pass.
+        checkpointing: ``none``, ``selective`` or ``full``, see :mod:`.recompute`.
 
     Raises:
         ValueError: if ``dim`` does not divide into heads of a multiple of 6 channels.
@@ -165,7 +221,7 @@ class Transformer(nn.Module):
         drop_path: float = 0.0,
         dropout: float = 0.0,
         layer_scale: float = 0.1,
-        checkpointing: bool = False,
+        checkpointing: str = "none",
     ) -> None:
         super().__init__()
         if dim % num_heads or (dim // num_heads) % 6:
@@ -187,6 +243,7 @@ class Transformer(nn.Module):
                 drop_path=rate,
                 dropout=dropout,
                 layer_scale=layer_scale,
+                checkpointing=checkpointing,
             )
             for rate in rates
         )
@@ -247,5 +304,5 @@ class Transformer(nn.Module):
             if torch.jit.is_scripting():
                 x = block(x, rotary)
             else:
-                x = run(block, x, rotary, recompute=self.checkpointing and self.training)
+                x = run(block, x, rotary, recompute=self.checkpointing == "full" and self.training)
         return x

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, List, Optional
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..blocks.recompute import mode_of, recalled, selects
 from ..blocks.transformer import Transformer
 from ..untrained import watch_untrained
 from .resenc_unet import initialize_he
@@ -54,7 +56,7 @@ class PrimusEncoder(nn.Module):
         num_heads: int,
         drop_path: float,
         dropout: float,
-        checkpointing: bool,
+        checkpointing: str,
     ) -> None:
         super().__init__()
         self.patch_embedding = nn.Conv3d(in_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
@@ -87,8 +89,9 @@ class PrimusEncoder(nn.Module):
 class PatchDecoder(nn.Module):
     """Transposed convolutions from tokens to voxels, halving channels geometrically on the way."""
 
-    def __init__(self, embed_dim: int, out_channels: int, *, patch_size: int) -> None:
+    def __init__(self, embed_dim: int, out_channels: int, *, patch_size: int, checkpointing: str = "none") -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         steps = int(math.log2(patch_size))
         ratio = (embed_dim / (2 * out_channels)) ** (1 / steps)
         widths = [embed_dim, *(max(8, round(embed_dim / ratio**i / 8) * 8) for i in range(1, steps)), out_channels]
@@ -103,8 +106,21 @@ class PatchDecoder(nn.Module):
 
     def forward(self, grid: Tensor) -> Tensor:
         """Map ``(B, embed_dim, d, h, w)`` to ``(B, out_channels, D, H, W)``."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if selects(self):
+                return self._recalling(grid)
         for upsampling, norm, activation in zip(self.upsamplings, self.norms, self.activations):  # noqa: B905
             grid = activation(norm(upsampling(grid)))
+        return grid
+
+    def _recalling(self, grid: Tensor) -> Tensor:
+        """Keep the outputs of the convolutions."""
+        again = None
+        for upsampling, norm, activation in zip(self.upsamplings, self.norms, self.activations, strict=True):
+            with nullcontext() if again is None else again.instead_of(grid):
+                grid = upsampling(grid)
+            grid, again = recalled(norm, grid)
+            grid, again = recalled(activation, grid, source=again)
         return grid
 
 
@@ -125,7 +141,8 @@ class Primus(nn.Module):
         num_heads: attention heads; ``embed_dim / num_heads`` must be a multiple of 6.
         drop_path: stochastic depth of the last block; published: 0.2 in pre-training, 0 in fine-tuning.
         dropout: dropout after attention and MLP; 0 as published.
-        checkpointing: recompute activations in the backward pass.
+        checkpointing: what is computed again in the backward pass instead of kept: ``none``, ``selective`` or ``full``
+            (also false and true), see :mod:`..blocks.recompute`.
         with_decoder: build the patch decoder; without it only :meth:`encode` works.
 
     Attributes:
@@ -155,7 +172,7 @@ class Primus(nn.Module):
         num_heads: int = 12,
         drop_path: float = 0.0,
         dropout: float = 0.0,
-        checkpointing: bool = False,
+        checkpointing: bool | str = "none",
         with_decoder: bool = True,
     ) -> None:
         super().__init__()
@@ -165,6 +182,7 @@ class Primus(nn.Module):
             raise ValueError(f"patch_size {patch_size} is not a power of two")
         if len(size) != 3 or any(side <= 0 or side % patch_size for side in size):
             raise ValueError(f"input_size {size} must be three multiples of patch_size {patch_size}")
+        self.checkpointing = checkpointing = mode_of(checkpointing)
         self.patch_size = patch_size
         self.feature_channels = [embed_dim]
         self.feature_strides = [patch_size]
@@ -181,7 +199,7 @@ class Primus(nn.Module):
         )
         self.decoder: Optional[PatchDecoder] = None
         if with_decoder:
-            self.decoder = PatchDecoder(embed_dim, out_channels, patch_size=patch_size)
+            self.decoder = PatchDecoder(embed_dim, out_channels, patch_size=patch_size, checkpointing=checkpointing)
 
     def encode(
         self,

@@ -15,6 +15,7 @@ and are not built here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from itertools import pairwise
 from typing import Any, List, Optional
 
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.convolution import ConvBlock, ResidualBlock, Stage
-from ..blocks.recompute import run
+from ..blocks.recompute import Again, convolve_joined, mode_of, recalled, run, selects
 from ..untrained import watch_untrained
 
 __all__ = ["ResEncUNet", "initialize_he", "mask_at", "resenc_l"]
@@ -51,6 +52,13 @@ def mask_at(visible: Optional[Tensor], size: List[int], stride: int) -> Optional
     return F.interpolate(visible.unsqueeze(1).float(), size=shape, mode="nearest")
 
 
+def masked(x: Tensor, seen: Optional[Tensor], mask_token: Optional[Tensor]) -> Tensor:
+    """Put a token in the place of hidden features of the stem."""
+    if mask_token is None or seen is None:
+        return x
+    return torch.where(seen > 0, x, mask_token.to(x.dtype))
+
+
 class ResidualEncoder(nn.Module):
     """Stem and residual stages; returns every stage's output, fine to coarse."""
 
@@ -61,7 +69,7 @@ class ResidualEncoder(nn.Module):
         features_per_stage: Sequence[int],
         blocks_per_stage: Sequence[int],
         dropout: float,
-        checkpointing: bool,
+        checkpointing: str,
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
@@ -69,8 +77,9 @@ class ResidualEncoder(nn.Module):
         stages = []
         channels = features_per_stage[0]
         for index, (features, blocks) in enumerate(zip(features_per_stage, blocks_per_stage, strict=True)):
-            first = ResidualBlock(channels, features, stride=1 if index == 0 else 2, dropout=dropout)
-            rest = [ResidualBlock(features, features, dropout=dropout) for _ in range(blocks - 1)]
+            how: dict[str, Any] = {"dropout": dropout, "checkpointing": checkpointing}
+            first = ResidualBlock(channels, features, stride=1 if index == 0 else 2, **how)
+            rest = [ResidualBlock(features, features, **how) for _ in range(blocks - 1)]
             stages.append(Stage(first, *rest))
             channels = features
         self.stages = nn.ModuleList(stages)
@@ -82,16 +91,31 @@ class ResidualEncoder(nn.Module):
         seen = mask_at(visible, list(image.shape[2:]), 1)
         if seen is not None:
             image = image * seen
-        x = self.stem(image, seen if sparse else None)
-        if mask_token is not None and seen is not None:
-            x = torch.where(seen > 0, x, mask_token.to(x.dtype))
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if selects(self):
+                return self._recalling(image, seen, mask_token, visible if sparse else None)
+        x = masked(self.stem(image, seen if sparse else None), seen, mask_token)
         features: List[Tensor] = []
         for index, stage in enumerate(self.stages):
             seen = mask_at(visible if sparse else None, list(image.shape[2:]), 1 << index)
             if torch.jit.is_scripting():
                 x = stage(x, seen)
             else:
-                x = run(stage, x, seen, recompute=self.checkpointing and self.training)
+                x = run(stage, x, seen, recompute=self.checkpointing == "full" and self.training)
+            features.append(x)
+        return features
+
+    def _recalling(
+        self, image: Tensor, seen: Optional[Tensor], mask_token: Optional[Tensor], hidden: Optional[Tensor]
+    ) -> List[Tensor]:
+        """Do the same with the image kept instead of what the stem makes of it."""
+        x, again = self.stem.recalled_whole(image, None if hidden is None else seen)
+        x, again = recalled(lambda x: masked(x, seen, mask_token), x, source=again)
+        features: List[Tensor] = []
+        for index, stage in enumerate(self.stages):
+            shown = mask_at(hidden, list(image.shape[2:]), 1 << index)
+            with again.instead_of(x) if index == 0 else nullcontext():
+                x = stage(x, shown)
             features.append(x)
         return features
 
@@ -99,7 +123,7 @@ class ResidualEncoder(nn.Module):
 class UNetDecoder(nn.Module):
     """One up-sampling and one convolution per level, from the coarsest map to full resolution."""
 
-    def __init__(self, *, features_per_stage: Sequence[int], dropout: float, checkpointing: bool) -> None:
+    def __init__(self, *, features_per_stage: Sequence[int], dropout: float, checkpointing: str) -> None:
         super().__init__()
         self.checkpointing = checkpointing
         coarse_to_fine = list(features_per_stage)[::-1]
@@ -114,12 +138,22 @@ class UNetDecoder(nn.Module):
         level = len(features) - 2
         for upsampling, stage in zip(self.upsamplings, self.stages):  # noqa: B905 (TorchScript)
             x = torch.cat([upsampling(x), features[level]], dim=1)  # (B, 2 C_skip, ...)
-            if torch.jit.is_scripting():  # noqa: SIM108
+            if torch.jit.is_scripting():
                 x = stage(x)
             else:
-                x = run(stage, x, recompute=self.checkpointing and self.training)
+                x = run(stage, x, recompute=self.checkpointing == "full" and self.training)
             level -= 1
         return x
+
+    def recalled(self, features: List[Tensor]) -> tuple[Tensor, Again]:
+        """Do the same with the outputs of the convolutions kept; tell how the last map is computed again."""
+        x, again = features[-1], None
+        for upsampling, stage, skip in zip(self.upsamplings, self.stages, features[-2::-1], strict=True):
+            assert isinstance(stage, ConvBlock)
+            up, up_again = recalled(upsampling, x, source=again)
+            x, again = stage.activated(stage.dropout(convolve_joined(stage.conv, up, skip, up_again)), None)
+        assert again is not None
+        return x, again
 
 
 class ResEncUNet(nn.Module):
@@ -139,7 +173,8 @@ class ResEncUNet(nn.Module):
         blocks_per_stage: residual blocks of each stage.
         dropout: probability of dropping a channel after the first convolution of each block; 0 as published.
         initialization: ``"pytorch"`` (the published pre-training runs) or ``"he"`` (nnU-Net from scratch).
-        checkpointing: recompute activations in the backward pass, for less memory and about a third more time.
+        checkpointing: what is computed again in the backward pass instead of kept: ``none``, ``selective`` or ``full``
+            (also false and true), see :mod:`.blocks.recompute`.
         with_decoder: build the decoder and head; without them only :meth:`encode` works.
 
     Attributes:
@@ -167,7 +202,7 @@ class ResEncUNet(nn.Module):
         blocks_per_stage: Sequence[int] = (1, 3, 4, 6, 6, 6),
         dropout: float = 0.0,
         initialization: str = "pytorch",
-        checkpointing: bool = False,
+        checkpointing: bool | str = "none",
         with_decoder: bool = True,
     ) -> None:
         super().__init__()
@@ -179,6 +214,7 @@ class ResEncUNet(nn.Module):
             )
         if initialization not in ("pytorch", "he"):
             raise ValueError(f"initialization is {initialization!r}; it must be 'pytorch' or 'he'")
+        self.checkpointing = checkpointing = mode_of(checkpointing)
         self.stride = 2 ** (len(features_per_stage) - 1)
         self.feature_channels = list(features_per_stage)
         self.feature_strides = [2**index for index in range(len(features_per_stage))]
@@ -229,6 +265,11 @@ class ResEncUNet(nn.Module):
         """Map the feature maps of :meth:`encode` to ``(B, out_channels, D, H, W)``."""
         assert self.decoder is not None, "this network was built without a decoder"
         assert self.head is not None
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if selects(self.decoder):
+                x, again = self.decoder.recalled(features)
+                with again.instead_of(x):
+                    return self.head(x)
         return self.head(self.decoder(features))
 
     def forward(self, image: Tensor) -> Tensor:
