@@ -1,14 +1,18 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Turn a published OpenMind checkpoint, or one that nnssl made, into a bundle's pre-trained encoder, with a receipt.
+"""Turn a public checkpoint, or one that nnssl made, into a bundle's pre-trained encoder, with a receipt.
 
   python tools/import_checkpoint.py mae_resenc_l                            # the published weights, from Hugging Face
   python tools/import_checkpoint.py mae_resenc_l --source checkpoint_final.pth
   python tools/import_checkpoint.py mae_primus_m --source owner/name@revision
-  python tools/import_checkpoint.py mae_primus_m --source https://host/checkpoint_final.pth
+  python tools/import_checkpoint.py mae_primus_m --source https://host/checkpoint_final.pth --token_order straight
+  python tools/import_checkpoint.py --list                                  # public checkpoints that are known
 
 It writes models/pretrained_encoder.pt of the bundle, which its train config reads, and pretrained_encoder.json beside
 it: where the weights come from and what became of each tensor. An earlier file there is kept under another name.
 Without network access, put checkpoint_final.pth into bundles/<bundle>/models/openmind/ and run the first command.
+
+What pre-trained it, and under which licence, is what the file, the list, its model card or you say (--method,
+--licence, --citation), else unknown, and the receipt says so; the order of the tokens of Primus is never assumed.
 
 Nothing in the file is executed: tensors and plain values only. A file that is damaged, of another bundle, or does not
 cover the encoder is refused.

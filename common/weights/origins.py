@@ -13,10 +13,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
-from .cells import BACKBONES, METHODS, STUDY, Recognised
+from ..errors import SettingsError, WeightsError
+from ..files import read_record
+from ..paths import as_path
+from .cells import BACKBONES, METHODS, STUDY, Recognised, backbone_of, describe
 
-__all__ = ["UNKNOWN", "Card", "Known", "Origin", "Told", "licence_terms", "origin_of", "read_card", "same_method"]
+__all__ = [
+    "UNKNOWN",
+    "Card",
+    "Known",
+    "Origin",
+    "Told",
+    "licence_terms",
+    "method_of_weights",
+    "origin_of",
+    "read_card",
+    "same_method",
+]
 
 UNKNOWN = "unknown"
 
@@ -188,6 +201,20 @@ def same_method(said: str) -> str | None:
     for backbone in BACKBONES:
         plain = plain.removesuffix(f"_{backbone}")
     return next((key for key, paper in METHODS.items() if plain in (key, paper.title.lower())), None)
+
+
+def method_of_weights(bundle: str, weights: str | Path) -> str:
+    """Return the method that an encoder was pre-trained by: its bundle's, unless the JSON beside it says another.
+
+    Returns:
+        a key of :data:`METHODS`, or words, ``unknown`` for one of which nobody knows.
+    """
+    own = bundle.removesuffix(f"_{backbone_of(bundle)}")
+    beside = as_path(weights).with_suffix(".json")
+    stated = read_record(beside, error=WeightsError).get("method") if beside.is_file() else None
+    if not isinstance(stated, str) or stated == describe(bundle)[0]:
+        return own
+    return same_method(stated) or stated
 
 
 def _method(found: Recognised, told: Told) -> tuple[str | None, str, list[str]]:

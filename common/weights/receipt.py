@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-__all__ = ["CAVEAT", "SPACING_CAVEAT", "Receipt", "spacing_warning"]
+__all__ = ["CAVEAT", "SPACING_CAVEAT", "Receipt", "origin_words", "spacing_warning"]
 
 CAVEAT = "Pre-trained encoders are made to be fine-tuned; their features are not recommended as they are."
 SPACING_CAVEAT = (
@@ -51,6 +51,13 @@ def spacing_warning(pretraining: Any, run: Any) -> str | None:
         f"this run has {_by(ours)} mm voxels, pre-training had {_by(theirs)} mm; that far apart, training from scratch "
         "at the data's own spacing usually does better: compare with --from_scratch true"
     )
+
+
+def origin_words(method: str, backbone: str) -> str:
+    """Return how an encoder was pre-trained in words, or that nobody says it."""
+    if method == "unknown" and backbone != "unknown":
+        return f"{backbone} encoder, method unknown"
+    return f"{method} with {backbone}"
 
 
 @dataclass
@@ -109,9 +116,7 @@ class Receipt:
             >>> Receipt("a.pt", "0f" * 32, backbone="ResEnc-L").origin
             'ResEnc-L encoder, method unknown'
         """
-        if self.method == "unknown" and self.backbone != "unknown":
-            return f"{self.backbone} encoder, method unknown"
-        return f"{self.method} with {self.backbone}"
+        return origin_words(self.method, self.backbone)
 
     def summary(self) -> str:
         """Return the receipt as a short table.

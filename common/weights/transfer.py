@@ -25,6 +25,7 @@ from ..paths import as_path
 from .cells import describe
 from .files import check_values, checked_sha256, read_checkpoint, read_metadata
 from .missing import encoder_remedy, fetch_command, import_tool
+from .origins import licence_terms
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
 from .tuning import prepare_tuning
 
@@ -244,7 +245,7 @@ def fine_tuning_network(
             raise WeightsError(f"{pretrained} was made with num_heads {theirs}, not {ours}; add --num_heads {theirs}")
         receipt.notes.append(f"pre-training had {name} {theirs}, this run has {ours}")
     warning = spacing_warning(receipt.spacing_mm, settings.get("spacing_mm"))
-    receipt.notes.append(warning or SPACING_CAVEAT)
+    receipt.notes += [*licence_terms(receipt.licence), warning or SPACING_CAVEAT]
     tqdm.write(f"{receipt.summary()}\n{CAVEAT}")
     if transfer != "encoder" and not any(key.startswith("decoder.") for key in receipt.taken):
         held = any(key.startswith("decoder.") for key in receipt.skipped)

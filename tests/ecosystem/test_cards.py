@@ -113,6 +113,23 @@ UNKNOWN = {"licence": "that of its source (published OpenMind weights: CC-BY-4.0
 OWN = {"licence": "yours: trained on your data"}
 
 
+def test_a_card_says_of_a_strangers_encoder_what_it_is(tmp_path: Path) -> None:
+    source = "https://huggingface.co/MIC-DKFZ/nnFoundationCNN"
+    about = {"method": "unknown", "backbone": "ResEnc-L", "name": "nnFoundation", "licence": "CC-BY-SA-4.0"}
+    carried = Carried(encoder=encoder(tmp_path, **about, source=source, citation=[]))
+    folder = write_bundle("mae_resenc_l", tmp_path / "mae_resenc_l", settings=SIZES, carried=carried)
+    found, card = front_matter(folder), (folder / "README.md").read_text()
+    assert (found["license"], found["base_model"]) == ("cc-by-sa-4.0", "MIC-DKFZ/nnFoundationCNN")
+    assert "datasets" not in found
+    assert "mae" not in found["tags"]
+    assert "not pre-trained by MAE, as far as is known: ResEnc-L encoder, method unknown (nnFoundation)" in card
+    stated = (folder / "docs" / "data_license.txt").read_text()
+    assert "demands share-alike" in stated
+    assert "https://creativecommons.org/licenses/by-sa/4.0/" in stated
+    receipt = json.loads((folder / "models" / "pretrained_encoder.json").read_text())
+    assert (receipt["method"], receipt["licence"], receipt["name"]) == ("unknown", "CC-BY-SA-4.0", "nnFoundation")
+
+
 @pytest.mark.parametrize(
     ("about", "trained", "licence", "told", "origin"),
     [

@@ -224,6 +224,9 @@ def test_encoders_are_ranked_by_what_they_know(
     assert probes[f"{B}/half"]["to_best"]["interval"][0] > 0
     told = capsys.readouterr().out
     assert f"Recommendation, by probes: Use {B}/full" in told
+    assert "| what it is" in told
+    assert "further public checkpoints of these backbones" in told
+    assert set(content["origins"]) == {f"{B}/full", f"{B}/half", f"{B}/random"}
     assert told.split("\n\n")[2] in (tmp_path / "out" / "choose.md").read_text()
     assert matplotlib.image.imread(tmp_path / "out" / "choose.png").shape[2] >= 3
     before = (tmp_path / "out" / "choose.json").read_bytes()

@@ -39,7 +39,7 @@ FOLDERS: dict[str, set[str]] = {
     "benchmarking": {"commanding", "preparing"},
     "studies": {"commanding", "preparing"},
     "reporting": {"commanding", "studies"},
-    "choosing": {"commanding", "studies", "reporting"},
+    "choosing": {"commanding", "checkpoints", "studies", "reporting"},
     "scoring": {"commanding"},
     "curves": {"commanding", "preparing", "studies"},
     "starting": {"commanding", "preparing"},

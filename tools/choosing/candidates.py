@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.errors import SettingsError, WeightsError
+from common.weights import Receipt
+from common.weights.origins import licence_terms
 
+from ..checkpoints.catalogue import checkpoints
 from ..commanding.environment import ROOT
 from ..studies.definition import cell_of, plain_name
 from .probes import Encoder
 
-__all__ = ["backbone_of", "find_candidates"]
+__all__ = ["backbone_of", "find_candidates", "not_at_hand", "origin"]
 
 
 def backbone_of(bundle: str) -> str:
@@ -69,6 +73,25 @@ def find_candidates(bundles: Sequence[str] = (), weights: Sequence[str] = ()) ->
     if not found:
         raise WeightsError(
             "there are no pre-trained encoders to choose from: no bundle has models/pretrained_encoder.pt; fetch the "
-            "published ones with tools/import_checkpoint.py, or name a file: --weights mae_resenc_l=FILE"
+            "published ones with tools/import_checkpoint.py (--list names others too), or name a file: "
+            "--weights mae_resenc_l=FILE"
         )
     return found
+
+
+def origin(receipt: Receipt) -> dict[str, Any]:
+    """Return what an encoder is, by its receipt: not what the bundle is called that it is tried in."""
+    terms = [term.removeprefix(f"licence {receipt.licence} ") for term in licence_terms(receipt.licence)]
+    return {"what": receipt.origin, "name": receipt.name, "licence": receipt.licence, "terms": terms}
+
+
+def not_at_hand(receipts: Iterable[Receipt], bundles: Sequence[str]) -> int:
+    """Return how many public checkpoints of the backbones of these bundles are known and none of these encoders."""
+    sources = [str(receipt.provenance.get("source", "")) for receipt in receipts]
+    backbones = {backbone_of(bundle) for bundle in bundles}
+    return sum(
+        known.backbone in backbones
+        and "*" not in (known.file or "")
+        and not any(name and name in source for name in (known.repository, known.former) for source in sources)
+        for known in checkpoints()
+    )

@@ -94,11 +94,10 @@ class Choice:
         self.left_out: dict[str, str] = {}
         self.far: list[str] = []
         self.warnings: list[str] = []
-        theirs = {
-            name: origin_receipt(encoder.weights).spacing_mm
-            for name, encoder in self.candidates.items()
-            if encoder.weights
+        self.receipts = {
+            name: origin_receipt(encoder.weights) for name, encoder in self.candidates.items() if encoder.weights
         }
+        theirs = {name: receipt.spacing_mm for name, receipt in self.receipts.items()}
         self.far = [name for name, spacing in theirs.items() if spacing_warning(spacing or 1.0, data.spacing_mm)]
         if self.far:
             own = " x ".join(f"{side:g}" for side in data.spacing_mm or [])

@@ -16,7 +16,7 @@ from common.files import write_json
 from ..commanding.environment import ROOT
 from ..studies.results import read_json
 from ..studies.scheduling import places
-from .candidates import backbone_of, find_candidates
+from .candidates import backbone_of, find_candidates, not_at_hand, origin
 from .choice import Choice, check_settings
 from .data import read_data
 from .settings import Choose
@@ -82,6 +82,8 @@ def _probed(choice: Choice, settings: Choose) -> tuple[dict[str, Any], Verdict, 
         "spacing_mm": data.spacing_mm,
         "metric": {"probe": choice.metric, "fine_tuning": "dice" if data.kind == "segmentation" else "ap"},
         "weights": {name: encoder.weights for name, encoder in candidates.items()},
+        "origins": {name: origin(receipt) for name, receipt in choice.receipts.items()},
+        "not_asked": not_at_hand(choice.receipts.values(), [encoder.bundle for encoder in candidates.values()]),
         "settings": settings.settings,
         "warnings": choice.warnings,
         "left_out": choice.left_out,

@@ -73,9 +73,7 @@ def show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enco
             "another order; probes of frozen encoders all the more.",
             *[f"\nFailed: {why}" for why in tuning["failed"]],
         ]
-    notes = dict.fromkeys(note for found in probes.values() for note in found["notes"])
-    lines += [f"\nNote: {note}" for note in notes]
-    lines += [f"\nLeft out: {name}: {why}" for name, why in content["left_out"].items()]
+    lines += _sources(content)
     text = "\n".join(lines) + "\n"
     replace_file(folder / "choose.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))
 
@@ -97,3 +95,28 @@ def show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enco
         folder / "choose.png",
     )
     print("\n" + text.replace("**", "") + f"\nwritten: {folder}/choose.json, choose.md, choose.png")
+
+
+def _sources(content: Mapping[str, Any]) -> list[str]:
+    """Return what is said of the encoders themselves: what they are, what else there is, notes, what was left out."""
+    lines = ["", markdown_table(["encoder", "what it is", "licence"], _origins(content["origins"]))]
+    if content["not_asked"]:
+        lines += [
+            f"\nNot asked, since they are not at hand: {content['not_asked']} further public checkpoints of these "
+            "backbones; python tools/import_checkpoint.py --list names them."
+        ]
+    notes = dict.fromkeys(note for found in content["probes"].values() for note in found["notes"])
+    lines += [f"\nNote: {note}" for note in notes]
+    return lines + [f"\nLeft out: {name}: {why}" for name, why in content["left_out"].items()]
+
+
+def _origins(told: Mapping[str, Mapping[str, Any]]) -> list[list[str]]:
+    """Return rows on what each encoder is, by its receipt."""
+    return [
+        [
+            name,
+            about["what"] + (f" ({about['name']})" if about["name"] else ""),
+            "; ".join([about["licence"], *about["terms"]]),
+        ]
+        for name, about in told.items()
+    ]

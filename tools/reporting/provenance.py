@@ -9,6 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from common.weights.cells import describe
+from common.weights.receipt import origin_words
+
 from ..studies.results import Results, read_json
 from .document import Heading, Part, Table, Text
 from .tables import BACKBONES
@@ -111,7 +114,7 @@ def _receipts(results: Results) -> list[Part]:
         if receipt:
             share = receipt.get("encoder_share")
             covered = f"{100 * share:.1f} %" if isinstance(share, (int, float)) else "not said"
-            notes = "; ".join(map(str, receipt.get("notes") or []))
+            notes = "; ".join([*_stranger(run["arm"], receipt, results), *map(str, receipt.get("notes") or [])])
             key = (run["arm"], str(receipt.get("source")), str(receipt.get("sha256"))[:16], covered, notes)
             rows[key] = rows.get(key, 0) + 1
     if not rows:
@@ -119,6 +122,16 @@ def _receipts(results: Results) -> list[Part]:
     lines = [[*key[:4], str(count), key[4]] for key, count in rows.items()]
     heads = ["arm", "weights from", "sha256 (begins)", "encoder covered", "runs", "notes"]
     return [Table(heads, lines, "Weights, from the receipts of the runs", words=True)]
+
+
+def _stranger(arm: str, receipt: Mapping[str, Any], results: Results) -> list[str]:
+    """Return what weights are if they are not of the method of their bundle, which the name of an arm may suggest."""
+    about = results.about["arms"].get(arm, {})
+    method = str(receipt.get("method", ""))
+    if not method or method == describe(str(about.get("bundle")))[0]:
+        return []
+    name = f" ({receipt['name']})" if receipt.get("name") else ""
+    return [f"{origin_words(method, str(receipt.get('backbone')))}{name}, licence {receipt.get('licence', 'unknown')}"]
 
 
 def _machines(results: Results) -> list[Part]:

@@ -66,8 +66,12 @@ class Arm:
 
     @property
     def method(self) -> str:
-        """Of the bundle: mae, simclr, ..."""
-        return cell_of(self.bundle)[0]
+        """Of the bundle, mae, simclr, ..., unless the weights are said to be of another or of an unknown one."""
+        if self.weights in (SCRATCH, PRETRAINING):
+            return cell_of(self.bundle)[0]
+        from common.weights.origins import method_of_weights  # a list of runs needs no PyTorch
+
+        return method_of_weights(self.bundle, self.weights)
 
     @property
     def backbone(self) -> str:
