@@ -78,8 +78,11 @@ def same_images(noted: Any, case: Case, seen: dict[str, str] | None = None) -> b
     if not isinstance(noted, list) or len(noted) != len(files):
         return False
     return all(
-        [entry["path"], entry["stamp"]] == [os.path.abspath(file), stamp_of(file, seen)]
-        or entry["sha256"] == content_of(file)
+        isinstance(entry, dict)
+        and (
+            [entry.get("path"), entry.get("stamp")] == [os.path.abspath(file), stamp_of(file, seen)]
+            or entry.get("sha256") == content_of(file)
+        )
         for entry, file in zip(noted, files, strict=True)
     )
 

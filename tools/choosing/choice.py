@@ -18,7 +18,7 @@ from tqdm import tqdm
 from common.data import preprocessing_settings
 from common.engines.probing import compare_probes
 from common.errors import DataError, SettingsError, WeightsError, causes, sentence
-from common.files import write_json
+from common.files import write_json, write_record
 from common.literals import as_data
 from common.settings import unknown_settings
 from common.weights.receipt import SPACING_CAVEAT, spacing_warning
@@ -293,7 +293,7 @@ class Choice:
             ``complete``: all cases were unseen once; a function that compares two complete arms; and what failed.
         """
         study = read_study(file, output=file.parent)
-        write_json(study.as_plain(), study.folder / "study.json")
+        write_record(study.as_plain(), study.folder / "study.json")
         before = Path.cwd()
         os.chdir(ROOT)
         try:

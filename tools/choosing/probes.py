@@ -50,7 +50,7 @@ from common.data.identity import stamp_of
 from common.engines.features import FeatureFolder, VolumeEmbedder, extract_features, read_features
 from common.engines.probing import ProbeResult, probe_features, read_target
 from common.errors import DataError, SettingsError, WeightsError
-from common.files import replace_file, sha256, write_json
+from common.files import read_record, replace_file, sha256, write_record
 from common.literals import as_data
 from common.metrics.statistics import bootstrap_interval, known_mean
 from common.paths import output_file
@@ -659,10 +659,10 @@ def probe_encoder(
     digest = hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()
     file = folder / "probe.json"
     if file.is_file():
-        found = json.loads(file.read_text("utf-8"))
+        found = read_record(file)
         if found.get("digest") == digest:
             tell(f"{shown}: kept, probed before")
-            return dict(found)
+            return found
     embedder, preprocessing = encoder.load(folder)
     voxels = collect_voxels(
         embedder,
@@ -684,7 +684,7 @@ def probe_encoder(
         "features": int(voxels[0].features.shape[1]),
         **result.as_plain(),
     }
-    write_json(content, file)
+    write_record(content, file)
     shutil.rmtree(folder / "voxels", ignore_errors=True)
     return content
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from common.data.cases import Case, case_name
 from common.errors import SettingsError
-from common.files import write_json
+from common.files import write_json, write_record
 from common.settings import unknown_settings
 
 from ..commanding.environment import ROOT
@@ -64,7 +64,7 @@ def label_curve(given: LabelCurve) -> None:
     content["arms"] = {start: _arm(asked, start, rates[start]) for start in ARMS}
     study = _written(content, folder / "study.yaml")
     check_results(study)
-    write_json(study.as_plain(), folder / "study.json")
+    write_record(study.as_plain(), folder / "study.json")
     failed = run_pieces(study, where)
     results = [(run, read_json(folder / "runs" / run.name / RESULT)) for run in study.runs()]
     write_curve(folder, results=[(run, found) for run, found in results if found], rates=rates, asked=asked)

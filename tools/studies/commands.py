@@ -13,7 +13,7 @@ from shlex import quote
 import yaml
 
 from common.errors import SettingsError
-from common.files import write_json
+from common.files import write_json, write_record
 
 from ..commanding.environment import ROOT
 from .cards import card_for_folder
@@ -51,7 +51,7 @@ def written(study: Study) -> None:
     """Write study.json, unless there are results of another study."""
     check_results(study)
     study.folder.mkdir(parents=True, exist_ok=True)
-    write_json(study.as_plain(), study.folder / "study.json")
+    write_record(study.as_plain(), study.folder / "study.json")
 
 
 def plan(settings: Plan) -> None:

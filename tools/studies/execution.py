@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from common.data.cases import Case, case_name, images_of
 from common.errors import SettingsError, sentence
-from common.files import sha256, write_json
+from common.files import sha256, write_json, write_record
 from common.literals import as_data
 from common.paths import output_file
 from common.tables import read_table
@@ -193,7 +193,7 @@ def do(study: Study, piece: str) -> str:
                 (folder / _STATE).unlink(missing_ok=True)  # of a process that was killed just before that
                 return "finished"
             (folder / FAILED).unlink(missing_ok=True)
-            write_json(about, folder / "run.json")
+            write_record(about, folder / "run.json")
             try:
                 content = (_pretrain if kind == "pretraining" else _measure)(study, run, folder)
             except BaseException as error:
@@ -201,7 +201,7 @@ def do(study: Study, piece: str) -> str:
                     told = note(folder / _LOG, error)
                     write_json({"why": told, "when": datetime.now(UTC).isoformat(timespec="seconds")}, folder / FAILED)
                 raise
-            write_json({**content, "machine": machine()}, folder / RESULT)
+            write_record({**content, "machine": machine()}, folder / RESULT)
             (folder / _STATE).unlink(missing_ok=True)
             (folder / FAILED).unlink(missing_ok=True)
             return "finished"

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from common.errors import DataError
+from common.files import read_record
 
 __all__ = [
     "METRICS",
@@ -120,9 +120,9 @@ def read_results(folder: str | Path) -> Results:
     if not file.is_file():
         raise DataError(f"there is no {file}; name the output folder of a study that tools/study.py has begun")
     try:
-        about = json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        raise DataError(f"{file} is no JSON ({error}); run the study again, it writes the file anew") from error
+        about = read_record(file)
+    except DataError as error:
+        raise DataError(f"{error}. Or run the study again, it writes the file anew") from error
     results = Results(folder, about, {}, {}, [])
     for run in about["runs"]:
         name = run["name"]
@@ -131,18 +131,19 @@ def read_results(folder: str | Path) -> Results:
             results.finished[name] = done
         elif broken is not None:
             results.failed[name] = str(broken.get("why", "no reason was written"))
+        elif done is None and (folder / "runs" / name / "result.json").is_file():
+            results.failed[name] = "its result.json is not as it was written; run the study again, it is made anew"
         else:
             results.missing.append(name)
     return results
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Return the content of a JSON file that holds a dictionary; None if there is none that can be read."""
+    """Return the content of a JSON file that holds a dictionary; None if there is none as it was written."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+        return read_record(path)
+    except (OSError, DataError):
         return None
-    return content if isinstance(content, dict) else None
 
 
 def blocks_of(results: Results) -> list[Block]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ...data.cases import Case, case_name, images_of
 from ...data.identity import same_images
 from ...errors import DataError, SettingsError, WeightsError
-from ...files import read_record, replace_file, sha256, write_json
+from ...files import read_record, replace_file, sha256, write_record
 from ...paths import as_path, check_names, file_name, output_file
 from ...tables import table_rows, write_table
 from ...weights.missing import encoder_remedy
@@ -191,13 +191,14 @@ class FeatureFolder:
         numbers = ([*row, *vector] for row, vector in zip(rows, vectors, strict=True))
         write_table(self.folder / TABLE, ["case", "source", *names], numbers)
         receipt = self.folder / "weights_receipt.json"
-        write_json(
+        write_record(
             {
                 "weights": self.weights,
                 **self.identity,
                 "receipt": read_record(receipt, error=WeightsError) if self.weights and receipt.is_file() else None,
                 "versions": versions(),
                 "cases": len(rows),
+                "table_sha256": sha256(self.folder / TABLE),
                 "skipped": dict(problems),
                 "columns": {name: dict(column) for name, column in zip(names, columns, strict=True)},
                 "caveat": [CAVEAT, FROZEN_CAVEAT],
@@ -243,6 +244,13 @@ def read_features(path: str | Path) -> tuple[list[str], np.ndarray]:
     table = table / TABLE if table.is_dir() else table
     if not table.is_file():
         raise DataError(f"there is no table of features {table}; make one with a bundle's features config")
+    about = table.with_name(ABOUT)
+    wanted = read_record(about).get("table_sha256") if table.name == TABLE and about.is_file() else None
+    if wanted not in (None, sha256(table)):
+        raise DataError(
+            f"{table} is not the table that {about} is about: it was changed, damaged, or a run was cut; run the "
+            f"features config again, or move {about.name} away"
+        )
     rows = [list(row.items()) for _, row in table_rows(table, ("case", "source"), exact=True)]
     if not rows or len(rows[0]) < 3 or [name for name, _ in rows[0][:2]] != ["case", "source"]:
         raise DataError(f"{table} is no table of features: it needs the columns case, source, f000, ... and a case")
