@@ -89,7 +89,8 @@ def _told(
     settings: ImportCheckpoint, found: Fetched, published: tuple[str, Path, str | None] | None
 ) -> tuple[Told, bool]:
     """Return what is known of a file besides what it holds, and whether it is the bundle's published one."""
-    known, by = catalogue.by_repository(found.repository, found.name) if found.repository else None, "its repository"
+    known = catalogue.by_repository(found.repository, found.name) if found.repository else None
+    by = "its repository" if found.revision else "the place where it lies"
     if known is None:
         known, by = catalogue.by_digest(sha256(found.path)), "its digest"
     # the published file, however it is named; another revision is another file
