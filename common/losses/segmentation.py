@@ -6,11 +6,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..tasks import SegmentationTask
 from .reduction import gather, weighted_mean
 
 __all__ = ["DiceCrossEntropy"]
+
+_LARGE = 2**22  # numbers of a prediction that is taken sample by sample
 
 
 class DiceCrossEntropy(nn.Module):
@@ -44,34 +47,49 @@ class DiceCrossEntropy(nn.Module):
     def forward(self, pred: Tensor, label: Tensor) -> Tensor:
         """Compare logits ``(B, outputs, D, H, W)`` with label values ``(B, 1, D, H, W)``."""
         with torch.autocast(pred.device.type, enabled=False):
-            logits = pred.float()
-            counted = None if self.task.ignore_label is None else (label != self.task.ignore_label).float()
-            if self.task.regions is None:
-                truth = self.task.indices(label[:, 0])
-                if counted is not None:
-                    truth = truth * counted[:, 0].long()
-                entropy = F.cross_entropy(logits, truth, reduction="mean" if counted is None else "none")
-                if counted is not None:
-                    entropy = weighted_mean(entropy * counted[:, 0], counted[:, 0])
-                probability = logits.softmax(1)[:, 1:]
-                target = torch.stack([truth == value for value in range(1, self.task.outputs)], dim=1).float()
+            if pred.requires_grad and len(pred) > 1 and pred.numel() >= _LARGE:
+                pairs = zip(pred.chunk(len(pred)), label.chunk(len(pred)), strict=True)
+                parts = [checkpoint(self._sums, *pair, use_reentrant=False, preserve_rng_state=False) for pair in pairs]
+                sums = [torch.cat(part) for part in zip(*parts, strict=True)]
             else:
-                target = torch.cat([_among(label, values) for values in self.task.values], dim=1).float()
-                entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1, keepdim=True)
-                entropy = entropy.mean() if counted is None else weighted_mean(entropy * counted, counted)
-                probability = logits.sigmoid()
-            dice = self._dice(probability, target, counted)
+                sums = list(self._sums(pred, label))
+            entropies, counted, overlap, total = sums
+            if self.task.ignore_label is None:
+                entropy = entropies.sum() / counted.sum()
+            else:
+                entropy = weighted_mean(entropies, counted)
+            if self.batch_dice:
+                overlap, total = gather(overlap).sum(0), gather(total).sum(0)
+            dice = (1 - (2 * overlap + self.smooth) / (total + self.smooth)).mean()
         self.terms = {"cross_entropy": entropy.detach(), "dice": dice.detach()}
         return entropy + dice
 
-    def _dice(self, probability: Tensor, target: Tensor, counted: Tensor | None) -> Tensor:
+    def _sums(self, pred: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Add up over the voxels of every sample: cross-entropy and count ``(B,)``, overlap and sizes ``(B, classes)``.
+
+        A large batch is taken sample by sample, and again for the gradient: in float32 there are several maps of every
+        class.
+        """
+        logits = pred.float()
+        counted = None if self.task.ignore_label is None else (label != self.task.ignore_label).float()
+        if self.task.regions is None:
+            truth = self.task.indices(label[:, 0])
+            if counted is not None:
+                truth = truth * counted[:, 0].long()
+            entropy = F.cross_entropy(logits, truth, reduction="none").unsqueeze(1)
+            probability = logits.softmax(1)[:, 1:]
+            target = torch.stack([truth == value for value in range(1, self.task.outputs)], dim=1).float()
+        else:
+            target = torch.cat([_among(label, values) for values in self.task.values], dim=1).float()
+            entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1, keepdim=True)
+            probability = logits.sigmoid()
         if counted is not None:
-            probability, target = probability * counted, target * counted
-        overlap = (probability * target).flatten(2).sum(2)  # (B, classes)
+            entropy, probability, target = entropy * counted, probability * counted, target * counted
+        overlap = (probability * target).flatten(2).sum(2)
         total = probability.flatten(2).sum(2) + target.flatten(2).sum(2)
-        if self.batch_dice:
-            overlap, total = gather(overlap).sum(0), gather(total).sum(0)
-        return (1 - (2 * overlap + self.smooth) / (total + self.smooth)).mean()
+        entropies = entropy.flatten(1).sum(1)
+        count = torch.full_like(entropies, entropy[0].numel()) if counted is None else counted.flatten(1).sum(1)
+        return entropies, count, overlap, total
 
 
 def _among(label: Tensor, values: tuple[int, ...]) -> Tensor:

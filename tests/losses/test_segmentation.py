@@ -93,3 +93,24 @@ def test_the_values_of_labels_make_no_difference(regions: dict | None) -> None:
         dice.update((logits, labels))
         found.append((float(DiceCrossEntropy(task)(logits, labels)), dice.by_class()))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    "task", [{}, {"ignore_label": 3}, {"regions": {"whole": [1, 2], "core": [2]}, "ignore_label": 3}]
+)
+@pytest.mark.parametrize("batch_dice", [False, True])
+def test_a_large_batch_sample_by_sample_is_the_same(
+    task: dict, batch_dice: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = DiceCrossEntropy(SegmentationTask(["background", "a", "b"], **task), batch_dice=batch_dice)
+    label = torch.randint(4 if "ignore_label" in task else 3, (3, 1, 8, 8, 8))
+    found = []
+    for large in (2**22, 1):
+        monkeypatch.setattr("common.losses.segmentation._LARGE", large)
+        torch.manual_seed(0)
+        pred = torch.randn(3, loss.task.outputs, 8, 8, 8, requires_grad=True)
+        value = loss(pred, label)
+        value.backward()
+        found.append((value.detach(), pred.grad))
+    for whole, parts in zip(*found, strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-9)

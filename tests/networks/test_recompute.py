@@ -156,6 +156,15 @@ def test_parts_leave_frozen_weights_and_random_numbers_alone() -> None:
     assert {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None} == {"decoder", "head"}
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", NETS)
+def test_files_and_exported_networks_do_not_know_of_it(kind: str) -> None:
+    net, image = built(kind, checkpointing="selective"), torch.randn(1, 1, 16, 16, 16)
+    assert list(net.state_dict()) == list(built(kind).state_dict())
+    for module in (net, net.eval()):
+        assert torch.equal(torch.jit.script(module)(image), module(image))
+
+
 def test_modes() -> None:
     assert [mode_of(value) for value in (True, False, None, *MODES)] == ["full", "none", "none", *MODES]
     with pytest.raises(ValueError, match="checkpointing is 'half'; it must be none, selective or full"):

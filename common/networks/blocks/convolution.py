@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor, nn
 
-from .recompute import Again, recalled, selects
+from .recompute import Again, recalled, run, selects
 from .sparse import masked_instance_norm
 
 __all__ = ["ConvBlock", "InstanceNorm", "ResidualBlock", "Stage"]
@@ -104,7 +104,7 @@ class ConvBlock(nn.Module):
 
     def activated(self, x: Tensor, visible: Optional[Tensor], again: Again | None = None) -> tuple[Tensor, Again]:
         """Norm and activation of what the convolution made, which is kept unless it is told how to compute it again."""
-        shape = x.shape
+        x, shape = x.contiguous(), x.shape  # what the norm keeps
 
         def norm(x: Tensor) -> Tensor:
             return self.norm.flat(x) if visible is None else self.normalised(x, visible)
@@ -172,5 +172,8 @@ class Stage(nn.Sequential):
     def forward(self, x: Tensor, visible: Optional[Tensor] = None) -> Tensor:
         """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, D/s, H/s, W/s)``; ``visible`` as in :class:`ResidualBlock`."""
         for block in self:
-            x = block(x, visible)
+            if torch.jit.is_scripting():
+                x = block(x, visible)
+            else:
+                x = run(block, x, visible, recompute=block.checkpointing == "full" and selects(block))
         return x

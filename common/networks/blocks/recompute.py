@@ -5,7 +5,7 @@
 ``none``       everything that a gradient needs is kept
 ``selective``  outputs of convolutions, projections and attention are kept; norms, activations, joined maps and what
                else costs next to nothing is computed again, each just before it is needed
-``full``       of a stage or transformer block its input alone is kept, and all of it computed again
+``full``       besides, of a residual or transformer block its input alone is kept, and all of it computed again
 =============  =======================================================================================================
 
 The gradients are the same: what is computed again goes through the same operations on the same numbers.
@@ -48,9 +48,9 @@ def mode_of(checkpointing: bool | str | None) -> str:
 
 
 def selects(module: nn.Module) -> bool:
-    """Tell whether a module, whose ``checkpointing`` is one of :data:`MODES`, now recomputes selectively."""
+    """Tell whether a module, whose ``checkpointing`` is one of :data:`MODES`, now chooses what it keeps."""
     return (
-        module.checkpointing == "selective"
+        module.checkpointing != "none"
         and module.training
         and torch.is_grad_enabled()
         and not torch.compiler.is_compiling()  # a compiler chooses by itself

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..blocks.convolution import ConvBlock, ResidualBlock, Stage
-from ..blocks.recompute import Again, convolve_joined, mode_of, recalled, run, selects
+from ..blocks.recompute import Again, convolve_joined, mode_of, recalled, selects
 from ..untrained import watch_untrained
 
 __all__ = ["ResEncUNet", "initialize_he", "mask_at", "resenc_l"]
@@ -98,10 +98,7 @@ class ResidualEncoder(nn.Module):
         features: List[Tensor] = []
         for index, stage in enumerate(self.stages):
             seen = mask_at(visible if sparse else None, list(image.shape[2:]), 1 << index)
-            if torch.jit.is_scripting():
-                x = stage(x, seen)
-            else:
-                x = run(stage, x, seen, recompute=self.checkpointing == "full" and self.training)
+            x = stage(x, seen)
             features.append(x)
         return features
 
@@ -137,11 +134,7 @@ class UNetDecoder(nn.Module):
         x = features[-1]
         level = len(features) - 2
         for upsampling, stage in zip(self.upsamplings, self.stages):  # noqa: B905 (TorchScript)
-            x = torch.cat([upsampling(x), features[level]], dim=1)  # (B, 2 C_skip, ...)
-            if torch.jit.is_scripting():
-                x = stage(x)
-            else:
-                x = run(stage, x, recompute=self.checkpointing == "full" and self.training)
+            x = stage(torch.cat([upsampling(x), features[level]], dim=1))  # (B, 2 C_skip, ...)
             level -= 1
         return x
 
