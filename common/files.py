@@ -14,7 +14,16 @@ from typing import Any
 
 from .errors import DataError
 
-__all__ = ["CHECKSUM", "checksum", "read_record", "replace_file", "sha256", "write_json", "write_record"]
+__all__ = [
+    "CHECKSUM",
+    "checksum",
+    "is_as_recorded",
+    "read_record",
+    "replace_file",
+    "sha256",
+    "write_json",
+    "write_record",
+]
 
 CHECKSUM = "checksum"  # of a record: SHA-256 of all else in it
 
@@ -89,3 +98,11 @@ def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def is_as_recorded(path: Path) -> bool:
+    """Return whether a file is there, and the one whose SHA-256 is in the record beside it."""
+    try:
+        return path.is_file() and read_record(path.with_suffix(".json")).get("sha256") == sha256(path)
+    except (OSError, DataError):
+        return False

@@ -35,6 +35,7 @@ _IMPORTED += ("multiprocessing.spawn", "fire", "peft")
 _READ_ONCE = ("HF_", "HOME", "HUGGINGFACE", "LD_", "MKL_", "MPL", "PYTHON", "TRANSFORMERS_")
 _OBEYED = ("PYTHONPATH", "PYTHONWARNINGS", "PYTHONDONTWRITEBYTECODE")
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in _OBEYED}
+_MEANT_FOR_TESTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # of a whole group: they end, and the server then
 _HANDED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -121,8 +122,8 @@ def _serve(folder: str, server: socket.socket) -> dict[str, Any]:
     import importlib
     import shutil
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for number in (*_MEANT_FOR_TESTS, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_IGN)
     ready = False
     while True:
         if server not in select.select([server, sys.stdin], [], [])[0]:
@@ -167,7 +168,8 @@ def _forked(connection: socket.socket, length: int, files: list[int]) -> dict[st
             connection.send(f"{status}\n".encode())
         os._exit(0)
     connection.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in _MEANT_FOR_TESTS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     moved = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 1000) for file in files]
     for file in files:
         os.close(file)

@@ -136,6 +136,25 @@ def test_the_server_ends_with_the_tests() -> None:
         time.sleep(0.05)
 
 
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_no_folder_is_left_where_a_whole_group_is_told_to_end(ending: signal.Signals) -> None:
+    program = "from tests.starts import python; import time; print(python(), flush=True); time.sleep(600)"
+    command, quiet = [sys.executable, "-c", program], subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, text=True, start_new_session=True) as job:
+        assert job.stdout is not None
+        folder = Path(job.stdout.readline().strip()).parent
+        (server,) = psutil.Process(job.pid).children()
+        status = Path(f"/proc/{server.pid}/status")
+        while not int(status.read_text().split("SigIgn:")[1].split()[0], 16) >> (ending - 1) & 1:
+            time.sleep(0.01)  # it has only just begun
+        assert folder.is_dir()
+        os.killpg(job.pid, ending)
+    until = time.monotonic() + 30
+    while folder.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def test_runs_draw_numbers_of_their_own() -> None:
     program = "import random, numpy, torch; print(random.random(), numpy.random.rand(), torch.rand(1).item())"
     assert len({*run(program).split(), *run(program).split()}) == 6

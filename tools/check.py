@@ -4,10 +4,11 @@ if any failed.
 
   python tools/check.py           # what CI runs
   python tools/check.py --fast    # without the tests that run whole bundles
-  python tools/check.py --all     # with the slow tests too, and those of a MONAI Label server
+  python tools/check.py --all     # with the slow tests, those of a MONAI Label server, and nnU-Net itself
   python tools/check.py --fix     # let ruff mend what it can first
 
-It makes its own environment (.venv) unless the running one has the exact pins; --all makes .venv-label as well.
+It makes its own environment (.venv) unless the running one has the exact pins; --all makes .venv-label and
+.venv-nnunet as well, and renews tests/weights/nnunet/recording.json, what nnU-Net said of the exports.
 """
 
 from __future__ import annotations

@@ -5,11 +5,14 @@
   python tools/import_checkpoint.py mae_resenc_l --source checkpoint_final.pth
   python tools/import_checkpoint.py mae_primus_m --source owner/name@revision
   python tools/import_checkpoint.py mae_primus_m --source https://host/checkpoint_final.pth --token_order straight
+  python tools/import_checkpoint.py mae_resenc_l --source nnUNet_results/Dataset001_X/nnUNetTrainer__...__3d_fullres
   python tools/import_checkpoint.py --list                                  # public checkpoints that are known
 
 It writes models/pretrained_encoder.pt of the bundle, which its train config reads, and pretrained_encoder.json beside
 it: where the weights come from and what became of each tensor. An earlier file there is kept under another name.
 Without network access, put checkpoint_final.pth into bundles/<bundle>/models/openmind/ and run the first command.
+A folder of models that nnU-Net trained (a residual encoder U-Net that halves all axes alike) becomes models/model.pt,
+or one for each fold, with a model.json by which inference.yaml predicts as nnU-Net does.
 
 What pre-trained it, and under which licence, is what the file, the list, its model card or you say (--method,
 --licence, --citation), else unknown, and the receipt says so; the order of the tokens of Primus is never assumed.

@@ -20,12 +20,12 @@ from tqdm import tqdm
 
 from ..data.storing.stored import StoredVolume
 from ..errors import SettingsError, WeightsError, on_interruption
-from ..files import read_record, sha256, write_record
+from ..files import is_as_recorded, read_record, sha256, write_record
 from ..ownership import hold, release, set_apart
 from ..paths import as_path
 from ..recipes import changes
 from ..sharding import joined, share
-from ..weights.files import checked_sha256, read_checkpoint, write_checkpoint
+from ..weights.files import read_checkpoint, write_checkpoint
 from ..weights.transfer import keep_previous
 from ..weights.tuning import merged_state_dict
 from .progress import ON_TRAINING, Progress
@@ -388,11 +388,7 @@ class PretrainingCheckpoint(_Resumable):
     def _encoder_is_whole(self, epochs: int) -> bool:
         """Return whether the encoder of so many epochs is there as it was written."""
         file = self.folder / _ENCODER
-        try:
-            checked_sha256(file)
-            return read_record(file.with_suffix(".json"), error=WeightsError).get("epochs") == epochs
-        except (OSError, WeightsError):
-            return False
+        return is_as_recorded(file) and read_record(file.with_suffix(".json")).get("epochs") == epochs
 
     def _save(self, engine: Engine) -> None:
         self._check_loss(engine)

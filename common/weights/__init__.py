@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .export import adaptation_plan, export_checkpoint, export_safetensors
     from .files import read_checkpoint, write_checkpoint
     from .inspection import inspect
+    from .nnunet import ModelFolder, export_model_folder, import_model, is_model_folder, read_model_folder
     from .origins import Known, Told
     from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
     from .receipt import Receipt
@@ -32,18 +33,22 @@ __all__ = [
     "Cell",
     "ImportedWeights",
     "Known",
+    "ModelFolder",
     "Receipt",
     "Told",
     "adaptation_plan",
     "differences",
     "export_checkpoint",
+    "export_model_folder",
     "export_network_weights",
     "export_safetensors",
     "fetch",
     "fine_tuning_network",
     "import_checkpoint",
+    "import_model",
     "import_network_weights",
     "inspect",
+    "is_model_folder",
     "keep_previous",
     "load_imported",
     "memory_note",
@@ -51,6 +56,7 @@ __all__ = [
     "model_digests",
     "prepare_tuning",
     "read_checkpoint",
+    "read_model_folder",
     "read_reference",
     "sha256",
     "trained_network",

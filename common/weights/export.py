@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,9 @@ from .receipt import Receipt
 from .reference import PLAN_FILE
 from .transfer import keep_previous, origin_receipt
 
-__all__ = ["adaptation_plan", "export_checkpoint", "export_safetensors"]
+__all__ = ["IMPORTED", "adaptation_plan", "export_checkpoint", "export_safetensors", "resenc_arguments"]
 
+IMPORTED = ("conv_op", "norm_op", "dropout_op", "nonlin")  # arguments of a residual U-Net that are names of classes
 _PRIMUS_NAMES = {(396, 12): "PrimusS", (792, 12): "PrimusB", (864, 16): "PrimusM", (1056, 24): "PrimusL"}
 
 
@@ -56,9 +57,7 @@ def adaptation_plan(cell: Cell, weights: Mapping[str, Tensor], receipt: Receipt)
         "architecture_plans": {
             "arch_class_name": architecture,
             "arch_kwargs": arguments,
-            "arch_kwargs_requiring_import": (
-                ["conv_op", "norm_op", "dropout_op", "nonlin"] if architecture == "ResidualEncoderUNet" else None
-            ),
+            "arch_kwargs_requiring_import": list(IMPORTED) if architecture == "ResidualEncoderUNet" else None,
         },
         "pretrain_plan": {
             "dataset_name": "Dataset745_OpenMind" if receipt.revision else "unknown",
@@ -116,14 +115,24 @@ def _resenc(weights: Mapping[str, Tensor]) -> tuple[str, dict[str, Any] | None]:
             blocks[stage] = max(blocks.get(stage, 0), int(match[2]) + 1)
     if [*features.values()] == [32, 64, 128, 256, 320, 320] and [*blocks.values()] == [1, 3, 4, 6, 6, 6]:
         return "ResEncL", None
+    return "ResidualEncoderUNet", resenc_arguments([*features.values()], [*blocks.values()])
+
+
+def resenc_arguments(features: Sequence[int], blocks: Sequence[int]) -> dict[str, Any]:
+    """Return the arguments with which the reference builds a residual U-Net like those of this collection.
+
+    Args:
+        features: channels of each stage.
+        blocks: residual blocks of each stage.
+    """
     stages = len(features)
-    return "ResidualEncoderUNet", {
+    return {
         "n_stages": stages,
-        "features_per_stage": [*features.values()],
+        "features_per_stage": list(features),
         "conv_op": "torch.nn.modules.conv.Conv3d",
         "kernel_sizes": [[3, 3, 3]] * stages,
         "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)],
-        "n_blocks_per_stage": [*blocks.values()],
+        "n_blocks_per_stage": list(blocks),
         "n_conv_per_stage_decoder": [1] * (stages - 1),
         "conv_bias": True,
         "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",

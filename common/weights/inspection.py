@@ -96,8 +96,9 @@ def _network(content: dict[str, Any], path: Path) -> tuple[dict[str, Tensor], st
     try:
         network = network_of(content, path)
         named, _ = unwrapped(network, path)
-    except WeightsError:  # no network, or several
-        return network, FOREIGN
+    except WeightsError as error:
+        several = str(error).removeprefix(f"{path} ")
+        return network, several if "several" in several else FOREIGN
     return network, REFERENCE if any(network_name(name)[0] == "backbone" for name in named) else FOREIGN
 
 

@@ -240,7 +240,7 @@ def import_network_weights(
         part, name = network_name(key)
         head = re.search(r"decoder\.seg_layers\.(\d+)\.", key)
         if head and part == "backbone" and int(head[1]) != max(heads):
-            part, name = "unused", "deep-supervision head that was never used"
+            part, name = "unused", "deep-supervision head; that of the last level is taken"
         if part == "unused":
             imported.unused[key] = name
             continue

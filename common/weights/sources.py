@@ -171,7 +171,7 @@ def _from_hub(repository: str, revision: str, name: str, *, bring_to: Path | Non
     blob = path.resolve().name  # where a repository keeps large files, the hub names them by their SHA-256
     if re.fullmatch("[0-9a-f]{64}", blob) and sha256(path) != blob:
         raise WeightsError(f"{path} is not what {repository} has (sha256 {blob[:12]}...); remove it and run this again")
-    commit = path.parent.name if re.fullmatch("[0-9a-f]{40}", path.parent.name) else None
+    commit = next((part for part in path.parts if re.fullmatch("[0-9a-f]{40}", part)), None)  # a file may lie deeper
     folder = name.rpartition("/")[0]
     plan = _also(
         repository, f"{folder}/{PLAN_FILE}".lstrip("/"), commit or revision, "the one in the checkpoint is used"

@@ -22,6 +22,7 @@ from common.handlers import FineTuningCheckpoint
 from common.weights import read_checkpoint, write_checkpoint
 
 from ..conftest import ROOT, blobs, run, write_volume
+from .conftest import Killed
 
 PAIR = ["mae_primus_m", "mae_resenc_l"]
 SIZES: dict[str, dict[str, Any]] = {
@@ -159,22 +160,11 @@ def test_a_bad_case_is_told_and_the_others_are_predicted(
 
 
 @pytest.mark.parametrize("bundle", PAIR)
-def test_a_cut_run_goes_on_to_the_same_bits(
-    bundle: str, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cut_run_goes_on_to_the_same_bits(bundle: str, cohort: Path, tmp_path: Path, killed: Killed) -> None:
     options = {"epochs": 4, "accumulation_steps": 2, "tuning": "full", "warmup_epochs": 1}
     whole = train(bundle, cohort, tmp_path / "whole", **options)
-    save = FineTuningCheckpoint._save
-
-    def save_and_stop(self: FineTuningCheckpoint, engine: Any) -> None:
-        save(self, engine)
-        if engine.state.epoch == 2:
-            raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
-        with pytest.raises(RuntimeError, match="Failed to evaluate"):
-            train(bundle, cohort, tmp_path / "cut", **options)
+    with killed(FineTuningCheckpoint, 2):
+        train(bundle, cohort, tmp_path / "cut", **options)
     assert not (tmp_path / "cut" / "models" / "classifier.pt").exists()
     resumed = train(bundle, cohort, tmp_path / "cut", **options)
     assert [record["epoch"] for record in resumed] == [1, 2, 3, 4]
@@ -315,18 +305,10 @@ def test_earlier_classifiers_are_kept(cohort: Path, tmp_path: Path) -> None:
 
 
 def test_a_changed_table_is_another_run(
-    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cohort: Path, tmp_path: Path, killed: Killed, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    save = FineTuningCheckpoint._save
-
-    def save_and_stop(self: FineTuningCheckpoint, engine: Any) -> None:
-        save(self, engine)
-        raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
-        with pytest.raises(RuntimeError, match="Failed to evaluate"):
-            train("mae_primus_m", cohort, tmp_path, fold=0)
+    with killed(FineTuningCheckpoint):
+        train("mae_primus_m", cohort, tmp_path, fold=0)
     text = (cohort / "table.csv").read_text().replace("c02,ill", "c02,well")
     (tmp_path / "table.csv").write_text(text)
     with pytest.raises(RuntimeError) as refused:

@@ -23,6 +23,7 @@ from common.handlers import FineTuningCheckpoint, FineTuningPhases
 from common.weights import read_checkpoint, write_checkpoint
 
 from ..conftest import NETWORK, ROOT, WHOLE_CHAIN, blobs, write_volume
+from .conftest import Killed
 
 RESENC, PRIMUS = "mae_resenc_l", "mae_primus_m"
 
@@ -88,7 +89,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     ],
 )
 def test_a_run_that_is_cut_in_any_phase_resumes_exactly(
-    bundle: str, settings: dict[str, Any], labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: str, settings: dict[str, Any], labelled: Path, tmp_path: Path, killed: Killed
 ) -> None:
     encoder(bundle, tmp_path)
     whole = train(bundle, labelled, tmp_path / "whole", **settings)
@@ -96,19 +97,10 @@ def test_a_run_that_is_cut_in_any_phase_resumes_exactly(
     assert not (tmp_path / "whole" / "models" / "finetuning_state.pt").exists(), "a complete run needs no state"
     again = train(bundle, labelled, tmp_path / "again", **settings)
     assert_same(whole, again)
-    save = FineTuningCheckpoint._save
     for last in (1, 2, 3, 4) if settings["schedule"] == "sawtooth" else (2,):
-
-        def save_and_stop(self: FineTuningCheckpoint, engine: Any, last: int = last) -> None:
-            save(self, engine)
-            if engine.state.epoch == last:
-                raise RuntimeError("killed")
-
         folder = tmp_path / f"cut_{last}"
-        with monkeypatch.context() as patch:
-            patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
-            with pytest.raises(RuntimeError, match="Failed to evaluate"):  # what MONAI makes of any error in a run
-                train(bundle, labelled, folder, **settings)
+        with killed(FineTuningCheckpoint, last):
+            train(bundle, labelled, folder, **settings)
         assert read_checkpoint(folder / "models" / "finetuning_state.pt")["epoch"] == last
         assert_same(whole, train(bundle, labelled, folder, **settings))
         resumed = json.loads((folder / "out" / "history.json").read_text())
@@ -180,7 +172,7 @@ def test_a_frozen_encoder_has_no_share_in_the_clip_and_an_adapted_input_learns()
 
 
 def test_another_run_in_the_same_folder_overwrites_nothing(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    labelled: Path, tmp_path: Path, killed: Killed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     encoder(RESENC, tmp_path)
     folder, models = tmp_path / "run", tmp_path / "run" / "models"
@@ -188,16 +180,8 @@ def test_another_run_in_the_same_folder_overwrites_nothing(
     train(RESENC, labelled, folder, seed=1)
     best = read_checkpoint(models / "model_previous.pt")
     assert best.keys() == one.keys()
-    save = FineTuningCheckpoint._save
-
-    def save_and_stop(self: FineTuningCheckpoint, engine: Any) -> None:
-        save(self, engine)
-        raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
-        with pytest.raises(RuntimeError, match="Failed to evaluate"):
-            train(RESENC, labelled, folder, seed=2)
+    with killed(FineTuningCheckpoint):
+        train(RESENC, labelled, folder, seed=2)
     refused(r"other settings \(seed 2 -> 3\)", RESENC, labelled, folder, seed=3)
     capsys.readouterr()
     train(RESENC, labelled, folder, seed=3, resume=False)
@@ -216,22 +200,12 @@ def refused(why: str, bundle: str, data: Path, folder: Path, **settings: Any) ->
     assert "continue it with those, or start again with --resume false, which keeps it aside" in told
 
 
-def test_whatever_changes_the_mathematics_is_another_run(
-    labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_whatever_changes_the_mathematics_is_another_run(labelled: Path, tmp_path: Path, killed: Killed) -> None:
     """A cut run goes on with its own encoder and recipe only, wherever in the config a change is made."""
     file = encoder(RESENC, tmp_path)
     folder = tmp_path / "run"
-    save = FineTuningCheckpoint._save
-
-    def save_and_stop(self: FineTuningCheckpoint, engine: Any) -> None:
-        save(self, engine)
-        raise RuntimeError("killed")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FineTuningCheckpoint, "_save", save_and_stop)
-        with pytest.raises(RuntimeError, match="Failed to evaluate"):
-            train(RESENC, labelled, folder)
+    with killed(FineTuningCheckpoint):
+        train(RESENC, labelled, folder)
     state = (folder / "models" / "finetuning_state.pt").read_bytes()
     for name, value, where in (
         ("weight_decay", 0.5, r"optimizer\.weight_decay 3e-05 -> 0\.5"),

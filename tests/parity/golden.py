@@ -140,12 +140,15 @@ def _expected(golden: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in expected.items() if not key.endswith(suffixes)} | corrected
 
 
-def compare(golden: dict[str, Any], *, token_order: str | None = None) -> dict[str, tuple[float, float]]:
+def compare(
+    golden: dict[str, Any], *, token_order: str | None = None, gradients: bool = True
+) -> dict[str, tuple[float, float]]:
     """Run a cell on what was recorded.
 
     Args:
         golden: a recording.
         token_order: how to read Primus' tokens; that of the published cell unless given.
+        gradients: whether to compare these too, which take most of the time.
 
     Returns:
         for each recorded number its error, relative as the tolerances are, and the tolerance.
@@ -163,10 +166,9 @@ def compare(golden: dict[str, Any], *, token_order: str | None = None) -> dict[s
     grid = [side // 8 for side in golden["input"]["spatial"]]
     load_imported(method, import_network_weights(synthetic_weights(golden), token_order=order, grid=grid))
     batch = _batch(golden)
-    pred = method.eval()(batch)
-    loss = loss_function(pred, batch)
-    loss.backward()
-
+    with torch.set_grad_enabled(gradients):
+        pred = method.eval()(batch)
+        loss = loss_function(pred, batch)
     expected = _expected(golden)
     errors = {"loss": (abs(float(loss.detach()) / expected["loss"] - 1), LOSS)}
     for key, name in _TERMS.items():
@@ -180,6 +182,9 @@ def compare(golden: dict[str, Any], *, token_order: str | None = None) -> dict[s
             else:
                 output = pred[{"embeddings": "embedding"}.get(key, _OUTPUTS.get(key, key))]
             errors[key] = (_output_error(output, recorded), OUTPUT)
+    if not gradients:
+        return errors
+    loss.backward()
     tolerance = GRADIENT_OF_HEADS_ON_SINGLE_VOXELS if cell == "swinunetr_resenc_l" else GRADIENT
     norms = {name: parameter.grad.norm() for name, parameter in method.named_parameters() if parameter.grad is not None}
     total = float(torch.stack(list(norms.values())).norm())

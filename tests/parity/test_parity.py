@@ -9,17 +9,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import torch
 
 from ..starts import python
 from . import golden
 
 CELLS = sorted(path.stem for path in Path(__file__).parent.glob("*.json"))
-
-
-@pytest.fixture(autouse=True)
-def _two_threads(_threads: None) -> None:
-    torch.set_num_threads(2)  # networks of full size
 
 
 def test_there_is_a_recording_of_every_published_cell() -> None:
@@ -37,12 +31,12 @@ def test_a_cell_equals_the_reference(cell: str) -> None:
 
 def test_a_checkpoint_taken_without_its_token_order_is_caught() -> None:
     """The conversion matters: the same weights read as if trained in straight order miss what was recorded."""
-    errors = golden.compare(golden.read("simclr_primus_m"), token_order="straight")
+    errors = golden.compare(golden.read("simclr_primus_m"), token_order="straight", gradients=False)
     assert errors["embeddings"][0] > 10 * errors["embeddings"][1]
 
 
 def test_the_command_takes_any_recording_and_fails_on_a_miss(tmp_path: Path) -> None:
-    recording = golden.read("simclr_resenc_l")
+    recording = golden.read("models_genesis_resenc_l")
     wrong = copy.deepcopy(recording)
     wrong["expected"]["loss"] *= 1.01
     files = [tmp_path / "good.json", tmp_path / "wrong.json"]
@@ -55,7 +49,7 @@ def test_the_command_takes_any_recording_and_fails_on_a_miss(tmp_path: Path) -> 
         text=True,
     )
     good, missed = result.stdout.splitlines()
-    assert good.startswith("simclr_resenc_l")
+    assert good.startswith("models_genesis_resenc_l")
     assert " ok " in good
     assert "MISS" in missed
     assert "1.0e-02 of 1e-04 allowed (loss)" in missed or "9.9e-03 of 1e-04 allowed (loss)" in missed

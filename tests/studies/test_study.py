@@ -578,16 +578,7 @@ def test_classification_is_studied_too_and_what_a_table_says_is_no_command(tmp_p
     study_py("report", tmp_path / "study.yaml")
     with open(tmp_path / "study" / "report" / "cases.csv", newline="", encoding="utf-8") as stream:
         assert {row["class"] for row in csv.DictReader(stream)} == {yes, f"'{no}", ""}
-    again = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        str(file.parent / "train.json"),
-    ]
+    again = [python(), "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(file.parent / "train.json")]
     places = ["--ckpt_dir", str(tmp_path / "again"), "--output_dir", str(tmp_path / "again")]
     subprocess.run([*again, *places], cwd=ROOT, check=True, capture_output=True, timeout=300)
     about = json.loads((tmp_path / "again" / "classifier.json").read_text("utf-8"))

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.errors import DataError, WeightsError
-from common.files import read_record, sha256, write_record
+from common.files import is_as_recorded, read_record, sha256, write_record
 from common.networks import ResEncUNet
 from common.weights import read_checkpoint, write_checkpoint
 from common.weights.files import read_metadata, write_safetensors
@@ -122,6 +122,20 @@ def test_another_whole_file_is_not_taken_for_the_one_that_the_json_is_about(tmp_
     write_checkpoint(unet().state_dict(), path)
     with pytest.raises(WeightsError, match="is not the file"):
         fine_tuning_network(unet(), pretrained=str(path), settings={})
+
+
+def test_a_file_is_whole_if_the_record_beside_it_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.pt"
+    assert not is_as_recorded(path)
+    path.write_bytes(b"whole")
+    assert not is_as_recorded(path), "nothing is said of it"
+    write_record({"sha256": sha256(path)}, path.with_suffix(".json"))
+    assert is_as_recorded(path)
+    path.write_bytes(b"whol")
+    assert not is_as_recorded(path)
+    path.write_bytes(b"whole")
+    path.with_suffix(".json").write_text("{")
+    assert not is_as_recorded(path)
 
 
 def test_a_record_that_was_changed_is_told_from_one_of_before_there_were_checksums(tmp_path: Path) -> None:

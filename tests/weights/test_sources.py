@@ -103,7 +103,8 @@ from common.weights.sources import fetch
 try:
     found = fetch(sys.argv[1], folder=sys.argv[2], local=sys.argv[3], allow_http=len(sys.argv) > 4)
     print(json.dumps({"path": str(found.path), "revision": found.revision, "source": found.source,
-                      "plan": str(found.plan_file), "repository": found.repository}))
+                      "plan": str(found.plan_file), "repository": found.repository, "card": str(found.card),
+                      "name": found.name}))
 except WeightsError as error:
     print(json.dumps({"error": str(error)}))
 """
@@ -152,6 +153,21 @@ def test_without_network_a_sentence_says_which_file_to_bring(offline: str, tmp_p
     place.write_bytes(b"brought")
     here = fetch(url, folder=tmp_path, local=place)
     assert (here.path, here.repository) == (place, "AnonRes/ResEncL-OpenMind-MAE")
+
+
+def test_a_file_deep_in_a_repository_comes_with_its_plan_and_card(hub: Hub, tmp_path: Path) -> None:
+    hub.files = {
+        "Team_ResEncL.pth": b"weights",
+        "adaptation_plan.json": b"{}",
+        "README.md": b"---\nlicense: mit\n---\n",
+    }
+    place = "MIC-DKFZ/SSL3D-checkpoints/resolve/main/ResEnc-L/Team/Team_ResEncL.pth"
+    found, _ = fetched(f"https://huggingface.co/{place}", hub.address, tmp_path)
+    assert Path(found["path"]).read_bytes() == b"weights"
+    assert found["revision"] == COMMIT
+    assert (found["repository"], found["name"]) == ("MIC-DKFZ/SSL3D-checkpoints", "ResEnc-L/Team/Team_ResEncL.pth")
+    assert Path(found["plan"]).parent == Path(found["path"]).parent, "the plan lies beside its file"
+    assert Path(found["card"]).read_bytes() == hub.files["README.md"]
 
 
 def test_a_repository_that_is_not_there_is_named(hub: Hub, tmp_path: Path) -> None:

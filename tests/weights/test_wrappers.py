@@ -143,4 +143,5 @@ def test_two_encoders_in_a_file_are_taken_only_if_they_are_one(tmp_path: Path) -
         torch.save(content, path)
         with pytest.raises(WeightsError, match=r"holds several encoders .*'student\.?', 'teacher\.?'; .*save the one"):
             import_checkpoint(path, cell, output=tmp_path / "none.pt")
+        assert "holds several encoders" in "\n".join(inspect(path))
     assert not (tmp_path / "none.pt").exists()

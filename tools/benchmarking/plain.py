@@ -424,8 +424,7 @@ def distort(crop: np.ndarray, draw: GenesisDraw, rng: np.random.Generator) -> np
     size = np.array(crop.shape)
     for _ in range(len(draw.shuffled)):
         sides = rng.integers(1, size // 10 + 1)
-        low = rng.integers(0, size - sides + 1)
-        box = tuple(slice(a, a + n) for a, n in zip(low, sides, strict=True))
+        box = _box(rng.integers(0, size - sides + 1), sides)
         window = crop[box].flatten()
         rng.shuffle(window)
         image[box] = window.reshape(sides)
@@ -435,11 +434,13 @@ def distort(crop: np.ndarray, draw: GenesisDraw, rng: np.random.Generator) -> np
         before, after = draw.curve.T @ bernstein
         image = np.interp(image, before, after)
     for low, sides in draw.inpainted:
-        box = tuple(slice(a, a + n) for a, n in zip(low, sides, strict=True))
-        image[box] = rng.random(sides)
+        image[_box(low, sides)] = rng.random(sides)
     if len(draw.kept):
         whole, image = image, rng.random(crop.shape)
-        for low, sides in draw.kept:
-            box = tuple(slice(a, a + n) for a, n in zip(low, sides, strict=True))
+        for box in (_box(low, sides) for low, sides in draw.kept):
             image[box] = whole[box]
     return image.astype(np.float32)
+
+
+def _box(low: np.ndarray, sides: np.ndarray) -> tuple[slice, ...]:
+    return tuple(slice(a, a + n) for a, n in zip(low, sides, strict=True))

@@ -40,6 +40,7 @@ def check(settings: Check) -> None:
     }
     if settings.all:
         steps["label"] = [*python, "pytest", "-q", "-m", "label", "tests/ecosystem"]
+        steps["nnunet"] = [*python, "tests.weights.nnunet.record"]
     results: list[tuple[str, bool, float]] = []
     quick = {"configs": configs_are_good, "locks": _locks_are_fresh}
     for name in (*quick, *steps):

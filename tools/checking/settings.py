@@ -15,6 +15,6 @@ class Check:
     fast: bool = False
     """Leave out the tests that run whole bundles."""
     all: bool = False
-    """Run the slow tests and those of a MONAI Label server too."""
+    """Run the slow tests, those of a MONAI Label server, and nnU-Net itself on what is exported for it too."""
     fix: bool = False
     """Let ruff mend format and lint first."""

@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Write a bundle's weights as a checkpoint for the reference's downstream code, or as safetensors."""
+"""Write a bundle's weights for the reference's downstream code, as safetensors, or as a model for nnU-Net."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from common.weights import export_safetensors
 
 from ..commanding.environment import ROOT
 from .cells import bundle_cell
+from .models import export_model
 from .settings import ExportCheckpoint
 
 __all__ = ["export_checkpoint"]
@@ -20,6 +21,9 @@ _WRITERS = {
 
 def export_checkpoint(settings: ExportCheckpoint) -> None:
     """Export weights."""
+    if settings.format == "nnunet":
+        export_model(settings)
+        return
     cell, _ = bundle_cell(settings.bundle, settings.settings)
     models = ROOT / "bundles" / settings.bundle / "models"
     write, name, beside = _WRITERS[settings.format]

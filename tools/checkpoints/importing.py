@@ -7,7 +7,7 @@ from pathlib import Path
 
 from common.errors import SettingsError, WeightsError
 from common.files import sha256
-from common.weights import Told, fetch, write_imported_state
+from common.weights import Told, fetch, is_model_folder, write_imported_state
 from common.weights import import_checkpoint as import_file
 from common.weights.receipt import CAVEAT
 from common.weights.sources import Fetched
@@ -15,19 +15,23 @@ from common.weights.sources import Fetched
 from ..commanding.environment import ROOT
 from . import catalogue
 from .cells import bundle_cell, published_file, record_digest
+from .models import import_models
 from .settings import ImportCheckpoint
 
 __all__ = ["import_checkpoint"]
 
 
 def import_checkpoint(settings: ImportCheckpoint) -> None:
-    """Import a checkpoint, or say which are known."""
+    """Import a checkpoint or the models of a folder of nnU-Net, or say which checkpoints are known."""
     if settings.list or settings.bundle is None:
         print("\n".join(catalogue.table(settings.bundle)))
         print(
             "import one: python tools/import_checkpoint.py BUNDLE --source REPOSITORY (checkpoint_final.pth), or its "
             "address, https://huggingface.co/REPOSITORY/resolve/main/FILE"
         )
+        return
+    if settings.source is not None and is_model_folder(settings.source):
+        import_models(settings, settings.bundle)
         return
     bundle = settings.bundle
     cell, method = bundle_cell(bundle, settings.settings, with_method=settings.resume)
@@ -85,7 +89,8 @@ def _told(
     settings: ImportCheckpoint, found: Fetched, published: tuple[str, Path, str | None] | None
 ) -> tuple[Told, bool]:
     """Return what is known of a file besides what it holds, and whether it is the bundle's published one."""
-    known, by = catalogue.by_repository(found.repository, found.name) if found.repository else None, "its repository"
+    known = catalogue.by_repository(found.repository, found.name) if found.repository else None
+    by = "its repository" if found.revision else "the place where it lies"
     if known is None:
         known, by = catalogue.by_digest(sha256(found.path)), "its digest"
     # the published file, however it is named; another revision is another file

@@ -21,7 +21,8 @@ class ImportCheckpoint:
     bundle: Bundle | None = None
     """What to import for."""
     source: str | None = None
-    """File, folder, address, or repository of the hub; the bundle's published one unless given."""
+    """File, folder, address, or repository of the hub; the bundle's published one unless given. A folder of models of
+    nnU-Net, with plans.json and dataset.json, becomes models/model.pt."""
     list: bool = False
     """Only say which public checkpoints are known; with a bundle, those of its backbone."""
     output: Path | None = None
@@ -61,11 +62,14 @@ class ExportCheckpoint:
     bundle: Bundle
     """Whose weights."""
     source: Existing | None = None
-    """Encoder file or pre-training state; default models/pretrained_encoder.pt of the bundle."""
+    """Encoder file or pre-training state, default models/pretrained_encoder.pt of the bundle; for nnunet a fine-tuned
+    model, default models/model.pt."""
     output: Path | None = None
-    """File to write; default models/exported/checkpoint_final.pth or pretrained_encoder.safetensors."""
-    format: Literal["checkpoint", "safetensors"] = "checkpoint"
-    """Names of the reference in a checkpoint, or those of this project as safetensors."""
+    """File to write, default models/exported/checkpoint_final.pth or pretrained_encoder.safetensors; for nnunet a
+    folder, default models/exported/nnunet."""
+    format: Literal["checkpoint", "safetensors", "nnunet"] = "checkpoint"
+    """Names of the reference in a checkpoint; those of this project as safetensors; or a segmentation as a folder that
+    nnU-Net predicts with."""
     settings: Rests = field(default_factory=dict)
     """Of the pretrain config, for a network of another size (--embed_dim, --features_per_stage, ...)."""
 

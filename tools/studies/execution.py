@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from common.data.cases import Case, case_name, images_of
 from common.errors import SettingsError, sentence
-from common.files import sha256, write_json, write_record
+from common.files import is_as_recorded, sha256, write_json, write_record
 from common.literals import as_data
 from common.paths import output_file
 from common.tables import read_table
@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 RESULT, FAILED = "result.json", "failed.json"
-_LOG, _STATE = "log.txt", "pretraining_state.pt"
+_LOG, _STATE, _ENCODER = "log.txt", "pretraining_state.pt", "pretrained_encoder.pt"
 _SCORES = ("dice", "nsd", "hd95_mm")
 
 
@@ -189,7 +189,7 @@ def do(study: Study, piece: str) -> str:
     try:
         with FileLock(folder / ".lock", timeout=0):
             check_same(folder, about)
-            if state(folder) == "finished" and (kind != "pretraining" or _encoder_is_whole(folder)):
+            if state(folder) == "finished" and (kind != "pretraining" or is_as_recorded(folder / _ENCODER)):
                 (folder / _STATE).unlink(missing_ok=True)  # of a process that was killed just before that
                 return "finished"
             (folder / FAILED).unlink(missing_ok=True)
@@ -318,13 +318,6 @@ def _digest_of(arm: Arm) -> str | None:
     return _DIGESTS[key]
 
 
-def _encoder_is_whole(folder: Path) -> bool:
-    """Return whether the encoder of a pre-training is there as it was written."""
-    file = folder / "pretrained_encoder.pt"
-    about = read_json(file.with_suffix(".json"))
-    return isinstance(about, dict) and file.is_file() and about.get("sha256") == sha256(file)
-
-
 def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     """Pre-train on the training images of a fold."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
@@ -352,7 +345,7 @@ def starting_weights(study: Study, run: Run) -> dict[str, Any]:
     own = pretraining_of(study, run)
     file = "" if arm.weights == SCRATCH else arm.weights
     if own:
-        file = str(study.folder / "pretraining" / own / "pretrained_encoder.pt")
+        file = str(study.folder / "pretraining" / own / _ENCODER)
     return {"from_scratch": arm.weights == SCRATCH, "pretrained": file}
 
 
