@@ -138,7 +138,8 @@ def test_the_server_ends_with_the_tests() -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_no_folder_is_left_where_a_whole_group_is_told_to_end(ending: signal.Signals) -> None:
-    program = "from tests.starts import python; import time; print(python(), flush=True); time.sleep(600)"
+    program = f"import signal, time; signal.signal({ending}, signal.SIG_DFL)"  # which may be ignored where tests run
+    program += "; from tests.starts import python; print(python(), flush=True); time.sleep(600)"
     command, quiet = [sys.executable, "-c", program], subprocess.DEVNULL
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=quiet, text=True, start_new_session=True) as job:
         assert job.stdout is not None
