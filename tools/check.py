@@ -3,7 +3,7 @@
 if any failed.
 
   python tools/check.py           # what CI runs
-  python tools/check.py --fast    # without the tests that run whole bundles
+  python tools/check.py --fast    # without the tests that run whole bundles and studies
   python tools/check.py --all     # with the slow tests, those of a MONAI Label server, and nnU-Net itself
   python tools/check.py --fix     # let ruff mend what it can first
 

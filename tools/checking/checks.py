@@ -16,6 +16,10 @@ from .settings import Check
 __all__ = ["check"]
 
 _MOST_WORKERS = 8  # each holds a gigabyte or more
+_LONG = (  # train, or have networks of full size
+    *("tests/bundles", "tests/ecosystem", "tests/parity", "tests/studies"),
+    *("tests/engines/test_precision.py", "tests/tools/test_probe.py"),
+)
 _APART = ("--dist", "loadscope", "--no-loadscope-reorder")  # a file's fixtures are made in one process
 
 
@@ -31,7 +35,7 @@ def check(settings: Check) -> None:
         subprocess.run([*python, "ruff", "format", "--quiet", "."])
         subprocess.run([*python, "ruff", "check", "--quiet", "--fix", "."])
     tests = ["-m", "not label" if settings.all else "not slow and not label"]
-    tests += ["--ignore", "tests/bundles/test_runs.py", "--ignore", "tests/ecosystem"] if settings.fast else []
+    tests += [f"--ignore={place}" for place in _LONG] if settings.fast else []
     steps: dict[str, list[str]] = {
         "format": [*python, "ruff", "format", "--check", "."],
         "lint": [*python, "ruff", "check", "."],

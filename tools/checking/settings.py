@@ -13,7 +13,7 @@ class Check:
     """What ``check`` is told."""
 
     fast: bool = False
-    """Leave out the tests that run whole bundles."""
+    """Leave out the tests that run whole bundles and studies, and networks of full size."""
     all: bool = False
     """Run the slow tests, those of a MONAI Label server, and nnU-Net itself on what is exported for it too."""
     fix: bool = False
