@@ -149,6 +149,14 @@ def test_every_fold_is_taken_but_all_of_them_at_once(tmp_path: Path, capsys: pyt
         taken(folder / "fold_all", tmp_path / "none" / "model.pt")
 
 
+def test_its_checkpoint_alone_is_an_encoder(tmp_path: Path) -> None:
+    file = exported(tmp_path) / "fold_0" / "checkpoint_final.pth"
+    output = tmp_path / "encoder.pt"
+    import_tool(filled(ImportCheckpoint, "mae_resenc_l", source=str(file), output=str(output), **NETWORK))
+    model, encoder = read_checkpoint(tmp_path / "model.pt"), read_checkpoint(output)
+    assert all(torch.equal(encoder[name], value) for name, value in model.items() if name.startswith("encoder."))
+
+
 def test_tasks_mean_the_same_to_nnunet(tmp_path: Path) -> None:
     regions = {"whole": [1, 2, 5], "core": [2]}
     labels = {"background": 0, "a": 1, "b": 2, "c": 5}
