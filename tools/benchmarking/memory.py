@@ -44,7 +44,7 @@ class StepMemory:
     phase: str
     """Forward, loss, backward or optimizer: when that was."""
     parts: tuple[tuple[str, int], ...]
-    """What it was made of, largest first: ``count x type[shape] operation`` and its bytes."""
+    """What it was made of, largest first: type, shape and operation, and the bytes of all that are alike."""
 
 
 class Held(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -138,7 +138,7 @@ def cell_step(
 
     Args:
         cell: name of the bundle.
-        workflow: ``pretrain``, ``train`` or ``train_classification``: which of its configs.
+        workflow: ``pretrain`` or ``train``: which of its configs.
         patch_size: side of the crops; crops of a larger region become fewer instead, as few as the method takes. None
             as published.
         batch_size: None as published.
@@ -159,7 +159,7 @@ def cell_step(
         for name in starts:  # some read what they have drawn, and here are no values
             stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
         network = config.get_parsed_content("network").train()
-    views = _views(config, cell.split("_")[0] if cell[:6] != "models" else "models", workflow)
+    views = _views(config, cell.split("_")[0], workflow)
     inputs, target = (views["image"], views["label"]) if workflow != "pretrain" else (views, views)
     optimizer = config.get_parsed_content("optimizer")
     return Step(network, config.get_parsed_content("loss"), optimizer, inputs, target, dtype)
@@ -177,8 +177,6 @@ def _views(config: ConfigParser, method: str, workflow: str) -> dict[str, Any]:
     image = torch.empty(batch, 1, *size)
     if workflow == "train":
         return {"image": image, "label": torch.empty(batch, 1, *size, dtype=torch.uint8)}
-    if workflow == "train_classification":
-        return {"image": image, "label": torch.empty(batch, dtype=torch.long)}
     if method in _SHARES:
         names = [name for name in ("block_size", "token_size") if name in config.config]
         grid = [side // config.get_parsed_content(names[0]) for side in size]
@@ -206,7 +204,7 @@ def step_memory(cell: str, workflow: str = "pretrain", *, composition: bool = Fa
 
     Args:
         cell: name of the bundle.
-        workflow: ``pretrain``, ``train`` or ``train_classification``.
+        workflow: ``pretrain`` or ``train``.
         composition: tell also what the worst moment is made of.
         how: size, batch, precision and settings, as :func:`cell_step` takes them.
     """
