@@ -18,6 +18,7 @@ __all__ = [
     "CHECKSUM",
     "checksum",
     "is_as_recorded",
+    "read_content",
     "read_record",
     "replace_file",
     "sha256",
@@ -69,6 +70,23 @@ def write_record(content: Mapping[str, Any], path: str | Path) -> None:
     write_json({**content, CHECKSUM: checksum(content)}, path)
 
 
+def read_content(path: str | Path, *, error: type[Exception] = DataError) -> Any:
+    """Return what a JSON file holds that was written here.
+
+    Args:
+        path: of the file.
+        error: what to raise.
+
+    Raises:
+        DataError: or ``error``, if it is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text("utf-8"))
+    except (ValueError, RecursionError) as wrong:
+        reason = str(wrong).split(": ")[0]
+        raise error(f"{path} is not the JSON that was written ({reason}); restore it or move it away") from wrong
+
+
 def read_record(path: str | Path, *, error: type[Exception] = DataError) -> dict[str, Any]:
     """Return what :func:`write_record` wrote; a record without a checksum, of before there were any, as it is.
 
@@ -79,13 +97,10 @@ def read_record(path: str | Path, *, error: type[Exception] = DataError) -> dict
     Raises:
         DataError: or ``error``, if the file is no JSON object, or its checksum is not that of what it holds.
     """
-    try:
-        content = json.loads(Path(path).read_text("utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError(f"it holds a {type(content).__name__}")
-    except ValueError as wrong:
-        reason = str(wrong).split(": ")[0]
-        raise error(f"{path} is not the JSON object that was written ({reason}); restore it or move it away") from wrong
+    content = read_content(path, error=error)
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise error(f"{path} is not the JSON that was written (it holds a {kind}); restore it or move it away")
     if content.pop(CHECKSUM, None) not in (None, checksum(content)):
         raise error(
             f"{path} is not as it was written: its checksum is that of something else. Restore it; if you changed it "

@@ -422,7 +422,7 @@ def test_a_setting_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
             trained_network(network, path, settings={name: value})
     trained_network(network, path, settings={"spacing_mm": [1.0, 1.0, 1.0], "channels": 4})  # the same; not recorded
     (tmp_path / "model.json").write_text("{")
-    with pytest.raises(WeightsError, match=r"model\.json is not the JSON object that was written"):
+    with pytest.raises(WeightsError, match=r"model\.json is not the JSON that was written"):
         trained_settings(path)
     assert trained_settings(str(tmp_path / "none.pt")) == {}
     with pytest.raises(WeightsError, match="names no file"):

@@ -159,9 +159,9 @@ def test_a_record_that_was_changed_is_told_from_one_of_before_there_were_checksu
     assert read_record(path)["settings"]["spacing_mm"] == [1.0, 0.25]
     for text in ("", "[1]", '{"a": 1', "\udcff"):
         path.write_text(text, "utf-8", errors="surrogateescape")
-        with pytest.raises(DataError, match=r"a\.json is not the JSON object that was written"):
+        with pytest.raises(DataError, match=r"a\.json is not the JSON that was written"):
             read_record(path)
-    with pytest.raises(KeyError, match="is not the JSON object"):
+    with pytest.raises(KeyError, match="is not the JSON that was written"):
         read_record(path, error=KeyError)
 
 

@@ -18,6 +18,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from common.errors import DataError, SettingsError
+from common.files import read_content
 from common.literals import as_data
 from common.settings import meant_values, unknown_settings
 from common.weights import write_checkpoint
@@ -77,7 +78,7 @@ def _config(bundle: Path, settings: Federated) -> dict[str, Any]:
     file = bundle / "configs" / f"{settings.workflow}.json"
     if not file.is_file():
         raise DataError(f"there is no {file}; give the folder of a bundle that tools/export_bundle.py wrote")
-    config: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    config: dict[str, Any] = read_content(file)
     if told := unknown_settings(settings.settings, config):
         raise SettingsError(told)
     if (config | settings.settings).get("tuning") == "lora":

@@ -22,6 +22,7 @@ from common.data import SegmentationTask, labelled_lists, pretraining_lists, usa
 from common.data.cases import Case, images_of, masks_of
 from common.data.identity import Origins, identity_of, same_images
 from common.errors import DataError, SettingsError
+from common.files import read_content
 from common.transforms import read_header, read_volume
 
 from ..commanding.environment import ROOT
@@ -95,7 +96,7 @@ class Chain:
 
 def _sizes(folder: Path) -> tuple[float, int, float]:
     """Return the entry of ``_SIZES`` for these volumes, whose crops then show much of them; reads headers only."""
-    lists = json.loads((folder / _LIST).read_text("utf-8"))
+    lists = read_content(folder / _LIST)
     sides = []
     for case in lists["training"][:20]:
         try:
@@ -188,7 +189,7 @@ def quickstart(settings: Quickstart) -> None:
         _place(folder, "store_dir", "store"),
     )
     if labels:
-        held_out = json.loads((folder / _LIST).read_text("utf-8"))["test"]
+        held_out = read_content(folder / _LIST)["test"]
         (folder / "test.json").write_text(json.dumps({"validation": held_out}), "utf-8")
         for name, extra in (("pre-trained", ""), ("from scratch", "--from_scratch true")):
             _fine_tune(chain, name, labels, recipe, datalist, f"--seed {settings.seed} --val_interval 2 {extra}")
@@ -216,7 +217,7 @@ def _claim(folder: Path, settings: Quickstart) -> None:
     asked: dict[str, Any] = {"bundle": settings.bundle, "data": data, "seed": settings.seed, "scale": settings.scale}
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / "settings.json"
-    if any(folder.iterdir()) and (not marker.exists() or json.loads(marker.read_text()) != asked):
+    if any(folder.iterdir()) and (not marker.exists() or read_content(marker) != asked):
         raise SettingsError(f"{folder} holds something else already; empty it or give another --output")
     marker.write_text(json.dumps(asked))
 
@@ -229,7 +230,7 @@ def _data(settings: Quickstart, folder: Path) -> tuple[dict[str, str], list[str]
     described = folder / "parts.json"
     if not described.exists():
         described.write_text(json.dumps(write_template_data(folder, seed=settings.seed)), "utf-8")
-    return json.loads(described.read_text("utf-8")), LABELS
+    return read_content(described), LABELS
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import base64
 import html
 import importlib.metadata
 import io
-import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import numpy as np
 
 from common.drawing import canonical_voxels, draw_planes
 from common.figures import Figure, plt
+from common.files import read_content
 from common.transforms import without_ending
 
 __all__ = ["Start", "threshold_baseline", "write_report"]
@@ -70,7 +70,7 @@ def _image(content: bytes, alt: str) -> str:
 
 def _history(folder: Path) -> list[dict[str, float]]:
     path = folder / "history.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
+    return read_content(path) if path.exists() else []
 
 
 def _curves(folder: Path, labelled: bool) -> str:
@@ -147,7 +147,7 @@ def threshold_baseline(
 
 
 def _scores(folder: Path, where: str) -> dict[str, float]:
-    summary = json.loads((folder / where / "scores.json").read_text("utf-8"))["summary"]["all"]
+    summary = read_content(folder / where / "scores.json")["summary"]["all"]
     scored = {**summary["classes"], "mean": summary["mean"]}
     return {
         name: float("nan" if scores["dice"]["mean"] is None else scores["dice"]["mean"])
@@ -237,7 +237,7 @@ def _about_data(start: Start) -> list[str]:
 
 def _of_labels(folder: Path, start: Start) -> list[str]:
     """Return the table of scores, which is printed too, and predictions to look at."""
-    lists = json.loads((folder / "datalist.json").read_text("utf-8"))
+    lists = read_content(folder / "datalist.json")
     classes = list(start.labels[1:])
     rows: dict[str, list[float]] = {}
     if start.template:

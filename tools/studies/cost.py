@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from common.data.cases import case_name, images_of
 from common.errors import SettingsError
-from common.files import write_json
+from common.files import read_content, write_json
 
 from ..commanding.environment import ROOT
 from .definition import PRETRAINING, Arm, DataSet, Run, Study, bundle_config, digest
@@ -182,7 +182,7 @@ def _timed(function: Any) -> float:
 
 
 def _epochs(folder: Path) -> list[float]:
-    return [float(epoch["seconds"]) for epoch in json.loads((folder / "train" / "history.json").read_text("utf-8"))]
+    return [float(epoch["seconds"]) for epoch in read_content(folder / "train" / "history.json")]
 
 
 def _size(folder: Path) -> int:
@@ -221,10 +221,10 @@ def _measured(
             raise SettingsError(
                 f"{config} of {run.arm} on {run.data_set} fails: {last[0].removeprefix('Stopped: ')}; see {log}"
             )
-        found = json.loads(file.read_text("utf-8"))
+        found = read_content(file)
         found["process"] = time.monotonic() - began
         write_json({**found, "kind": kind, "machine": here}, file)
-    found = json.loads(file.read_text("utf-8"))
+    found = read_content(file)
     return dict(found)
 
 

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from common.data.cases import Case, case_name, images_of
 from common.errors import SettingsError, sentence
-from common.files import is_as_recorded, sha256, write_json, write_record
+from common.files import is_as_recorded, read_content, sha256, write_json, write_record
 from common.literals import as_data
 from common.paths import output_file
 from common.tables import read_table
@@ -356,7 +356,7 @@ def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     trained = folder / "trained.json"  # a run that was cut after its training goes on from there
     if trained.exists() and (folder / "models").is_dir():
-        before = json.loads(trained.read_text("utf-8"))
+        before = read_content(trained)
         seconds["training"], peak = before["seconds"], before["peak_gib"]
     else:
         with _timed(seconds, "training"):
@@ -367,7 +367,7 @@ def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
         predict(study, run, folder)
     with _timed(seconds, "evaluation"):
         content = (_segmented if data.task == "segmentation" else _classified)(study, run, folder, unseen)
-    history = json.loads((folder / "train" / "history.json").read_text("utf-8"))
+    history = read_content(folder / "train" / "history.json")
     trained.unlink()
     if "models" not in study.keep:
         shutil.rmtree(folder / "models", ignore_errors=True)

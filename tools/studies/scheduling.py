@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from common.errors import SettingsError
+from common.files import read_content
 
 from ..commanding.environment import ROOT
 from .definition import Study
@@ -150,7 +150,7 @@ def _start(study: Study, name: str, place: Place) -> subprocess.Popen[bytes]:
 def _why(folder: Path, status: int) -> str:
     file = folder / FAILED
     if file.exists():
-        return str(json.loads(file.read_text("utf-8"))["why"])
+        return str(read_content(file)["why"])
     how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
     hint = ", perhaps for want of memory" if status == -9 else ""
     return f"its process {how}{hint}; see {folder / 'log.txt'}"
