@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks import Primus, ResEncUNet, mask_at, masked_instance_norm, recalled, selects
+from ..networks import Primus, ResEncUNet, recalled, selects
 
 __all__ = ["Spark3D"]
 
@@ -59,23 +59,16 @@ class Spark3D(nn.Module):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Map the views to ``{"reconstruction": (B, 1, D, H, W)}``."""
-        image, visible = batch["image"], ~batch["hidden"]
-        features = self.backbone.encode(image, visible=visible, sparse=True, visible_count=batch.get("visible_count"))
+        features = self.backbone.encode_visible(
+            batch["image"], ~batch["hidden"], blocks=batch.get("blocks"), visible_count=batch.get("visible_count")
+        )
         dense = []
         for level, (x, projection) in enumerate(zip(features, self.projections, strict=True)):
-            fill = functools.partial(self._dense, image=image, visible=visible, level=level)
+            fill = functools.partial(x.normalised, self.mask_tokens[level] if level < len(self.mask_tokens) else None)
             if selects(self):
-                x, again = recalled(fill, x)
-                with again.instead_of(x):
-                    dense.append(projection(x))
+                filled, again = recalled(fill, x.values)
+                with again.instead_of(filled):
+                    dense.append(projection(filled))
             else:
-                dense.append(projection(fill(x)))
+                dense.append(projection(fill(x.values)))
         return {"reconstruction": self.backbone.decode(dense)}
-
-    def _dense(self, x: Tensor, image: Tensor, visible: Tensor, level: int) -> Tensor:
-        """Normalise a map over its visible places and fill the hidden ones."""
-        seen = mask_at(visible, list(image.shape[2:]), self.backbone.feature_strides[level])
-        if seen is not None:
-            return masked_instance_norm(x, seen, fill=self.mask_tokens[level])
-        # nothing is hidden on this map
-        return masked_instance_norm(x, x.new_ones(1, 1, 1, 1, 1).expand(x.shape[0], 1, *x.shape[2:]))

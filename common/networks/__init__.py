@@ -2,13 +2,13 @@
 """Backbones: ``encode(image, visible=None)`` to feature maps, ``decode(features)`` to an image-sized map."""
 
 from .blocks.recompute import in_chunks, recalled, selects
-from .blocks.sparse import masked_instance_norm
+from .blocks.sparse import mask_at, masked_instance_norm
 from .blocks.transformer import Transformer
 from .classifier import ClassificationNet
 from .ensemble import Ensemble
 from .heads import ProjectionHead, pool_features
 from .nets.primus import Primus, primus_b, primus_l, primus_m, primus_s
-from .nets.resenc_unet import ResEncUNet, mask_at, resenc_l
+from .nets.resenc_unet import ResEncUNet, resenc_l
 from .untrained import UNTRAINED, mark_untrained, refuse_untrained, watch_untrained
 
 __all__ = [

@@ -2,6 +2,7 @@
 """Views: what a method sees of a volume. Draws are made once per sample, applied in batches on the training device."""
 
 from .axes import axis_numbers, tell_mirroring
+from .blocks import VisibleBlocks
 from .classification import VolumeViews
 from .intensity import AugmentationDraw, CropAugmentation
 from .masks import MaskedViews, draw_hidden_blocks
@@ -17,6 +18,7 @@ __all__ = [
     "SegmentationViews",
     "SpatialCrop",
     "SpatialDraw",
+    "VisibleBlocks",
     "VolumeViews",
     "axis_numbers",
     "draw_hidden_blocks",

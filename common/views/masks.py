@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .blocks import VisibleBlocks
 from .randomness import step_stream, view_stream
 from .spatial import SpatialCrop
 
@@ -45,6 +46,7 @@ class MaskedViews:
         hidden_ratio: share of blocks to hide; two numbers draw a ratio between them, the same for a whole batch.
         batch_size: samples of one optimizer step over all processes, by which samples of one step find each other;
             needed for a drawn ratio.
+        sparse: also say which blocks are neighbours, for an encoder that computes visible ones only.
 
     Raises:
         ValueError: if a crop side is not a multiple of the block, or the ratio leaves nothing hidden or visible.
@@ -57,6 +59,7 @@ class MaskedViews:
         block_size: int | Sequence[int],
         hidden_ratio: float | Sequence[float] = 0.75,
         batch_size: int | None = None,
+        sparse: bool = False,
     ) -> None:
         block = [block_size] * 3 if isinstance(block_size, int) else list(block_size)
         if any(side % b for side, b in zip(spatial.patch_size, block, strict=True)):
@@ -66,6 +69,7 @@ class MaskedViews:
         ratios = [hidden_ratio] * 2 if isinstance(hidden_ratio, (int, float)) else list(hidden_ratio)
         self.lowest, self.highest = ratios
         self.batch_size = batch_size
+        self.sparse = sparse
         self.blocks = self.grid[0] * self.grid[1] * self.grid[2]
         if not 0 < int(self.lowest * self.blocks) <= int(self.highest * self.blocks) < self.blocks:
             raise ValueError(f"hidden_ratio {hidden_ratio} of {self.blocks} blocks must hide at least one and not all")
@@ -77,8 +81,8 @@ class MaskedViews:
 
         Returns:
             ``image (B, 1, D, H, W)``; ``hidden (B, d, h, w)``, boolean, true in hidden blocks; ``visible_count``, how
-            many blocks every sample shows; ``ignored (B, 1, D, H, W)``, boolean, if masks of anonymised regions are
-            read.
+            many blocks every sample shows; ``blocks``, for a sparse encoder; ``ignored (B, 1, D, H, W)``, boolean, if
+            masks of anonymised regions are read.
         """
         image = self.spatial(batch)
         ratio = self._ratio(batch["key"][0])
@@ -88,6 +92,8 @@ class MaskedViews:
             "hidden": hidden.to(image.device, non_blocking=True),
             "visible_count": self.blocks - int(ratio * self.blocks),
         }
+        if self.sparse:
+            views["blocks"] = VisibleBlocks.of(~hidden).to(image.device)
         if "anonymised" in batch:
             views["ignored"] = self.spatial(batch, name="anonymised") > 0
         return views

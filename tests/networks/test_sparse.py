@@ -183,7 +183,7 @@ def test_the_sparse_encoder_equals_masking_by_hand(blocks: int) -> None:
         gradients = [p.grad for n, p in net.encoder.named_parameters() if not n.endswith("conv.bias")]
         results.append([f.detach() for f in features] + gradients)
     for actual, expected in zip(*results, strict=True):
-        assert torch.allclose(actual, expected, rtol=1e-3, atol=1e-4)
+        assert torch.allclose(actual, expected, rtol=1e-3, atol=2e-5 * max(5.0, float(expected.abs().max())))
 
 
 def test_hidden_places_are_zero_on_every_map_that_is_not_coarser_than_the_grid() -> None:

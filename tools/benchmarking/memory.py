@@ -11,7 +11,7 @@ import contextlib
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from unittest import mock
@@ -19,11 +19,12 @@ from unittest import mock
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.bundles import read_config
+from common.views import VisibleBlocks, draw_hidden_blocks
 
 __all__ = ["Held", "StepMemory", "cell_step", "step_memory"]
 
@@ -180,8 +181,9 @@ def _views(config: ConfigParser, method: str, workflow: str) -> dict[str, Any]:
     if method in _SHARES:
         names = [name for name in ("block_size", "token_size") if name in config.config]
         grid = [side // config.get_parsed_content(names[0]) for side in size]
-        shown = int((1 - _SHARES[method]) * grid[0] * grid[1] * grid[2])
-        return {"image": image, "hidden": torch.empty(batch, *grid, dtype=torch.bool), "visible_count": shown}
+        made = {"image": image, "hidden": torch.empty(batch, *grid, dtype=torch.bool)}
+        blocks = _blocks(batch, grid, _SHARES[method])
+        return {**made, "visible_count": blocks.counts[0], **({"blocks": blocks} if "block_size" in names else {})}
     if method == "models":
         return {"image": image, "target": torch.empty_like(image)}
     if method == "volumefusion":
@@ -197,6 +199,15 @@ def _views(config: ConfigParser, method: str, workflow: str) -> dict[str, Any]:
     near = grid[0] * grid[1] * grid[2]
     crops = torch.empty(batch * (near + targets), 1, side, side, side)
     return {"crops": crops, "overlap": torch.empty(batch, targets, near)}
+
+
+def _blocks(samples: int, grid: Sequence[int], share: float) -> VisibleBlocks:
+    """Return what the host knows of a drawn mask, with tables that have no values."""
+    with unset_fake_temporarily():  # type: ignore[no-untyped-call]
+        generator = torch.Generator().manual_seed(0)
+        drawn = VisibleBlocks.of(~torch.stack([draw_hidden_blocks(grid, share, generator) for _ in range(samples)]))
+    where, neighbours = (torch.empty(t.shape, dtype=torch.long) for t in (drawn.where, drawn.neighbours))
+    return VisibleBlocks(drawn.grid, drawn.counts, where, neighbours, drawn.pairs)
 
 
 def step_memory(cell: str, workflow: str = "pretrain", *, composition: bool = False, **how: Any) -> StepMemory:

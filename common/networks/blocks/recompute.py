@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,7 @@ from torch.utils.checkpoint import checkpoint, get_device_states, set_device_sta
 
 __all__ = ["MODES", "Again", "convolve_joined", "in_chunks", "mode_of", "recalled", "run", "selects"]
 
+T = TypeVar("T")
 MODES = ("none", "selective", "full")
 _local = threading.local()  # whether all that is computed now will be computed again
 
@@ -72,10 +73,10 @@ def _whole(function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def run(module: nn.Module, *inputs: Tensor | None, recompute: bool) -> Tensor:
+def run(module: Callable[..., T], *inputs: Any, recompute: bool) -> T:
     """Call ``module(*inputs)``; with ``recompute`` its activations are not kept but computed again for the gradient."""
     if recompute:
-        return checkpoint(_whole(module.__call__), *inputs, use_reentrant=False)
+        return checkpoint(_whole(module.__call__), *inputs, use_reentrant=False)  # type: ignore[no-any-return,operator]
     return module(*inputs)
 
 

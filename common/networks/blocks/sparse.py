@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Instance normalisation over visible voxels only, the one operation that makes a dense U-Net encoder sparse.
+"""Instance normalisation over visible voxels only, which makes a dense encoder compute as if it were sparse.
 
 A convolution whose output is set to 0 at hidden places equals a submanifold sparse convolution, provided that nothing
 else lets hidden places in; the norm's moments are the rest (Tian et al., SparK, arXiv:2301.03580). The mask is an
@@ -8,12 +8,14 @@ argument and never kept in a module or a global.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, List, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["masked_instance_norm"]
+__all__ = ["MaskedMap", "mask_at", "masked_instance_norm"]
 
 _SPATIAL = (2, 3, 4)
 
@@ -103,3 +105,42 @@ def masked_instance_norm(
         [-1.0, 1.0, 0.0]
     """
     return _MaskedInstanceNorm.apply(x, visible, weight, bias, fill, eps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def mask_at(visible: Optional[Tensor], size: List[int], stride: int) -> Optional[Tensor]:
+    """Spread a grid of blocks ``(B, d, h, w)`` over the map of an image of ``size`` at a stride.
+
+    Returns:
+        ``(B, 1, D/stride, H/stride, W/stride)`` float, 1 where visible; None if nothing is hidden there, as on a map
+        coarser than the grid, whose voxels each cover visible and hidden blocks.
+    """
+    if visible is None or size[0] // stride < visible.shape[1]:
+        return None
+    shape = [size[0] // stride, size[1] // stride, size[2] // stride]
+    return F.interpolate(visible.unsqueeze(1).float(), size=shape, mode="nearest")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedMap:
+    """A dense map with zeros at hidden voxels.
+
+    Attributes:
+        values: ``(B, C, D, H, W)``.
+        seen: ``(B, 1, D, H, W)``, 1 where visible; None if nothing is hidden.
+    """
+
+    values: Tensor
+    seen: Tensor | None
+
+    def dense(self) -> Tensor:
+        """Return the values."""
+        return self.values
+
+    def normalised(self, fill: Tensor | None, values: Tensor) -> Tensor:
+        """Return ``(B, C, D, H, W)`` of these values, normalised over the visible voxels of each sample, ``fill`` at
+        the hidden ones.
+        """
+        seen = self.seen
+        if seen is None:
+            seen, fill = values.new_ones(1, 1, 1, 1, 1).expand(values.shape[0], 1, *values.shape[2:]), None
+        return masked_instance_norm(values, seen, fill=fill)

@@ -23,7 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...views.blocks import VisibleBlocks
 from ..blocks.recompute import mode_of, recalled, selects
+from ..blocks.sparse import MaskedMap, mask_at
 from ..blocks.transformer import Transformer
 from ..untrained import watch_untrained
 from .resenc_unet import initialize_he
@@ -230,6 +232,18 @@ class Primus(nn.Module):
                     f"the patch size of this network; pad or crop the image"
                 )
         return [self.encoder(image, visible, mask_token, visible_count)]
+
+    def encode_visible(
+        self,
+        image: Tensor,
+        visible: Tensor,
+        *,
+        blocks: VisibleBlocks | None = None,
+        visible_count: int | None = None,
+    ) -> list[MaskedMap]:
+        """Return the grid of tokens as a list, computed where tokens are visible; ``blocks`` are not needed here."""
+        (tokens,) = self.encode(image, visible, sparse=True, visible_count=visible_count)
+        return [MaskedMap(tokens, mask_at(visible, list(image.shape[2:]), self.patch_size))]
 
     def decode(self, features: List[Tensor]) -> Tensor:
         """Map the grid of :meth:`encode` to ``(B, out_channels, D, H, W)``."""

@@ -20,14 +20,18 @@ from itertools import pairwise
 from typing import Any, List, Optional
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...views.blocks import VisibleBlocks
+from ..blocks.block_sparse import BlockMap, recall_unit, run_stage, run_unit
 from ..blocks.convolution import ConvBlock, ResidualBlock, Stage
 from ..blocks.recompute import Again, convolve_joined, mode_of, recalled, selects
+from ..blocks.sparse import MaskedMap, mask_at
 from ..untrained import watch_untrained
 
-__all__ = ["ResEncUNet", "initialize_he", "mask_at", "resenc_l"]
+__all__ = ["ResEncUNet", "initialize_he", "resenc_l"]
+
+_MOST_VISIBLE = 0.7  # of all blocks; beyond it the dense computation is the faster one
 
 
 def initialize_he(module: nn.Module) -> None:
@@ -37,19 +41,6 @@ def initialize_he(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, a=0.01)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def mask_at(visible: Optional[Tensor], size: List[int], stride: int) -> Optional[Tensor]:
-    """Spread a grid of blocks ``(B, d, h, w)`` over the map of an image of ``size`` at a stride.
-
-    Returns:
-        ``(B, 1, D/stride, H/stride, W/stride)`` float, 1 where visible; None if nothing is hidden there, as on a map
-        coarser than the grid, whose voxels each cover visible and hidden blocks.
-    """
-    if visible is None or size[0] // stride < visible.shape[1]:
-        return None
-    shape = [size[0] // stride, size[1] // stride, size[2] // stride]
-    return F.interpolate(visible.unsqueeze(1).float(), size=shape, mode="nearest")
 
 
 def masked(x: Tensor, seen: Optional[Tensor], mask_token: Optional[Tensor]) -> Tensor:
@@ -115,6 +106,40 @@ class ResidualEncoder(nn.Module):
                 x = stage(x, shown)
             features.append(x)
         return features
+
+    def forward_visible(self, image: Tensor, visible: Tensor, blocks: VisibleBlocks) -> list[BlockMap | MaskedMap]:
+        """Map ``(B, C, D, H, W)`` to one map per stage, of visible voxels: in whole blocks, then dense."""
+        stages, size = self._stages_in_blocks(image, blocks), list(image.shape[2:])
+        if stages == 0:
+            maps = enumerate(self.forward(image, visible, None, True))
+            return [MaskedMap(values, mask_at(visible, size, 1 << index)) for index, values in maps]
+        x: BlockMap | MaskedMap
+        again: Again | None = None
+        if selects(self):
+            x, again = recall_unit(self.stem, BlockMap.of(image, blocks))
+        else:
+            x = run_unit(self.stem, BlockMap.of(image, blocks))
+        features: list[BlockMap | MaskedMap] = []
+        for index, stage in enumerate(self.stages):
+            if isinstance(x, BlockMap) and index < stages:
+                with again.instead_of(x.values) if again is not None and index == 0 else nullcontext():
+                    x = run_stage(stage, x)  # type: ignore[arg-type]
+            else:
+                seen = mask_at(visible, size, 1 << index)
+                x = MaskedMap(stage(x.dense(), seen), seen)
+            features.append(x)
+        return features
+
+    def _stages_in_blocks(self, image: Tensor, blocks: VisibleBlocks) -> int:
+        """Count the first stages that divide every block into whole voxels; none, if blocks save nothing."""
+        cells = blocks.grid[0] * blocks.grid[1] * blocks.grid[2] * len(image)
+        if not 0 < len(blocks) <= _MOST_VISIBLE * cells or (self.stem.dropout.p > 0 and self.training):
+            return 0
+        whole = [
+            all(side % (count << index) == 0 for side, count in zip(image.shape[2:], blocks.grid, strict=True))
+            for index in range(len(self.stages))
+        ]
+        return whole.index(False) if False in whole else len(whole)
 
 
 class UNetDecoder(nn.Module):
@@ -243,16 +268,43 @@ class ResEncUNet(nn.Module):
             visible: ``(B, d, h, w)`` boolean grid of blocks, each ``D/d x H/h x W/w`` voxels; hidden ones are zeroed.
             mask_token: ``(1, features_per_stage[0], 1, 1, 1)``, put in the place of the stem's features of hidden
                 blocks.
-            sparse: compute visible voxels only.
+            sparse: compute visible voxels only; as :meth:`encode_visible`, with zeros at hidden ones.
             visible_count: blocks that every sample shows; not needed here.
         """
+        if not torch.jit.is_scripting() and sparse and visible is not None:
+            if mask_token is not None:
+                raise ValueError("hidden blocks are either left out (sparse) or replaced by mask_token, not both")
+            return [found.dense() for found in self.encode_visible(image, visible)]
+        self._check_sides(image)
+        return self.encoder(image, visible, mask_token)
+
+    def encode_visible(
+        self,
+        image: Tensor,
+        visible: Tensor,
+        *,
+        blocks: VisibleBlocks | None = None,
+        visible_count: int | None = None,
+    ) -> list[BlockMap | MaskedMap]:
+        """Return the maps of all stages, computed where blocks are visible and nowhere else.
+
+        Args:
+            image: ``(B, C, D, H, W)``.
+            visible: as in :meth:`encode`.
+            blocks: the same as the views have made it on the host; finding it here makes a GPU wait.
+            visible_count: blocks that every sample shows; not needed here.
+        """
+        self._check_sides(image)
+        found = VisibleBlocks.of(visible) if blocks is None else blocks
+        return self.encoder.forward_visible(image, visible, found.to(image.device))
+
+    def _check_sides(self, image: Tensor) -> None:
         for side in image.shape[2:]:
             if side % self.stride != 0:
                 raise ValueError(
                     f"input sides {list(image.shape[2:])} must be multiples of {self.stride}, "
                     f"the total stride of this network; pad or crop the image"
                 )
-        return self.encoder(image, visible, mask_token, sparse)
 
     def decode(self, features: List[Tensor]) -> Tensor:
         """Map the feature maps of :meth:`encode` to ``(B, out_channels, D, H, W)``."""
