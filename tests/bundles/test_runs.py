@@ -127,8 +127,8 @@ def test_seeds_decide_the_run(bundle: str, images: Path, tmp_path: Path) -> None
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
 
 
-def test_runs_from_inside_the_bundle(images: Path, tmp_path: Path) -> None:
-    bundle = "mae_primus_m"
+@pytest.mark.parametrize("bundle", ["mae_primus_m", "voco_resenc_l"])
+def test_runs_from_inside_the_bundle(bundle: str, images: Path, tmp_path: Path) -> None:
     line = command(bundle, "pretrain", *pretraining(tmp_path, images, epochs=1))
     line[line.index("--config_file") + 1] = "configs/pretrain.yaml"
     del line[line.index("--bundle_root") : line.index("--bundle_root") + 2]

@@ -27,6 +27,7 @@ from tools.starting.settings import Quickstart
 from tools.studies import cards, definition
 
 from ..conftest import BUNDLES, ROOT, WHOLE_CHAIN, method_of
+from ..starts import python
 
 SOURCES = ROOT / "common" / "configs"
 KINDS = ["train", "inference", "evaluate", "features", "train_classification", "inference_classification"]
@@ -309,17 +310,7 @@ def test_one_command_puts_copies_in_the_place_of_texts(images: Path, tmp_path: P
     narrow = {"patch_size": [16, 16, 16], "features_per_stage": [4, 8], "blocks_per_stage": [1, 1], "block_size": 8}
     narrow |= {"num_workers": 0, "epochs": 1, "iterations_per_epoch": 1, "val_iterations": 1, "batch_size": 2}
     given = [part for name, value in narrow.items() for part in (f"--{name}", json.dumps(value))]
-    line = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        "configs/pretrain.yaml",
-        *given,
-    ]
+    line = [python(), "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", "configs/pretrain.yaml", *given]
     done = subprocess.run([*line, "--dataset_dir", str(images)], cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "models" / "pretrained_encoder.pt").is_file()
