@@ -9,6 +9,7 @@ from ..lazy import on_demand
 
 if TYPE_CHECKING:
     from .batches import SegmentationBatch, ViewsBatch, loss_of
+    from .budget.starting import check_memory
     from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
     from .evaluation import evaluate_predictions
     from .features import FeatureFolder, VolumeEmbedder, embed_files, extract_features, frozen_encoder
@@ -29,6 +30,7 @@ __all__ = [
     "SegmentationBatch",
     "ViewsBatch",
     "VolumeEmbedder",
+    "check_memory",
     "check_new_file",
     "check_settings",
     "classifier_settings",

@@ -32,7 +32,7 @@ from ..networks.untrained import refuse_untrained
 from ..tasks import SegmentationTask
 from ..views import axis_numbers
 
-__all__ = ["GaussianSlidingWindow", "gaussian_weights", "tile_starts"]
+__all__ = ["GaussianSlidingWindow", "all_finite", "gaussian_weights", "tile_starts"]
 
 _MANY_TILES = 30  # a volume of more gets a progress bar of its own
 _PLACES = ("auto", "device", "cpu")
@@ -167,7 +167,7 @@ class GaussianSlidingWindow(Inferer):
                     whole, place = self._plan((classes, *volume.shape[1:]), outputs.device)
                     slices = volume.shape[1] if whole else depth
                     sums = torch.zeros((classes, slices, *volume.shape[2:]), device=place)
-                    weights, gaussian = torch.zeros(sums.shape[1:], device=place), gaussian.to(place)
+                    weights, gaussian = torch.zeros(sums.shape[1:], device=place), gaussian.to(place, non_blocking=True)
                     result = sums if whole else self._room((classes, *size))
                 first = start if whole else 0  # of the sums, the slice where this row begins
                 for (y, x), output in zip(corners, outputs, strict=True):
@@ -176,7 +176,7 @@ class GaussianSlidingWindow(Inferer):
                     weights[at] += gaussian
                 bar.update(len(corners))
             done = sums[:, first : first + end - start].div_(weights[first : first + end - start])
-            if not all(torch.isfinite(torch.stack(torch.aminmax(logits))).all() for logits in done):  # no copies
+            if not all_finite(done):
                 raise DataError(
                     "the network's output is not finite; add --amp false, or look whether the model's training had "
                     "failed"
@@ -213,6 +213,12 @@ class GaussianSlidingWindow(Inferer):
 
     def _room(self, shape: Sequence[int]) -> Tensor:
         return room(shape, folder=self.scratch_dir, limit_gb=self.memory_limit_gb)
+
+
+def all_finite(logits: Tensor) -> bool:
+    """Look whether the logits ``(classes, D, H, W)`` of a row are finite: the only value that the host waits for."""
+    ends = [end for one in logits for end in torch.aminmax(one)]  # no copies
+    return bool(torch.isfinite(torch.stack(ends)).all())
 
 
 def _move_on(sums: Tensor, dim: int, step: int) -> None:

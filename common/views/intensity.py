@@ -384,7 +384,7 @@ def _groups(chosen: list[T], crops: Tensor) -> list[list[T]]:
 
 def _to(host: Tensor, device: torch.device) -> Tensor:
     """Move what was made on the CPU to the device; through pinned memory, else the host waits for the GPU."""
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host.to(device)
+    return (host.pin_memory() if device.type == "cuda" else host).to(device, non_blocking=True)
 
 
 def _per_crop(values: Sequence[float], device: torch.device) -> Tensor:

@@ -375,6 +375,25 @@ def test_settings_reach_each_workflow_in_which_they_mean_the_same(tmp_path: Path
     assert of_task["normalization"]["features"] == "zscore"
 
 
+def test_a_new_task_for_a_gpu_has_what_fits_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pretend(content: dict[str, Any], gib: float) -> dict[str, Any] | None:
+        assert (content["labels"], content["channels"]) == (["background", "a"], 2)
+        text = "this training needs 9 GiB; add --accumulation_steps 2"
+        return None if gib > 9 else {"text": text, "sure": True, "changes": {"accumulation_steps": 2}}
+
+    monkeypatch.setattr(task_tool, "memory_problem", pretend)
+    told = {"labels": "a", "channels": "2", "from_scratch": True}
+    for gib, parts in ((8, 2), (12, 1)):
+        folder = tmp_path / f"task{gib}"
+        new_task(filled(NewTask, "mae_resenc_l", str(folder), gpu_gib=gib, **told))
+        assert json.loads((folder / "configs" / "train.json").read_text())["accumulation_steps"] == parts
+    text = capsys.readouterr().out
+    assert "needs 9 GiB; its defaults become --accumulation_steps 2" in text
+    assert "training fits a GPU of 12 GiB" in text
+
+
 @pytest.mark.parametrize("bundle", WHOLE_CHAIN)
 def test_a_new_task_agrees_with_itself(bundle: str, encoders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "gliomas"

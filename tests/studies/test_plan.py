@@ -218,6 +218,33 @@ def test_a_plan_hands_on_what_it_is_told(folder: Path, monkeypatch: pytest.Monke
     assert told == [False, True, True, False]
 
 
+def test_a_plan_says_what_does_not_fit_a_gpu_that_is_not_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[tuple[Any, float]] = []
+
+    def pretend(content: Any, gib: float) -> dict[str, Any] | None:
+        asked.append((content, gib))
+        large = content["patch_size"] == [160, 160, 160] and "accumulation_steps" in content and gib < 10
+        return {"text": "needs 13.0 GiB; add --accumulation_steps 2"} if large else None
+
+    monkeypatch.setattr(study_tool, "write_plan", lambda *_, **settings: None)
+    monkeypatch.setattr(cost, "memory_problem", pretend)
+    file = str(written(folder, arms=ARMS))
+    run(TOOLS, ["plan", file, "--gpu_gib", "8"])
+    told = capsys.readouterr().out
+    assert "train of MAE on ball: needs 13.0 GiB; add --accumulation_steps 2" in told
+    assert "pretrain of MAE on ball: needs 13.0 GiB" in told
+    contents = [content for content, _ in asked if "labels" in content]
+    assert contents
+    assert all(content["labels"] == ["background", "ball"] and content["amp"] for content in contents)
+    run(TOOLS, ["plan", file, "--gpu_gib", "24"])
+    assert "Every run fits GPUs of 24 GiB" in capsys.readouterr().out
+    count = len(asked)
+    run(TOOLS, ["plan", file])
+    assert len(asked) == count, "only where it is asked for"
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [

@@ -13,7 +13,17 @@ from ..conftest import ROOT
 
 TOOLS = ROOT / "tools"
 COMMANDS = {
-    *("benchmark", "check", "choose", "evaluate", "export_bundle", "export_checkpoint", "federated"),
+    *(
+        "benchmark",
+        "budget",
+        "gpu_report",
+        "check",
+        "choose",
+        "evaluate",
+        "export_bundle",
+        "export_checkpoint",
+        "federated",
+    ),
     *(
         "import_checkpoint",
         "inspect_weights",
@@ -37,6 +47,7 @@ FOLDERS: dict[str, set[str]] = {
     "exporting": {"commanding", "checkpoints"},
     "federating": {"commanding"},
     "benchmarking": {"commanding", "preparing"},
+    "budgeting": {"commanding", "benchmarking"},
     "studies": {"commanding", "preparing"},
     "reporting": {"commanding", "studies"},
     "choosing": {"commanding", "checkpoints", "studies", "reporting"},

@@ -25,11 +25,14 @@ from .settings import PUBLISHED, Benchmark
 
 __all__ = [
     "PEER_FOLDER",
+    "Step",
+    "build_step",
     "bundle_config",
     "clock",
     "measure_plain_memory",
     "measure_precision",
     "measure_step",
+    "peak_gib",
     "prepare_process",
     "regions",
 ]
@@ -74,7 +77,7 @@ def regions(config: ConfigParser, options: Benchmark) -> dict[str, Any]:
     return batch
 
 
-class _Step:
+class Step:
     """A training step as the engine does it: zero, forward, loss, backward, clip, update."""
 
     def __init__(
@@ -98,8 +101,9 @@ class _Step:
                 name: value.to(memory_format=layout) if isinstance(value, torch.Tensor) and value.ndim == 5 else value
                 for name, value in batch.items()
             }
+        self.module = method
         self.method: Callable[[Any], Any] = torch.compile(method) if options.compile else method
-        self.mixed = options.device == "cuda"
+        self.mixed, self.dtype = options.device == "cuda", torch.bfloat16
 
     def __call__(self, seed: int = 0, *, norm: bool = False) -> tuple[float, float, float]:
         """Return seconds, loss and, if asked for, the gradient's norm."""
@@ -107,7 +111,7 @@ class _Step:
         self._wait()
         began = self.clock()
         self.optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
+        with torch.autocast(self.device, self.dtype, enabled=self.mixed):
             loss = self.loss(self.method(self.batch), self.batch)
         loss.backward()  # type: ignore[no-untyped-call]
         length = 0.0
@@ -123,7 +127,7 @@ class _Step:
         """Return the seconds of a forward pass alone, as inference does it."""
         self._wait()
         began = self.clock()
-        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.mixed):
+        with torch.inference_mode(), torch.autocast(self.device, self.dtype, enabled=self.mixed):
             self.method(self.batch)
         self._wait()
         return self.clock() - began
@@ -159,7 +163,7 @@ def prepare_process(options: Benchmark) -> None:
         torch.set_num_threads(1)
 
 
-def _build(cell: str, options: Benchmark) -> tuple[Any, Callable[[str], _Step]]:
+def build_step(cell: str, options: Benchmark) -> tuple[Any, Callable[[str], Step]]:
     """Return a bundle's method and what makes a step of it (``ours``) or of a yardstick (``plain``, ``dense``)."""
     torch.manual_seed(0)
     config = bundle_config(cell, options, options.patch_size)
@@ -170,7 +174,7 @@ def _build(cell: str, options: Benchmark) -> tuple[Any, Callable[[str], _Step]]:
     accepted = set(inspect.signature(type(optimizer)).parameters)
     same = {name: value for name, value in optimizer.defaults.items() if name in accepted}
 
-    def step(kind: str) -> _Step:
+    def step(kind: str) -> Step:
         network, score, update = method, loss, optimizer
         if kind != "ours":
             network = plain.plain_method(method, peer=options.peers) if kind == "plain" else plain.DenseUNet(method)
@@ -182,7 +186,7 @@ def _build(cell: str, options: Benchmark) -> tuple[Any, Callable[[str], _Step]]:
             def score(pred: dict[str, Tensor], views: dict[str, Any]) -> Tensor:
                 return formula(loss, pred, views)
 
-        return _Step(
+        return Step(
             network, score, update, batch=batch, clip_norm=config.get_parsed_content("clip_norm"), options=options
         )
 
@@ -193,12 +197,12 @@ def measure_step(cell: str, options: Benchmark) -> dict[str, Any]:
     """Time a bundle's step and its yardsticks in turn."""
     prepare_process(options)
 
-    method, build = _build(cell, options)
+    method, build = build_step(cell, options)
     steps = {"ours": build("ours")}
     first = {"ours": steps["ours"](norm=True)[1:]}
     steps["ours"]()  # with the optimizer's state, which appears at the end of the first step
     peak = peak_gib(options.device)
-    method, build = _build(cell, options)  # the same seed: the weights that the first step began with
+    method, build = build_step(cell, options)  # the same seed: the weights that the first step began with
     steps["plain"] = build("plain")
     first["plain"] = steps["plain"](norm=True)[1:]
     allowed = (1e-4, 1e-3) if options.device == "cpu" else (2e-2, 1e-1)
@@ -245,7 +249,7 @@ def measure_plain_memory(cell: str, options: Benchmark) -> float:
     """Return the peak memory of the yardstick, in a process of its own."""
     prepare_process(options)
 
-    step = _build(cell, options)[1]("plain")  # lets go of our own method
+    step = build_step(cell, options)[1]("plain")  # lets go of our own method
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
@@ -256,7 +260,7 @@ def measure_plain_memory(cell: str, options: Benchmark) -> float:
 def measure_precision(cell: str, options: Benchmark) -> dict[str, Any]:
     """Time a bundle's step and forward pass in float32 and in bfloat16, in turn; return their seconds in that order."""
     prepare_process(options)
-    step = _build(cell, options)[1]("ours")
+    step = build_step(cell, options)[1]("ours")
     seconds: dict[str, tuple[list[float], list[float]]] = {"training step": ([], []), "forward pass": ([], [])}
     for index in range(options.repeats + 1):
         for mixed in (False, True) if index % 2 else (True, False):

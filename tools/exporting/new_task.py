@@ -6,6 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from common.bundles import read_config
+from common.engines.budget.starting import memory_problem
 from common.errors import SettingsError, WeightsError
 from common.settings import meant_values
 from common.weights import trained_settings
@@ -30,6 +32,8 @@ def new_task(settings: NewTask) -> None:
         names, images = list(settings.labels or ()), list(settings.channels or ("image",))
     else:
         names, images = _of_model(trained, settings)
+    if settings.gpu_gib is not None:
+        others |= _fitting(settings, others, names, images)
     encoder = settings.pretrained or ROOT / "bundles" / bundle / "models" / "pretrained_encoder.pt"
     from_scratch = settings.from_scratch
     if not from_scratch and not encoder.is_file() and (trained is None or settings.pretrained is not None):
@@ -51,6 +55,20 @@ def new_task(settings: NewTask) -> None:
         overwrite=settings.overwrite,
     )
     _tell(settings, names, images, encoder)
+
+
+def _fitting(settings: NewTask, others: dict[str, Any], names: list[str], images: list[str]) -> dict[str, Any]:
+    """Return the settings with which the training fits the GPU, and say so."""
+    assert settings.gpu_gib is not None
+    bundle = ROOT / "bundles" / settings.bundle
+    content = {**read_config(bundle / "configs" / "train.yaml"), **others, "bundle_root": str(bundle)}
+    content |= {"labels": names, "channels": len(images), "amp": True, "amp_dtype": "bfloat16"}
+    problem = memory_problem(content, settings.gpu_gib)
+    if problem is None:
+        print(f"training fits a GPU of {settings.gpu_gib:g} GiB, by the estimate of tools/budget.py")
+        return {}
+    print(problem["text"].replace("; add ", "; its defaults become "))
+    return dict(problem["changes"])
 
 
 def _tell(settings: NewTask, names: list[str], images: list[str], encoder: Path) -> None:

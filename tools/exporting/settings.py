@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from common.errors import SettingsError
 
 from ..commanding.environment import ROOT
-from ..commanding.settings import Bundle, Reads, RefusalError, Rests, read, settings
+from ..commanding.settings import Bundle, From, Reads, RefusalError, Rests, read, settings
 
 __all__ = ["ExportBundle", "NewTask", "config_names"]
 
@@ -164,6 +164,9 @@ class NewTask:
     the bundle's own encoder comes along only if it is there and fits."""
     from_scratch: bool = False
     """Start from a random network."""
+    gpu_gib: Annotated[float, From(1)] | None = None
+    """Memory of the GPU that it will be trained on: if the settings do not fit, those of accumulation, recomputation
+    and perhaps patch_size that do become its defaults."""
     overwrite: bool = False
     """Replace a folder that is there."""
     settings: Rests = field(default_factory=dict)

@@ -18,7 +18,7 @@ from common.files import write_json, write_record
 from ..commanding.environment import ROOT
 from .cards import card_for_folder
 from .cost import measure as tried
-from .cost import write_plan
+from .cost import on_gpu, write_plan
 from .definition import Study, plain_name
 from .execution import check_results, do, pieces, state
 from .reading import read_study
@@ -68,6 +68,8 @@ def plan(settings: Plan) -> None:
         steps=settings.steps,
         again=settings.again,
     )
+    for line in on_gpu(study, settings.gpu_gib) if settings.gpu_gib else []:
+        print(line)
 
 
 def run(settings: Run) -> None:

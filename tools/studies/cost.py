@@ -25,6 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.data.cases import case_name, images_of
+from common.engines.budget.starting import memory_problem
 from common.errors import SettingsError
 from common.files import read_content, write_json
 
@@ -33,7 +34,7 @@ from .definition import PRETRAINING, Arm, DataSet, Run, Study, bundle_config, di
 from .execution import machine, peak_gib, predict, pretraining_of, run_config, state, train, write_datalist
 from .scheduling import Place
 
-__all__ = ["estimate", "measure", "write_plan"]
+__all__ = ["estimate", "measure", "on_gpu", "write_plan"]
 
 # settings that change how long a run is, not what a step costs
 _LENGTH = {"epochs", "iterations_per_epoch", "lr", "schedule", "warmup_epochs", "decoder_epochs", "weight_decay"}
@@ -331,10 +332,7 @@ def write_plan(
     """
     place = where[0]
     runs = study.runs()
-    kinds: dict[str, tuple[Run, str]] = {}
-    for run in runs:
-        for config in _needs(study, run):
-            kinds.setdefault(digest(_kind(study, run, config)), (run, config))
+    kinds = _kinds(study)
     costs: dict[str, dict[str, Any]] = {}
     for key, (run, config) in tqdm(kinds.items(), desc="measuring", unit="kind"):
         costs[key] = _measured(study, run, config, place, steps=steps, again=again)
@@ -376,6 +374,31 @@ def write_plan(
             print(line)
     write_json(plan, study.folder / "plan.json")
     return plan
+
+
+def _kinds(study: Study) -> dict[str, tuple[Run, str]]:
+    """Return a run and its config for each kind that is measured."""
+    kinds: dict[str, tuple[Run, str]] = {}
+    for run in study.runs():
+        for config in _needs(study, run):
+            kinds.setdefault(digest(_kind(study, run, config)), (run, config))
+    return kinds
+
+
+def on_gpu(study: Study, gib: float) -> list[str]:
+    """Return what does not fit GPUs of so much memory, by the budget; this machine need not have one."""
+    lines = []
+    for run, config in _kinds(study).values():
+        where = f"{config} of {run.arm} on {run.data_set}"
+        if config == "train_classification":
+            lines.append(f"{where}: not estimated, classification has no budget")
+            continue
+        told = {"bundle_root": str(ROOT / "bundles" / study.arms[run.arm].bundle), "amp": True, "amp_dtype": "bfloat16"}
+        told |= {"labels": study.data_sets[run.data_set].labels} if config == "train" else {}
+        problem = memory_problem({**_defaults(study, run, config), **told}, gib)
+        if problem is not None:
+            lines.append(f"{where}: {problem['text']}")
+    return lines or [f"Every run fits GPUs of {gib:g} GiB, by the estimate of tools/budget.py."]
 
 
 def _preprocessing(study: Study, runs: Sequence[Run], costs: Mapping[str, Mapping[str, Any]]) -> tuple[float, float]:

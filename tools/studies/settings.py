@@ -60,6 +60,8 @@ class Plan:
     """There are so many; told are settings that keep within them."""
     memory_gib: Number = 0.0
     """There is so much on a GPU, or for each process; settings that fit are measured and told."""
+    gpu_gib: Number = 0.0
+    """The runs will be on GPUs of so much, which this machine need not have: what fits there is estimated and told."""
     gpus: str = ""
     """Numbers with commas; all by default."""
     jobs: Whole = 0

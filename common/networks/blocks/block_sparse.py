@@ -155,8 +155,8 @@ def _pairs(blocks: VisibleBlocks, sides: tuple[int, int, int], stride: int) -> t
     if key not in blocks.tables:
         device = blocks.neighbours.device
         hidden = len(blocks)
-        number = blocks.neighbours[:, torch.tensor(beside, device=device)]  # (N, 27, V)
-        rows = number * _volume(large) + torch.tensor(offset, device=device)
+        number = blocks.neighbours[:, torch.tensor(beside).to(device, non_blocking=True)]  # (N, 27, V)
+        rows = number * _volume(large) + torch.tensor(offset).to(device, non_blocking=True)
         absent = (number == hidden).transpose(0, 1).flatten(1)  # (27, N V)
         order = absent.byte().argsort(dim=1, stable=True)
         blocks.tables[key] = torch.stack([order, rows.transpose(0, 1).flatten(1).gather(1, order)])
