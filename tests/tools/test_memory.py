@@ -33,6 +33,13 @@ def test_activations_and_temporaries_are_halved(backbone: str) -> None:
     assert selective.highest <= 0.65 * plain.highest
 
 
+def test_a_sparse_encoder_takes_less_than_a_dense_one() -> None:
+    """The MAE is the dense U-Net on the same image with the same blocks hidden."""
+    how = {"patch_size": 96, "batch_size": 1, "hidden_ratio": 0.75, "checkpointing": "none"}
+    dense, sparse = (step_memory(cell, **how) for cell in ("mae_resenc_l", "spark3d_resenc_l"))  # type: ignore[arg-type]
+    assert sparse.highest <= 0.70 * dense.highest
+
+
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_every_cell_saves(bundle: str) -> None:
     shallow = {"features_per_stage": [32, 64, 128], "blocks_per_stage": [1, 1, 1]}

@@ -28,8 +28,6 @@ from common.views import VisibleBlocks, draw_hidden_blocks
 
 __all__ = ["Held", "StepMemory", "cell_step", "step_memory"]
 
-_SHARES = {"mae": 0.75, "simmim": 0.75, "spark3d": 0.6}  # hidden; of Spark3D's range the share that computes most
-
 
 @dataclass(frozen=True)
 class StepMemory:
@@ -178,11 +176,13 @@ def _views(config: ConfigParser, method: str, workflow: str) -> dict[str, Any]:
     image = torch.empty(batch, 1, *size)
     if workflow == "train":
         return {"image": image, "label": torch.empty(batch, 1, *size, dtype=torch.uint8)}
-    if method in _SHARES:
+    if "hidden_ratio" in config.config:
+        ratio = config.get_parsed_content("hidden_ratio")
+        share = ratio if isinstance(ratio, (int, float)) else min(ratio)  # which computes most
         names = [name for name in ("block_size", "token_size") if name in config.config]
         grid = [side // config.get_parsed_content(names[0]) for side in size]
         made = {"image": image, "hidden": torch.empty(batch, *grid, dtype=torch.bool)}
-        blocks = _blocks(batch, grid, _SHARES[method])
+        blocks = _blocks(batch, grid, share)
         return {**made, "visible_count": blocks.counts[0], **({"blocks": blocks} if "block_size" in names else {})}
     if method == "models":
         return {"image": image, "target": torch.empty_like(image)}
