@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..networks import Primus, ResEncUNet, recalled, selects
+from ..networks import Convolution, Primus, ResEncUNet, recalled, selects
 
 __all__ = ["Spark3D"]
 
@@ -53,7 +53,7 @@ class Spark3D(nn.Module):
         for token in self.mask_tokens:
             nn.init.trunc_normal_(token, std=0.02, a=-0.02, b=0.02)
         self.projections = nn.ModuleList(
-            nn.Conv3d(channels, channels, kernel_size=3, padding=1) if stride > 1 else nn.Identity()
+            Convolution(channels, channels, kernel_size=3, padding=1) if stride > 1 else nn.Identity()
             for channels, stride in maps
         )
 

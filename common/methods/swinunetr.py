@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..losses import NTXentLoss
-from ..networks import Primus, ResEncUNet, in_chunks, recalled, selects
+from ..networks import Convolution, Primus, ResEncUNet, in_chunks, recalled, selects
 from ..views import SampleKey, SpatialCrop, view_stream
 
 __all__ = ["SwinUNETRLoss", "SwinUNETRPretraining", "SwinUNETRViews", "ViewDraw"]
@@ -161,7 +161,7 @@ class ReconstructionHead(nn.Module):
         super().__init__()
         self.checkpointing = checkpointing
         self.convolutions = nn.ModuleList(
-            nn.Conv3d(before, after, kernel_size=3, padding=1) for before, after in pairwise([*widths, 1])
+            Convolution(before, after, kernel_size=3, padding=1) for before, after in pairwise([*widths, 1])
         )
 
     def forward(self, x: Tensor) -> Tensor:

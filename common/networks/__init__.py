@@ -1,6 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Backbones: ``encode(image, visible=None)`` to feature maps, ``decode(features)`` to an image-sized map."""
 
+from .blocks.convolution import Convolution
 from .blocks.recompute import in_chunks, recalled, selects
 from .blocks.sparse import mask_at, masked_instance_norm
 from .blocks.transformer import Transformer
@@ -14,6 +15,7 @@ from .untrained import UNTRAINED, mark_untrained, refuse_untrained, watch_untrai
 __all__ = [
     "UNTRAINED",
     "ClassificationNet",
+    "Convolution",
     "Ensemble",
     "Primus",
     "ProjectionHead",

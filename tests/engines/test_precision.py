@@ -16,6 +16,7 @@ from torch import nn
 from common.engines import AtPrecision, GaussianSlidingWindow, Precision, precision
 from common.engines.precision import cpu_has_bfloat16
 from common.errors import SettingsError
+from common.networks import Convolution, ResEncUNet
 
 from ..conftest import pretraining, run
 
@@ -84,6 +85,32 @@ def test_the_network_computes_in_it_and_sums_stay_float32(mixed: bool, monkeypat
     assert torch.equal(whole, exact) is not mixed
     torch.testing.assert_close(whole, exact, atol=0.02, rtol=0)
     assert not torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "selective", "full"])
+def test_thin_maps_have_the_gradients_of_float32(checkpointing: str) -> None:
+    """PyTorch 2.13.0 has garbage there, or ends the process: maps of two planes under a kernel of three."""
+    torch.manual_seed(0)
+    network = ResEncUNet(
+        1, 2, features_per_stage=[16, 32, 48], blocks_per_stage=[1, 1, 2], checkpointing=checkpointing
+    ).train()
+    image = torch.randn(4, 1, 8, 8, 8)  # 2^3 at the coarsest, and 4^3, where the decoder joins maps
+    gradients = []
+    for mixed in (False, True):
+        network.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            logits = network(image)
+        logits.float().square().mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters() if parameter.grad is not None])
+    for exact, half in zip(*gradients, strict=True):
+        assert float((half - exact).norm()) <= 0.4 * float(exact.norm()) + 1e-4
+
+
+def test_thin_maps_alone_are_computed_in_float32() -> None:
+    network = Convolution(8, 8, 3, padding=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        kinds = [network(torch.randn(1, 8, depth, 4, 4)).dtype for depth in (1, 2, 3, 4)]
+    assert kinds == [torch.float32, torch.float32, torch.bfloat16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("bundle", ["mae_resenc_l", "volumefusion_primus_m"])

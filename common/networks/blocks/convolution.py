@@ -11,7 +11,25 @@ from torch import Tensor, nn
 from .recompute import Again, recalled, run, selects
 from .sparse import masked_instance_norm
 
-__all__ = ["ConvBlock", "InstanceNorm", "ResidualBlock", "Stage"]
+__all__ = ["ConvBlock", "Convolution", "InstanceNorm", "ResidualBlock", "Stage"]
+
+
+class Convolution(nn.Conv3d):
+    """A convolution that a CPU's bfloat16 gets right for thin maps, too.
+
+    For maps of fewer planes than its padded kernel has, PyTorch 2.13.0 (oneDNN) writes beside the gradient of the
+    weights in bfloat16 on a CPU: it is garbage, silently, or the process ends. There it is computed in float32; such
+    maps are tiny.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(B, C_in, D, H, W)``."""
+        if not torch.jit.is_scripting():
+            thin = x.device.type == "cpu" and x.shape[2] < self.kernel_size[0]
+            if thin and torch.is_autocast_enabled("cpu"):
+                with torch.autocast("cpu", enabled=False):
+                    return self._conv_forward(x.float(), self.weight, self.bias)
+        return self._conv_forward(x, self.weight, self.bias)
 
 
 class InstanceNorm(nn.InstanceNorm3d):
@@ -71,7 +89,7 @@ class ConvBlock(nn.Module):
         activate: bool = True,
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=bias)
+        self.conv = Convolution(in_channels, out_channels, kernel_size, stride, kernel_size // 2, bias=bias)
         self.dropout = nn.Dropout3d(dropout)
         self.norm = InstanceNorm(out_channels)
         self.activation = nn.LeakyReLU(0.01, inplace=True) if activate else nn.Identity()
