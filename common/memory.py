@@ -7,6 +7,7 @@ import contextlib
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,24 @@ from torch import Tensor
 
 from .errors import DataError
 
-__all__ = ["comfortable_bytes", "room"]
+__all__ = ["comfortable_bytes", "peak_bytes", "room"]
 
 _GIB = 2**30
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held, without that of the process which started it.
+
+    ``ru_maxrss``, the answer of every system, is on Linux at least what a starting process held.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    if os.name == "posix":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
 
 
 def comfortable_bytes(device: torch.device | str = "cpu", *, limit_gb: float | None = None) -> int:

@@ -152,6 +152,7 @@ def _forked(connection: socket.socket, length: int, files: list[int]) -> dict[st
 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     request: dict[str, Any] = json.loads(connection.makefile("rb").read(length))
+    signal.pthread_sigmask(signal.SIG_BLOCK, _MEANT_FOR_TESTS)  # one that comes too early waits, and is not ignored
     pid = os.fork()
     if pid:
         for file in files:
@@ -170,6 +171,7 @@ def _forked(connection: socket.socket, length: int, files: list[int]) -> dict[st
     connection.close()
     for number in _MEANT_FOR_TESTS:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _MEANT_FOR_TESTS)
     moved = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, 1000) for file in files]
     for file in files:
         os.close(file)

@@ -89,7 +89,8 @@ def test_a_forked_process_is_what_python_starts(how: str, tmp_path: Path) -> Non
 
 def run(program: str, *options: str, **more: str) -> str:
     command = [python(), *options, "-c", program]
-    return subprocess.run(command, env=os.environ | more, check=True, capture_output=True, text=True).stdout.strip()
+    done = subprocess.run(command, env=os.environ | more, check=True, capture_output=True, text=True, timeout=120)
+    return done.stdout.strip()
 
 
 def test_python_is_really_started_where_only_a_start_obeys() -> None:

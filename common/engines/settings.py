@@ -24,6 +24,7 @@ from .written import path_settings, plain_numbers, typed_settings, written_setti
 __all__ = ["check_settings", "elsewhere", "model_settings"]
 
 _LONGEST_SOCKET = 103  # bytes of a path that every system of today takes
+_SHORT = os.path.join(os.sep, "tmp")
 
 
 def model_settings(
@@ -92,7 +93,7 @@ def _is_bundle(folder: Path) -> bool:
 
 
 def _make_room_for_sockets() -> None:
-    """Make the folder of this run's sockets, below ``/tmp`` where ``TMPDIR`` is too long a path to name a socket in.
+    """Make the folder of this run's sockets, in the system's own place where ``TMPDIR`` is too long a path for them.
 
     Reading processes share it, so that it goes with this process even if they are killed. The system takes no socket
     whose path is longer; a reading process would say so without end, and the run would wait for it.
@@ -101,8 +102,8 @@ def _make_room_for_sockets() -> None:
     try:
         if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_SOCKET - len(
             "/pymp-12345678/listener-12345678"
-        ) and os.path.isdir("/tmp"):
-            tempfile.tempdir = "/tmp"
+        ) and os.path.isdir(_SHORT):
+            tempfile.tempdir = _SHORT
         get_temp_dir()
     finally:
         tempfile.tempdir = ours

@@ -11,12 +11,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import psutil
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from common.bundles import read_config
+from common.memory import peak_bytes
 from common.views import reading_stream
 
 from ..commanding.environment import ROOT
@@ -141,12 +141,7 @@ def peak_gib(device: str) -> float:
     """Return the largest memory that this process has held: of the GPU, or of the process on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    if os.name == "posix":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-    return getattr(psutil.Process().memory_info(), "peak_wset", 0) / 2**30
+    return peak_bytes() / 2**30
 
 
 def clock(options: Benchmark) -> Callable[[], float]:

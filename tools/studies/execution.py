@@ -131,13 +131,13 @@ def machine(device: Any = None) -> dict[str, Any]:
 
 def peak_gib() -> float:
     """Return the most memory that this process has held: of its GPU if it used one, else of its own."""
-    import resource
-
     import torch
+
+    from common.memory import peak_bytes
 
     if torch.cuda.is_available() and torch.cuda.max_memory_reserved():
         return torch.cuda.max_memory_reserved() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return peak_bytes() / 2**30
 
 
 def pretraining_of(study: Study, run: Run) -> str | None:

@@ -101,7 +101,7 @@ def in_chunks(
     """
     if chunks == 1:
         return function(x)
-    weights = list(parameters)
+    weights = [parameter for parameter in parameters if parameter.requires_grad]  # not those of a teacher, which moves
     if not torch.is_grad_enabled():
         outputs = [function(part) for part in x.chunk(chunks)]
     elif weights and not x.requires_grad and not any(hasattr(weight, "device_mesh") for weight in weights):
