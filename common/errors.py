@@ -159,6 +159,12 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
     raise _Terminated
 
 
+def _end_as_usual() -> None:
+    """Let SIGTERM end a forked process at once: a reader that went on to unwind could be waited for without end."""
+    if signal.getsignal(signal.SIGTERM) is _terminate:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _interrupted(error: KeyboardInterrupt) -> tuple[str, int]:
     """Return what is said of an interrupted run, and its exit status, by which shells and schedulers know of it."""
     by, number = ("SIGTERM", signal.SIGTERM) if isinstance(error, _Terminated) else ("Ctrl-C", signal.SIGINT)
@@ -178,6 +184,8 @@ def end_in_a_sentence() -> None:
     alone = "RANK" not in os.environ  # a process that waits for others in a collective call would never come to it
     if in_main and alone and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=_end_as_usual)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -46,6 +48,7 @@ def test_an_interrupted_run_ends_in_a_sentence(
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored where tests run behind a shell
         )
     try:
         deadline = time.monotonic() + 240
@@ -61,7 +64,9 @@ def test_an_interrupted_run_ends_in_a_sentence(
         else:
             readers = [child for child in children if "resource_tracker" not in " ".join(child.cmdline())]
             readers[0].send_signal(number)
-        assert process.wait(60) == status
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+        assert process.returncode == status, (tmp_path / "log").read_text()[-3000:]
     finally:
         process.kill()
     text = (tmp_path / "log").read_text()
@@ -103,3 +108,12 @@ def test_the_exit_status_is_what_shells_expect(how: str, status: int, told: str,
         ["sh", "-c", f'"{python()}" -c "$0"; echo $?', program], cwd=ROOT, capture_output=True, text=True
     )
     assert shell.stdout.strip() == str(status)
+
+
+def test_what_a_run_forks_ends_by_sigterm_at_once() -> None:
+    program = "import os, signal; from common.errors import end_in_a_sentence; end_in_a_sentence()\n"
+    program += "own = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL\n"
+    program += "if (child := os.fork()) == 0: signal.pause()\n"
+    program += "os.kill(child, signal.SIGTERM); print(own, os.waitpid(child, 0)[1])"
+    done = subprocess.run([python(), "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == (f"True {signal.SIGTERM.value}\n", "")
