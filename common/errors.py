@@ -189,9 +189,11 @@ def end_in_a_sentence() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    before = sys.excepthook
+    before, run = sys.excepthook, os.getpid()
 
     def hook(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
+        if os.getpid() != run and isinstance(error, (ConnectionError, EOFError)):
+            return  # a reading process lost the run, which says why it ends
         if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
             signal.signal(
                 signal.SIGCHLD, signal.SIG_DFL

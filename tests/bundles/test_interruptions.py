@@ -113,7 +113,16 @@ def test_the_exit_status_is_what_shells_expect(how: str, status: int, told: str,
 def test_what_a_run_forks_ends_by_sigterm_at_once() -> None:
     program = "import os, signal; from common.errors import end_in_a_sentence; end_in_a_sentence()\n"
     program += "own = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL\n"
-    program += "if (child := os.fork()) == 0: signal.pause()\n"
-    program += "os.kill(child, signal.SIGTERM); print(own, os.waitpid(child, 0)[1])"
+    program += "ready, tell = os.pipe()\n"
+    program += "if (child := os.fork()) == 0: os.write(tell, b'.') and signal.pause()\n"
+    program += "os.read(ready, 1); os.kill(child, signal.SIGTERM); print(own, os.waitpid(child, 0)[1])"
     done = subprocess.run([python(), "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (f"True {signal.SIGTERM.value}\n", "")
+
+
+@pytest.mark.parametrize(("error", "told"), [("EOFError()", False), ("OSError(5, 'Input/output error')", True)])
+def test_a_reader_that_lost_its_run_says_nothing(error: str, told: bool) -> None:
+    program = "import os; from common.errors import end_in_a_sentence; end_in_a_sentence()\n"
+    program += f"if os.fork() == 0: raise {error}\n"
+    done = subprocess.run([python(), "-c", program + "os.wait()"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ("Traceback" in done.stderr) is told
