@@ -29,8 +29,8 @@ def peak_bytes() -> int:
     ``ru_maxrss``, the answer of every system, is on Linux at least what a starting process held.
     """
     status = Path("/proc/self/status")
-    if status.is_file():
-        return 1024 * int(status.read_text().split("VmHWM:")[1].split()[0])
+    if status.is_file() and len(told := status.read_text().split("VmHWM:")) == 2:  # some containers do not tell
+        return 1024 * int(told[1].split()[0])
     if os.name == "posix":
         import resource
 

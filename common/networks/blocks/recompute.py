@@ -135,9 +135,7 @@ class _Part(torch.autograd.Function):
                 set_device_states(devices, states, device_type=kind)
             with torch.enable_grad(), torch.autocast(kind, dtype, enabled=enabled):
                 outputs = ctx.function(x)
-        learnt = [parameter for parameter in parameters if parameter.requires_grad]
-        found = iter(torch.autograd.grad(outputs, learnt, grads, allow_unused=True))
-        return None, None, *(next(found) if parameter.requires_grad else None for parameter in parameters)
+        return None, None, *torch.autograd.grad(outputs, parameters, grads, allow_unused=True)
 
 
 def _autocast_of(device: torch.device) -> tuple[str, torch.dtype, bool]:
