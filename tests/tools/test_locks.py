@@ -8,6 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
+import time
 import venv
 import zipfile
 from pathlib import Path
@@ -180,7 +182,7 @@ def test_the_torch_that_pip_takes_decides_on_the_libraries_of_cuda(
     monkeypatch.setenv("PIP_FIND_LINKS", str(index / "spare"))
     environment.install(python, RUNTIME)
     assert installed(index) == {"torch-2.13.0+cpu", "tqdm-4.0"}
-    assert capsys.readouterr().out == ""
+    assert "note" not in capsys.readouterr().out
     removed(index)
     unknown = wheel(index / "spare", "torch", "2.13.0+cpu", "tqdm")
     environment.install(python, RUNTIME)
@@ -209,6 +211,54 @@ def test_a_file_that_is_not_the_locked_one_is_not_installed(index: Path, capfd: 
     with pytest.raises(SystemExit, match=r"torch-2\.13\.0-py3-none-any\.whl is not the locked file, its sha256 is"):
         environment.install(python, RUNTIME)
     assert installed(index) == set()
+
+
+def test_commands_that_start_at_once_wait_for_one_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, began, held = tmp_path / ".venv", threading.Event(), threading.Event()
+    python, installed = folder / "bin" / "python", list[Path]()
+
+    def fill(where: Path, *_: str) -> None:
+        began.set()
+        assert held.wait(60)
+        where.parent.mkdir(parents=True)
+        where.touch()
+        installed.append(where)
+
+    (tmp_path / RUNTIME).write_text("there-is-no-such-package==1.0\n")
+    monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "make", lambda _: None)
+    monkeypatch.setattr(environment, "install", fill)
+    monkeypatch.setattr(environment, "_check", lambda where, _: not where.exists())
+    monkeypatch.setattr(sys, "prefix", str(folder))  # so that it returns and starts nothing
+    several = [threading.Thread(target=environment.ensure, args=(RUNTIME,)) for _ in range(3)]
+    several[0].start()
+    assert began.wait(60)
+    for each in several[1:]:
+        each.start()
+    told = ""
+    while told.count("another command is installing into") < 2:
+        told += capsys.readouterr().out
+        time.sleep(0.01)
+    held.set()
+    for each in several:
+        each.join(60)
+    assert installed == [python]
+    with environment.alone(folder):  # and is free again
+        pass
+
+
+def test_installing_shows_that_it_moves(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [
+        *(f"Collecting p{n}==1.0 (from -r x)" for n in range(25)),
+        "Using cached",
+        "Installing collected packages:",
+    ]
+    talk = f"import sys; print({chr(10).join(lines)!r}); sys.exit(3)"
+    assert environment._moving([sys.executable, "-c", talk]) == 3
+    told = [line.split(", ")[0] + line.partition(":")[2] for line in capsys.readouterr().out.splitlines()]
+    assert told == ["  10 packages p9", "  20 packages p19", "  25 packages unpacking all of them"]
 
 
 @pytest.mark.slow

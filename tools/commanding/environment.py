@@ -10,14 +10,19 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ROOT", "ensure", "install", "lacks_cuda", "unmet"]
+__all__ = ["ROOT", "alone", "ensure", "install", "lacks_cuda", "make", "unmet"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
 CUDA = "cuda.txt"
+_SHOW_EVERY = 10  # packages, where no terminal shows a line that changes
+_OF_PIP = re.compile(r"(?:Collecting|Requirement already satisfied:) ([^\s=<>]+)|Installing (collected packages)")
 
 
 def unmet(*files: str) -> list[str]:
@@ -42,23 +47,80 @@ def _python(folder: Path) -> Path:
 def ensure(*files: str) -> None:
     """Return if this interpreter has all pins; else go on in ``.venv``, making and filling it first if needed.
 
+    Of several commands that are started at once one makes it, and the others wait.
+
     Raises:
         SystemExit: if the installation fails.
     """
     if not unmet(*files):
         return
     folder = ROOT / ".venv"
-    python = _python(folder)
-    if Path(sys.prefix).resolve() == folder.resolve() or not python.exists() or _check(python, files):
-        if not python.exists():
-            print(f"making the environment {folder}", flush=True)
-            venv.create(folder, with_pip=True)
-        print(f"installing {', '.join(files)} (once; a few minutes)", flush=True)
-        install(python, *files)
-    if Path(sys.prefix).resolve() == folder.resolve():
+    python, inside = _python(folder), Path(sys.prefix).resolve() == folder.resolve()
+    if inside or not python.exists() or _check(python, files):
+        with alone(folder):
+            if not python.exists() or _check(python, files):  # nobody else has done it meanwhile
+                make(folder)
+                print(f"installing {', '.join(files)} into it (once; a few minutes)", flush=True)
+                install(python, *files)
+    if inside:
         return
     status = subprocess.run([str(python), *sys.argv]).returncode
     raise SystemExit(status)
+
+
+def make(folder: Path, *, again: bool = False) -> None:
+    """Make an environment, unless there is one that has pip.
+
+    Args:
+        folder: of it.
+        again: what is there goes first.
+    """
+    python = _python(folder)
+    if (
+        again
+        or not python.exists()
+        or subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode
+    ):
+        print(f"making the environment {folder}", flush=True)
+        venv.create(folder, with_pip=True, clear=again)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process works on an environment, saying so, and keep others waiting.
+
+    The system lets go of the lock when a process ends, however it ends. Where it cannot lock, nobody waits.
+
+    Args:
+        folder: of the environment; the lock lies beside it.
+    """
+    with open(folder.with_name(f"{folder.name}.lock"), "a+b") as stream:
+        told = False
+        while not _locked(stream.fileno()):
+            if not told:
+                print(f"another command is installing into {folder}; waiting until it is done", flush=True)
+            told = True
+            time.sleep(0.5)
+        yield
+
+
+def _locked(descriptor: int) -> bool:
+    """Take the lock of a file and return whether that went well; where there are no locks it counts as taken."""
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def lacks_cuda() -> bool:
@@ -94,13 +156,13 @@ def install(python: Path, *files: str, options: tuple[str, ...] = ()) -> None:
         SystemExit: if pip fails, or a file is not the locked one.
     """
     by_hand = f"to install without comparing: {python} -m pip install -r {' -r '.join(files)}"
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", *options]
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", *options]
     _install_torch(pip, ROOT / "locks" / files[0], by_hand)
     for names in (files, (CUDA,)):
         if names == (CUDA,) and subprocess.run([str(python), __file__, CUDA]).returncode == 0:
             break
         locks = [option for name in names for option in ("-r", str(ROOT / "locks" / name))]
-        if subprocess.run([*pip, "--require-hashes", *locks]).returncode:
+        if _moving([*pip, "--require-hashes", *locks]):
             raise SystemExit(f"Stopped: pip could not install {', '.join(names)} as locked, see above; {by_hand}")
 
 
@@ -118,8 +180,8 @@ def _install_torch(pip: list[str], lock: Path, by_hand: str) -> None:
     if entry is None or there == entry[1]:
         return
     with tempfile.TemporaryDirectory() as scratch:
-        fetch = ["download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
-        if subprocess.run([*pip[:3], *fetch, "--dest", scratch, f"torch=={entry[1]}"]).returncode:
+        fetch = ["download", "--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"]
+        if subprocess.run([*pip[:3], *fetch, "--dest", scratch, f"torch=={entry[1]}"]).returncode:  # its bar is shown
             raise SystemExit("Stopped: pip could not fetch torch; see its message above")
         (wheel,) = Path(scratch).glob("*.whl")
         with wheel.open("rb") as stream:
@@ -130,8 +192,27 @@ def _install_torch(pip: list[str], lock: Path, by_hand: str) -> None:
             print(
                 f"note: {lock.name} does not know the build {wheel.name}, sha256 {digest}: taken as it is", flush=True
             )
-        if subprocess.run([*pip, str(wheel)]).returncode:
+        if _moving([*pip, str(wheel)]):
             raise SystemExit("Stopped: pip could not install torch; see its message above")
+
+
+def _moving(command: list[str]) -> int:
+    """Run pip, show in one line how far it is, and return its exit status; what it has to say else it says."""
+    began, count, terminal = time.monotonic(), 0, sys.stdout.isatty()
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, errors="replace") as job:
+        assert job.stdout is not None
+        for line in job.stdout:
+            if (found := _OF_PIP.match(line.strip())) is None:
+                continue
+            count += found[1] is not None
+            told = f"  {count} packages, {time.monotonic() - began:.0f} s: {found[1] or 'unpacking all of them'}"
+            if terminal:
+                print(f"\r{told:<78.78}", end="", flush=True)
+            elif found[2] or count % _SHOW_EVERY == 0:
+                print(told, flush=True)
+    if terminal and count:
+        print(flush=True)
+    return job.returncode
 
 
 def _check(python: Path, files: tuple[str, ...]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -40,10 +41,21 @@ def help_text(about: str, commands: Mapping[str, tuple[Callable[[Any], None], ty
         return f"{about.strip()}\n\n{_settings(commands[''][1])}"
     if arguments and arguments[0] in commands:
         command, cls = commands[arguments[0]]
-        return f"{arguments[0]}: {inspect.cleandoc(command.__doc__ or '')}\n\n{_settings(cls)}"
+        parts = [f"{arguments[0]}: {inspect.cleandoc(command.__doc__ or '')}", _examples(about, arguments[0])]
+        return "\n\n".join([*filter(None, parts), _settings(cls)])
     width = max(map(len, commands))
     lines = [f"  {name:<{width}}  {(each.__doc__ or '').splitlines()[0]}" for name, (each, _) in commands.items()]
     return "\n".join([about.strip(), "", "Commands; --help after one explains its settings:", *lines])
+
+
+def _examples(about: str, name: str) -> str:
+    """Return the lines of a tool's text that show how one of its commands is called."""
+    found: list[str] = []
+    for line in about.splitlines():
+        goes_on = bool(found) and found[-1].endswith("\\")
+        if goes_on or re.match(rf"  python tools/\w+\.py {name}\b", line):
+            found.append(line)
+    return "\n".join(found)
 
 
 def _settings(cls: type) -> str:

@@ -6,10 +6,9 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
-import venv
 from pathlib import Path
 
-from .environment import ROOT, _check, _python, install
+from .environment import ROOT, _check, _python, alone, install, make
 from .locks import LABEL, read_lock
 
 __all__ = ["label_python"]
@@ -28,8 +27,17 @@ def label_python() -> Path:
     python = _python(folder)
     if python.exists() and not _check(python, (LABEL,)):
         return python
-    print(f"making the environment {folder} (once; a few minutes)", flush=True)
-    venv.create(folder, with_pip=True, clear=True)
+    with alone(folder):
+        if not python.exists() or _check(python, (LABEL,)):  # nobody else has done it meanwhile
+            _fill(folder)
+    return python
+
+
+def _fill(folder: Path) -> None:
+    """Make the environment and install what its lock has."""
+    python = _python(folder)
+    make(folder, again=True)
+    print(f"installing {LABEL} into it (once; a few minutes)", flush=True)
     os.environ["SAM2_BUILD_CUDA"] = "0"
     with tempfile.TemporaryDirectory() as scratch:
         first = Path(scratch) / LABEL
@@ -40,4 +48,3 @@ def label_python() -> Path:
     if subprocess.run(command).returncode:
         raise SystemExit(f"Stopped: pip could not install {_STANDIN}; see its message above")
     install(python, LABEL, options=("--no-build-isolation",))
-    return python
