@@ -75,7 +75,7 @@ def test_a_page_is_true_where_the_bundle_is(bundle: str, tmp_path: Path) -> None
         text = (folder / page).read_text()
         for link in re.findall(r"\]\((?!https://arxiv\.org/abs/\d{4}\.\d{5}\))([^)]*)\)", text):
             assert ((folder / page).parent / link).is_file(), f"{page}: {link}"
-        for absent in (f"bundles/{bundle}", "../", ".yaml", "common/", "repository root", "README at the root"):
+        for absent in (f"bundles/{bundle}", "../", ".yaml", "common/", "repository root"):
             assert absent not in text, f"{page}: {absent}"
         for tool in re.finditer(r"tools/\w+\.py[^`|]*`?", text):
             assert text[tool.end() :].lstrip().startswith("(of the collection)") or "of the collection" in tool[0]

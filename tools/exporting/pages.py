@@ -97,9 +97,9 @@ def _page(bundle: str, derived: Derived | None, *, about: str, start: str) -> st
         text = text.replace(f"common/configs/{source}", f"configs/{name}").replace(
             f"common/configs/{Path(source).stem}.json", f"configs/{name}"
         )
+    text = text.replace("[settings](../../../docs/settings.md)", "[settings](settings.md)")
     text = re.sub(r"\[([^\]]*)\]\(\.\./\.\./\.\./([^)]*)\)", r"\1 (`\2` of the collection)", text)
     text = re.sub(r"(`python tools/[^`]*`)", r"\1 (of the collection)", text)
-    text = text.replace("are in the README at the root", "are in [settings](settings.md)")
     text = re.sub(r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
     head, rest = text.split("### Authors\n", 1)
     title, summary = head.split("\n", 1)
