@@ -12,6 +12,10 @@ import numpy as np
 import pytest
 
 from common.errors import SettingsError
+from tools.benchmarking.benchmark import write_section
+from tools.benchmarking.memory import step_memory
+from tools.benchmarking.settings import Benchmark
+from tools.benchmarking.steps import measure_sparse
 from tools.checking.configs import config_problems
 from tools.commanding import environment
 from tools.commanding.settings import filled
@@ -192,6 +196,30 @@ def test_the_benchmark_measures_a_cell_against_plain_code() -> None:
     assert cells[1] == "2 x 1 x 16 x 16 x 16"
     assert all(0 < float(cell) < 100 for cell in cells[2:6])
     assert "mae_primus_m, plain, one step:" in result.stdout
+
+
+def test_the_benchmark_compares_sparse_with_dense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    small = {"features_per_stage": [4, 8], "blocks_per_stage": [1, 1], "hidden_ratio": 0.75, "checkpointing": "none"}
+    found = measure_sparse(Benchmark(patch_size=32, batch_size=1, repeats=1, settings=small))
+    assert 0 < found["seconds"] < 60
+    assert 0 < found["time"] < 20
+    dense, sparse = (
+        step_memory(f"{name}_resenc_l", patch_size=32, batch_size=1, **settings).highest
+        for name, settings in (("mae", {k: v for k, v in small.items() if k != "hidden_ratio"}), ("spark3d", small))
+    )
+    assert found["memory"] == sparse / dense
+
+
+def test_the_benchmark_writes_each_section_between_its_marks(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# Mine\n\n<!-- figures: steps -->\nold\n<!-- end of figures: steps -->\n\nKept.\n")
+    write_section(page, "data", ["new data"])
+    write_section(page, "steps", ["new steps"])
+    write_section(page, "data", ["newer data"])
+    steps = "<!-- figures: steps -->\n\nnew steps\n<!-- end of figures: steps -->"
+    data = "<!-- figures: data -->\n\nnewer data\n<!-- end of figures: data -->"
+    assert page.read_text() == f"# Mine\n\n{steps}\n\nKept.\n\n{data}\n"
 
 
 def test_the_benchmark_refuses_what_it_does_not_know() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import multiprocessing
 import os
 import platform
@@ -13,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,14 +24,15 @@ import torch
 from common.bundles import read_config
 from common.engines.precision import cpu_has_bfloat16
 from common.errors import SettingsError
+from common.files import replace_file
 
 from ..commanding.environment import ROOT
 from .data_path import data_tables, measure_data_path
 from .samples import measure_samples
 from .settings import PUBLISHED, Benchmark
-from .steps import PEER_FOLDER, measure_plain_memory, measure_precision, measure_step, prepare_process
+from .steps import PEER_FOLDER, measure_plain_memory, measure_precision, measure_sparse, measure_step, prepare_process
 
-__all__ = ["benchmark"]
+__all__ = ["benchmark", "write_section"]
 
 T = TypeVar("T")
 PEERS = {
@@ -38,8 +41,8 @@ PEERS = {
     "batchgeneratorsv2": "0.3.6",
     "fft-conv-pytorch": "1.2.0",  # which batchgeneratorsv2 needs
 }
-MARKS = ("<!-- figures -->", "<!-- end of figures -->")  # in a page, around what is written anew
-DATA_MARKS = ("<!-- data figures -->", "<!-- end of data figures -->")
+_SPARSE_SIDES = (96, PUBLISHED)
+_SPARSE_RATIOS = (0.6, 0.75, 0.9)
 
 
 def benchmark(settings: Benchmark) -> None:
@@ -47,22 +50,26 @@ def benchmark(settings: Benchmark) -> None:
     _check_names(settings)
     if settings.peers:
         _install_peers()
-    text = [_alone(_hardware, settings) + "\n"]
+    head = _alone(_hardware, settings) + "\n"
     if "steps" in settings.parts:
-        text += _step_tables(_measure_steps(settings, text[0]), settings)
+        _measure_steps(settings, head)
+    if "sparse" in settings.parts:
+        _measure_sparse(settings, head)
     if "precision" in settings.parts and settings.device == "cpu":
         print("precision", file=sys.stderr, flush=True)
-        text += _precision_table(settings)
+        _tell(settings, "precision", [head, *_precision_table(settings)])
     if {"views", "store"} & {*settings.parts}:
         print("views and store", file=sys.stderr, flush=True)
-        text += _data_tables(_alone(measure_samples, settings), settings)
+        _tell(settings, "samples", [head, *_data_tables(_alone(measure_samples, settings), settings)])
     if "data" in settings.parts:
         print("data", file=sys.stderr, flush=True)
-        text += data_tables(_alone(_measure_data_path, settings), _table)
-    page = "\n".join(text)
-    print(page)
-    if settings.output:
-        _write(settings.output, page, DATA_MARKS if settings.parts == ("data",) else MARKS)
+        _tell(settings, "data", [head, *data_tables(_alone(_measure_data_path, settings), _table)])
+
+
+def _tell(settings: Benchmark, section: str, text: Sequence[str]) -> None:
+    """Print the figures of a section, and write them into the page."""
+    print("\n".join(text), flush=True)
+    write_section(settings.output, section, text)
 
 
 def _check_names(settings: Benchmark) -> None:
@@ -79,7 +86,7 @@ def _check_names(settings: Benchmark) -> None:
             raise SettingsError(f"--{name} is neither an option nor a setting of these bundles")
 
 
-def _measure_steps(settings: Benchmark, head: str) -> list[dict[str, Any]]:
+def _measure_steps(settings: Benchmark, head: str) -> None:
     """Measure the step of every bundle, each in processes of its own; writes what is there after each."""
     steps: list[dict[str, Any]] = []
     for index, cell in enumerate(settings.cells):
@@ -90,9 +97,26 @@ def _measure_steps(settings: Benchmark, head: str) -> list[dict[str, Any]]:
         print(
             f"[{index + 1}/{len(settings.cells)}] {cell}: {step['seconds']:.2f} s, {told}", file=sys.stderr, flush=True
         )
-        if settings.output:  # what is measured is not lost if a later bundle fails
-            _write(settings.output, "\n".join([head, *_step_tables(steps, settings)]), MARKS)
-    return steps
+        # what is measured is not lost if a later bundle fails
+        write_section(settings.output, "steps", [head, *_step_tables(steps, settings)])
+    print("\n".join([head, *_step_tables(steps, settings)]), flush=True)
+
+
+def _measure_sparse(settings: Benchmark, head: str) -> None:
+    """Measure spark3d_resenc_l against the dense U-Net, a row at a time; writes what is there after each."""
+    columns = ["crop", "hidden", "checkpointing", "s", "time / dense", "memory / dense"]
+    rows: list[list[str]] = []
+    text: list[str] = []
+    for side, mode in itertools.product(_SPARSE_SIDES, ("none", "selective")):
+        for ratio in _SPARSE_RATIOS:
+            alike = {**settings.settings, "checkpointing": mode, "hidden_ratio": ratio}
+            found = _alone(measure_sparse, replace(settings, patch_size=side, batch_size=1, settings=alike))
+            times, memory = f"**{found['time']:.2f}**", f"**{found['memory']:.2f}**"
+            rows.append([f"{side}^3", f"{ratio:.0%}", f"`{mode}`", f"{found['seconds']:.3g}", times, memory])
+            print(f"sparse: {', '.join(rows[-1])}", file=sys.stderr, flush=True)
+            text = [head, _table(columns, rows)]
+            write_section(settings.output, "sparse", text)
+    print("\n".join(text), flush=True)
 
 
 def _measure_data_path(options: Benchmark) -> dict[str, Any]:
@@ -237,11 +261,22 @@ def _data_tables(data: dict[str, Any], options: Benchmark) -> list[str]:
     return text
 
 
-def _write(path: Path, page: str, marks: tuple[str, str]) -> None:
-    """Write the figures, keeping what people wrote around them."""
-    begin, end = marks
-    old = path.read_text("utf-8") if path.exists() else ""
-    if begin in old and end in old:
-        before, rest = old.split(begin, 1)
-        page = f"{before}{begin}\n\n{page}\n{end}{rest.split(end, 1)[1]}"
-    path.write_text(page, "utf-8")
+def write_section(path: Path | None, section: str, text: Sequence[str]) -> None:
+    """Write the figures of a part of the page between its marks, or at its end where there are none yet.
+
+    Args:
+        path: of the page; all else in it is kept. None writes nothing.
+        section: name of the part.
+        text: its paragraphs and tables.
+    """
+    if path is None:
+        return
+    begin, end = f"<!-- figures: {section} -->", f"<!-- end of figures: {section} -->"
+    page = path.read_text("utf-8") if path.exists() else ""
+    figures = "\n".join([begin, "", *text, end])
+    if begin in page and end in page:
+        before, rest = page.split(begin, 1)
+        page = before + figures + rest.split(end, 1)[1]
+    else:
+        page = f"{page}\n{figures}\n" if page else f"{figures}\n"
+    replace_file(path, lambda temporary: Path(temporary).write_text(page, "utf-8"))

@@ -14,7 +14,7 @@ from ..commanding.settings import Bundle, Existing, From, Reads, RefusalError, R
 
 __all__ = ["PARTS", "PUBLISHED", "Benchmark", "Sharding"]
 
-PARTS = ("steps", "precision", "views", "store", "data")
+PARTS = ("steps", "sparse", "precision", "views", "store", "data")
 PUBLISHED = 160
 _BUNDLES = tuple(sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml")))
 
@@ -44,8 +44,9 @@ class Benchmark:
     cells: Annotated[tuple[str, ...], Reads(_cells, "bundles with commas between, or all")] = ("all",)
     """Bundles to measure."""
     parts: Annotated[tuple[str, ...], Reads(_parts, "parts with commas between, or all")] = ("all",)
-    """Of steps, precision (bfloat16 against float32 on a CPU that has it), views, store, data (the data path against
-    MONAI's datasets and .npy; needs 2 GB of disk)."""
+    """Of steps, sparse (Spark3D's step against the dense U-Net's, crops of 96 and 160, one sample), precision (bfloat16
+    against float32 on a CPU that has it), views, store, data (the data path against MONAI's datasets and .npy; needs 2
+    GB of disk)."""
     patch_size: Annotated[int, From(1)] = 64
     """Side of the crops of a training step, a multiple of 32 (for the U-Net at least 64). 160 is published; below that
     VoCo and SimCLR get fewer crops of each image."""
@@ -71,8 +72,7 @@ class Benchmark:
     scans: tuple[Existing, ...] = ()
     """Files to measure the data path with instead of simulated scans."""
     output: Path | None = None
-    """Markdown file to write; in one with the marks of figures, those of data alone for --parts data, only what lies
-    between them."""
+    """Markdown file to write into: each part between its own marks, and what is around them is kept."""
     settings: Rests = field(default_factory=dict)
     """Of pretrain.yaml, any at its top level, such as --checkpointing full."""
 

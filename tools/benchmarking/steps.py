@@ -21,6 +21,7 @@ from common.views import reading_stream
 
 from ..commanding.environment import ROOT
 from . import plain
+from .memory import step_memory
 from .settings import PUBLISHED, Benchmark
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "clock",
     "measure_plain_memory",
     "measure_precision",
+    "measure_sparse",
     "measure_step",
     "peak_gib",
     "prepare_process",
@@ -250,6 +252,31 @@ def measure_plain_memory(cell: str, options: Benchmark) -> float:
     for _ in range(2):
         step()
     return peak_gib(options.device)
+
+
+def measure_sparse(options: Benchmark) -> dict[str, float]:
+    """Time the step of spark3d_resenc_l and of the dense U-Net in turn; their memory is counted without values."""
+    prepare_process(options)
+    build = build_step("spark3d_resenc_l", options)[1]
+    steps = {"ours": build("ours"), "dense": build("dense")}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(options.repeats + 1):
+        for name in list(steps)[:: 1 if index % 2 else -1]:
+            seconds[name].append(steps[name](index)[0])
+    del steps, build
+    ours, dense = (times[1:] for times in seconds.values())  # the first round warms up
+    memory = [
+        step_memory(cell, patch_size=options.patch_size, batch_size=1, **settings).highest
+        for cell, settings in (
+            ("spark3d_resenc_l", options.settings),
+            ("mae_resenc_l", {k: v for k, v in options.settings.items() if k != "hidden_ratio"}),
+        )
+    ]
+    return {
+        "seconds": statistics.median(ours),
+        "time": statistics.median(a / b for a, b in zip(ours, dense, strict=True)),
+        "memory": memory[0] / memory[1],
+    }
 
 
 def measure_precision(cell: str, options: Benchmark) -> dict[str, Any]:
