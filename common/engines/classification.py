@@ -37,7 +37,7 @@ class ClassificationBatch:
             image = self.views({**batch, "region": regions})["image"]
         if any(target is None for target in batch["target"]):
             return image, None
-        return image, self.task.encode(batch["target"]).to(device, non_blocking=non_blocking)
+        return image, self.task.encode(batch["target"]).to(device, non_blocking=True)
 
 
 def classifier_settings(

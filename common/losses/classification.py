@@ -41,7 +41,7 @@ class ClassificationLoss(nn.Module):
 
     def forward(self, pred: Tensor, label: Tensor) -> Tensor:
         """Compare logits ``(B, outputs)`` with classes ``(B,)``, or with 0 and 1 ``(B, outputs)``."""
-        weights = None if self.weights is None else self.weights.to(pred.device)
+        weights = None if self.weights is None else self.weights.to(pred.device, non_blocking=True)
         with torch.autocast(pred.device.type, enabled=False):
             if not self.multilabel:
                 return F.cross_entropy(pred.float(), label, weight=weights, label_smoothing=self.label_smoothing)

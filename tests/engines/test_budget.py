@@ -133,10 +133,20 @@ told = json.loads(sys.argv[1])
 found = []
 for bundle, config, settings in told:
     content = read_config(f"bundles/{bundle}/configs/{config}.yaml")
-    step = training_step({**content, "bundle_root": f"bundles/{bundle}", **settings})
+    processes = settings.pop("processes", 1)
+    step = training_step({**content, "bundle_root": f"bundles/{bundle}", **settings}, processes=processes)
     found.append({**vars(step), "peak": step.peak})
 print(json.dumps(found))
 """
+
+
+COPIED = "torch.nn.parallel.DistributedDataParallel"
+
+
+def classification(bundle: str) -> dict[str, Any]:
+    """Return the settings of a narrow network for volumes of which no table is there."""
+    own = {name: value for name, value in small_settings(bundle).items() if name not in ("block_size", "patch_size")}
+    return own | {"input_size": [16, 16, 16], "table": "none.csv", "target": "kind"}
 
 
 def steps(*told: tuple[str, str, dict[str, Any]]) -> list[dict[str, int]]:
@@ -174,12 +184,29 @@ def test_a_step_takes_what_its_settings_say() -> None:
     assert frozen["multiply_adds"] < 0.5 * primus["multiply_adds"]
 
 
+def test_several_processes_share_the_batch_and_hold_buckets_or_a_share_of_the_network() -> None:
+    whole = {**small_settings("mae_primus_m"), "batch_size": 4, "amp": False}
+    copied, sharded = ({"network": {"_target_": name}} for name in (COPIED, "common.sharding.fully_sharded"))
+    told = [whole, whole | {"batch_size": 2}, whole | copied | {"processes": 2}, whole | sharded | {"processes": 2}]
+    told += [whole | {"accumulation_steps": 4}]
+    _, half, two, shared, parts = steps(*(("mae_primus_m", "pretrain", settings) for settings in told))
+    kept = ("weights", "optimizer")
+    assert [two[name] for name in kept] == [half[name] for name in kept]
+    assert [shared[name] for name in kept] == [half[name] // 2 for name in kept]
+    for name in ("multiply_adds", "read"):
+        assert two[name] == shared[name] == half[name]
+    assert two["gradients"] == pytest.approx(two["weights"], rel=0.02), "buckets are there all the time"
+    assert two["peak"] - two["highest"] >= two["weights"] + two["gradients"] + two["optimizer"] - 512
+    assert parts["multiply_adds"] == 2 * half["multiply_adds"], "of four parts, not only of those that were run"
+
+
 def test_every_cell_has_a_budget() -> None:
     amp = {"batch_size": 2, "amp": True, "amp_dtype": "bfloat16"}
     told = [(bundle, "pretrain", small_settings(bundle) | amp) for bundle in BUNDLES]
     told += [(bundle, "train", small_settings(bundle) | amp) for bundle in WHOLE_CHAIN]
+    told += [(bundle, "train_classification", classification(bundle) | amp) for bundle in WHOLE_CHAIN]
     found = steps(*told)
-    assert len(found) == 18
+    assert len(found) == 20
     for (bundle, config, _), step in zip(told, found, strict=True):
         assert min(step[name] for name in ("weights", "optimizer", "multiply_adds", "read")) > 0, (bundle, config)
         assert step["peak"] >= step["weights"] + step["optimizer"] + step["activations"], (bundle, config)
@@ -254,8 +281,11 @@ def test_no_step_makes_the_host_wait_for_the_device() -> None:
         regions = {"labels": {"a": 0, "b": 1, "c": 2}, "regions": {"all": [1, 2], "c": [2]}, "ignore_label": 3}
         told += [(bundle, "train", own | {"batch_size": 4, "checkpointing": "full", "accumulation_steps": 2} | regions)]
         told += [(bundle, "inference", own | {"mirror_axes": [0]})]
+        cases = classification(bundle) | amp | {"batch_size": 4} | often
+        told += [(bundle, "train_classification", cases | {"balance": True})]
+        told += [(bundle, "train_classification", cases | {"target": ["a", "b"], "tuning": "linear_probe"})]
     found = alone(STRICT, json.dumps(told))
-    assert len(found) == len(BUNDLES) + 4
+    assert len(found) == len(BUNDLES) + 6
     for name, looks in found.items():
         assert looks == ([1] if "inference" in name else [0] * len(looks)), (name, looks)
 
@@ -322,6 +352,6 @@ class AnyText:
 
 def test_configs_look_at_memory_before_the_first_step() -> None:
     for bundle in BUNDLES:
-        for name in ("pretrain", "train"):
+        for name in ("pretrain", "train", "train_classification"):
             run = read_config(ROOT / "bundles" / bundle / "configs" / f"{name}.yaml")["run"]
             assert run.index("@memory_check") < len(run) - 1

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -163,6 +164,10 @@ def test_files_and_exported_networks_do_not_know_of_it(kind: str) -> None:
     assert list(net.state_dict()) == list(built(kind).state_dict())
     for module in (net, net.eval()):
         assert torch.equal(torch.jit.script(module)(image), module(image))
+    files = [io.BytesIO() for _ in MODES]
+    for mode, file in zip(MODES, files, strict=True):
+        torch.onnx.export(built(kind, checkpointing=mode).eval(), (image,), file, dynamo=False)
+    assert files[0].getvalue() == files[1].getvalue() == files[2].getvalue()
 
 
 def test_modes() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from common.engines.budget.fitting import side_name
+from common.engines.budget.starting import number_of_parts
 from common.engines.budget.step import Step
 from common.errors import SettingsError
 from common.networks.blocks.recompute import mode_of
@@ -25,7 +27,7 @@ GIB = 2**30
 def step(content: Any, **_: Any) -> Step:
     """Pretend that memory follows the samples computed at once, and recomputing halves it at a third more work."""
     again = mode_of(content["checkpointing"]) == "full"
-    samples = content["batch_size"] // content["accumulation_steps"] * content["patch_size"][0] ** 3 / 160**3
+    samples = content["batch_size"] // number_of_parts(content) * content[side_name(content)][0] ** 3 / 160**3
     activations = int(samples * 4 * GIB / (1 + again))
     return Step(GIB, 0, GIB, activations, 0, activations, int((4 / 3 if again else 1) * 3e13), 10**8)
 
@@ -74,6 +76,18 @@ def test_a_volume_to_predict_is_told_by_its_tiles(capsys: pytest.CaptureFixture[
     assert "0.29 GiB more for each class" in text
 
 
+def test_a_classification_is_told_by_its_volumes(capsys: pytest.CaptureFixture[str]) -> None:
+    text = told(capsys, "mae_resenc_l", workflow="train_classification", gpu=24)
+    assert "classification, volumes of 160 x 160 x 160, batch 96 in 48 part(s), checkpointing selective" in text
+    assert "2200 steps if there are 1000 cases" in text, "200 epochs of 11 steps"
+    assert "24 GiB: plan for 11.8 with the settings as they are" in text, "two at a time, as published"
+    text = told(capsys, "mae_resenc_l", workflow="train_classification", gpu=8)
+    assert "with --accumulation_steps 96\n" in text
+    text = told(capsys, "mae_resenc_l", workflow="train_classification", gpu=5)
+    assert "--input_size '[" in text
+    assert "another recipe" in text
+
+
 def test_settings_are_those_of_the_config(capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "mae_resenc_l", patch_size="[96,96,96]", batch_size="4", amp="false")
     assert "crops of 96 x 96 x 96, batch 4" in text
@@ -97,7 +111,7 @@ def test_the_tables_of_a_page_are_made_anew(tmp_path: Path, capsys: pytest.Captu
     assert text.startswith("before\n<!-- tables -->\n")
     assert text.endswith("<!-- end of tables -->\nafter\n")
     assert "old" not in text
-    assert [text.count(f"| {bundle} |") for bundle in BUNDLES] == [6] * 16, "two tables of three workflows"
+    assert [text.count(f"| {bundle} |") for bundle in BUNDLES] == [8] * 16, "two tables of four workflows"
     (tmp_path / "other.md").write_text("no marks", "utf-8")
     with pytest.raises(SettingsError, match="has no line"):
         module._write(tmp_path / "other.md", "x")

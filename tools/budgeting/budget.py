@@ -14,7 +14,8 @@ import yaml
 from monai.bundle import ConfigParser
 
 from common.bundles import read_config
-from common.engines.budget.fitting import GIB, LEFT_OUT, Fits, needed_gib, override
+from common.engines.budget.fitting import GIB, LEFT_OUT, Fits, needed_gib, override, side_name
+from common.engines.budget.starting import number_of_parts
 from common.engines.budget.step import Step
 from common.engines.inferers import tile_starts
 from common.errors import SettingsError
@@ -31,7 +32,13 @@ __all__ = ["budget", "budget_content", "gpus"]
 EFFICIENCY = (0.1, 0.4)  # of a GPU's peak that a training of these networks is taken to reach, at worst and at best
 SIZES_GIB = (8, 12, 16, 24, 40, 80, 141)
 MARKS = ("<!-- tables -->", "<!-- end of tables -->")
-_WORKFLOWS = {"pretrain": "pre-training", "train": "fine-tuning", "inference": "inference"}
+CASES = 1000  # of a classification, whose epochs are as long as there are cases
+_WORKFLOWS = {
+    "pretrain": "pre-training",
+    "train": "fine-tuning",
+    "train_classification": "classification",
+    "inference": "inference",
+}
 
 
 def gpus() -> list[dict[str, Any]]:
@@ -88,10 +95,11 @@ def _memory(settings: Budget, content: Mapping[str, Any], step: Step) -> list[st
 
 
 def _size(content: Mapping[str, Any], processes: int) -> str:
-    patch = content["patch_size"]
-    words = ["crops of " + (" x ".join(map(str, patch)) if isinstance(patch, list) else "the model's size")]
+    patch = content[side_name(content)]
+    what = "crops" if "patch_size" in content else "volumes"
+    words = [f"{what} of " + (" x ".join(map(str, patch)) if isinstance(patch, list) else "the model's size")]
     if "batch_size" in content:
-        words.append(f"batch {content['batch_size']} in {content['accumulation_steps']} part(s)")
+        words.append(f"batch {content['batch_size']} in {number_of_parts(content)} part(s)")
         words.append(f"checkpointing {mode_of(content['checkpointing'])}")
     if processes > 1:
         words.append(f"over {processes} GPUs")
@@ -117,9 +125,11 @@ def _work(settings: Budget, content: Mapping[str, Any], step: Step) -> list[str]
             f"logits   {logits:.2f} GiB more for each class, on the CPU if all are more than half of what is free",
         ]
     else:
-        count = int(content["epochs"]) * int(content["iterations_per_epoch"])
+        epoch = content.get("iterations_per_epoch") or math.ceil(CASES / int(content["batch_size"]))
+        count = int(content["epochs"]) * int(epoch)
+        told = f"{count} steps" + ("" if "iterations_per_epoch" in content else f" if there are {CASES} cases")
         lines = [
-            f"work     {_number(step.multiply_adds / 1e12)} tera multiply-adds a step on each GPU; {count} steps",
+            f"work     {_number(step.multiply_adds / 1e12)} tera multiply-adds a step on each GPU; {told}",
             f"loader   {step.read / 1e6:.0f} MB for a step of each GPU, as stored, before compression",
         ]
     lines.append(
@@ -148,7 +158,7 @@ def _fit(settings: Budget, fits: Fits, gib: float) -> str:
     told = f"{gib:g} GiB: plan for {needed_gib(found.step):.1f} with "
     told += override(found.changes) if found.changes else "the settings as they are"
     ratio = found.step.multiply_adds / fits.step().multiply_adds
-    if "patch_size" in found.changes:
+    if side_name(fits.content) in found.changes:
         return f"{told}\nSmaller crops are another recipe than the config's: nothing else fits."
     return f"{told}\nIt computes {ratio:.2f} of the multiply-adds of the settings as they are, on the same batch."
 
@@ -185,8 +195,9 @@ def _short(fits: Fits, gib: float) -> str:
     if "batch_size" not in fits.content:
         return f"{found.changes.get('tiles_per_step', 1)}"
     told = {**fits.content, **found.changes}
-    words = [] if "patch_size" not in found.changes else [f"{told['patch_size'][0]}^3"]
-    return " ".join([*words, f"/ {told['accumulation_steps']}", mode_of(told["checkpointing"])])
+    side = side_name(told)
+    words = [] if side not in found.changes else [f"{told[side][0]}^3"]
+    return " ".join([*words, f"/ {number_of_parts(told)}", mode_of(told["checkpointing"])])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:

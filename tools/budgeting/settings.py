@@ -62,7 +62,7 @@ class Budget:
 
     bundle: Annotated[str, Reads(_one_or_all, "the name of a bundle, or all")]
     """Whose config to look at; all makes the tables of docs/budget.md, at published size."""
-    workflow: Literal["pretrain", "train", "inference"] = "pretrain"
+    workflow: Literal["pretrain", "train", "train_classification", "inference"] = "pretrain"
     """Which of its configs."""
     gpu: Annotated[float, From(1)] | None = None
     """GiB of a GPU: look for the setting that fits it at the batch of one optimizer step that the config has."""

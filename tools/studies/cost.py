@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,10 @@ from typing import Any
 from tqdm import tqdm
 
 from common.data.cases import case_name, images_of
-from common.engines.budget.starting import memory_problem
+from common.engines.budget.starting import memory_problem, number_of_parts
 from common.errors import SettingsError
 from common.files import read_content, write_json
+from common.networks.blocks.recompute import MODES, mode_of
 
 from ..commanding.environment import ROOT
 from .definition import PRETRAINING, Arm, DataSet, Run, Study, bundle_config, digest
@@ -41,12 +42,6 @@ _LENGTH = {"epochs", "iterations_per_epoch", "lr", "schedule", "warmup_epochs", 
 _CASES = 2  # that a measurement prepares, and predicts
 _LONG = 60.0  # seconds of a prediction that is not repeated to leave out what only the first one loads
 _WAY = 2  # of measuring; costs measured in another are not used
-# what needs less memory, tried in this order
-_SMALLER: tuple[dict[str, Any], ...] = (
-    {"accumulation_steps": 2},
-    {"checkpointing": True},
-    {"accumulation_steps": 2, "checkpointing": True},
-)
 
 
 def _kind(study: Study, run: Run, config: str) -> dict[str, Any]:
@@ -166,7 +161,7 @@ def _by_case(function: Callable[[Sequence[Any]], object], cases: Sequence[Any]) 
 
 def _micro_batch(study: Study, run: Run, changes: Mapping[str, Any]) -> int:
     told = {**_defaults(study, run, "train_classification"), **changes}
-    return max(1, int(told["batch_size"]) // int(told["accumulation_steps"]))
+    return max(1, int(told["batch_size"]) // number_of_parts(told))
 
 
 def _defaults(study: Study, run: Run, config: str) -> dict[str, Any]:
@@ -390,11 +385,9 @@ def on_gpu(study: Study, gib: float) -> list[str]:
     lines = []
     for run, config in _kinds(study).values():
         where = f"{config} of {run.arm} on {run.data_set}"
-        if config == "train_classification":
-            lines.append(f"{where}: not estimated, classification has no budget")
-            continue
         told = {"bundle_root": str(ROOT / "bundles" / study.arms[run.arm].bundle), "amp": True, "amp_dtype": "bfloat16"}
-        told |= {"labels": study.data_sets[run.data_set].labels} if config == "train" else {}
+        data = study.data_sets[run.data_set]
+        told |= {"train": {"labels": data.labels}, "train_classification": {"classes": data.classes}}.get(config, {})
         problem = memory_problem({**_defaults(study, run, config), **told}, gib)
         if problem is not None:
             lines.append(f"{where}: {problem['text']}")
@@ -536,6 +529,23 @@ def _at_most(study: Study, most: int) -> tuple[Study, list[str]]:
     return changed, list(dict.fromkeys(places))
 
 
+def _smaller(told: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield what of a config would take less memory: twice the parts, more that is computed again, and both.
+
+    Example:
+        >>> list(_smaller({"batch_size": 2, "accumulation_steps": 1, "checkpointing": "selective"}))[:2]
+        [{'accumulation_steps': 2}, {'checkpointing': 'full'}]
+    """
+    parts, own = number_of_parts(told), mode_of(told.get("checkpointing"))
+    splits = int(told["batch_size"]) % (2 * parts) == 0
+    for mode in MODES[MODES.index(own) :]:
+        changes = {"checkpointing": mode} if mode != own else {}
+        if changes:
+            yield changes
+        if splits:
+            yield {"accumulation_steps": 2 * parts, **changes}
+
+
 def _leaner(
     study: Study,
     kinds: Mapping[str, tuple[Run, str]],
@@ -552,10 +562,7 @@ def _leaner(
         told = _defaults(study, run, config)
         where = f"{config} of {run.arm} on {run.data_set} needs {costs[key]['peak_gib']:.1f} GiB"
         tried = []
-        for changes in _SMALLER:
-            parts = int(changes.get("accumulation_steps", 1))
-            if any(name not in told for name in changes) or int(told["batch_size"]) % parts:
-                continue
+        for changes in _smaller(told):
             found = _measured(study, run, config, place, steps=steps, changes=changes, again=again)
             slower = found["step"] / costs[key]["step"]
             words = ", ".join(f"{name}: {json.dumps(value)}" for name, value in changes.items())

@@ -1,9 +1,9 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Which setting of a config fits the memory of a GPU, at the batch that one optimizer step is of.
 
-Tried are the parts in which a batch is computed and what is computed again in the backward pass; of those that fit, the
-one with the fewest multiply-adds, then the fewest parts. Only where none fits the crops become smaller, in steps of 32
-voxels, which is another recipe than the published one.
+Tried are the parts in which a batch is computed, the config's own and more, and what is computed again in the backward
+pass; of those that fit, the one with the fewest multiply-adds, then the fewest parts. Only where none fits the crops
+become smaller, in steps of 32 voxels, which is another recipe than the published one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...networks.blocks.recompute import MODES, mode_of
+from .starting import number_of_parts
 from .step import Step, inference_step, training_step
 
-__all__ = ["GIB", "LEFT_OUT", "Fit", "Fits", "needed_gib", "override", "recomputations"]
+__all__ = ["GIB", "LEFT_OUT", "Fit", "Fits", "needed_gib", "override", "recomputations", "side_name"]
 
 GIB = 2**30
 MARGIN_SHARE, MARGIN_GIB = 0.08, 1.0
@@ -38,8 +39,8 @@ def override(changes: Mapping[str, Any]) -> str:
     """Return settings as a command line has them.
 
     Example:
-        >>> override({"accumulation_steps": 4, "checkpointing": True, "patch_size": [96, 96, 96]})
-        "--accumulation_steps 4 --checkpointing true --patch_size '[96, 96, 96]'"
+        >>> override({"accumulation_steps": 4, "checkpointing": "full", "patch_size": [96, 96, 96]})
+        "--accumulation_steps 4 --checkpointing full --patch_size '[96, 96, 96]'"
     """
     words = []
     for name, value in changes.items():
@@ -52,6 +53,11 @@ def recomputations(content: Mapping[str, Any]) -> list[str]:
     """Return the values that a config's ``checkpointing`` may have, its own first, the smallest last."""
     own = mode_of(content.get("checkpointing"))
     return [own, *(mode for mode in MODES if mode != own)]
+
+
+def side_name(content: Mapping[str, Any]) -> str:
+    """Return what a config calls the sides of what its network gets."""
+    return "patch_size" if "patch_size" in content else "input_size"
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class Fits:
                     return Fit({} if count == self.content["tiles_per_step"] else {"tiles_per_step": count}, step)
             return None
         own = {**self.content, "checkpointing": mode_of(self.content.get("checkpointing"))}
+        own["accumulation_steps"] = number_of_parts(self.content)
         for patch in self._patches():
             fits = []
             for order, mode in enumerate(recomputations(self.content)):
@@ -133,10 +140,11 @@ class Fits:
         high = self._needed(tried[0])
         if high <= gib:
             return 0
-        most = tried[-1]["accumulation_steps"]
+        first, most = (each["accumulation_steps"] for each in (tried[0], tried[-1]))
         for index, changes in enumerate(tried[1:], start=1):
             samples = most / changes["accumulation_steps"]
-            if low + (high - low) * (samples - 1) / (most - 1) <= gib and self._needed(changes) <= gib:
+            line = low + (high - low) * (samples - 1) / (most / first - 1)
+            if line <= gib and self._needed(changes) <= gib:
                 return index
         return len(tried) - 1
 
@@ -150,12 +158,14 @@ class Fits:
 
     def _parts(self) -> list[int]:
         samples = int(self.content["batch_size"]) // self.processes
-        return [parts for parts in range(1, samples + 1) if samples % parts == 0]
+        own = min(number_of_parts(self.content), samples)
+        return [parts for parts in range(own, samples + 1) if samples % parts == 0]
 
     def _patches(self) -> Iterator[dict[str, Any]]:
         yield {}
-        patch = self.content["patch_size"]
+        name = side_name(self.content)
+        patch = self.content[name]
         if "crop_size" in self.content or not isinstance(patch, (list, tuple)):
             return  # a region that crops are cut from, whose size decides how many
         for side in range((max(patch) - 1) // _GRANULE * _GRANULE, _LEAST - 1, -_GRANULE):
-            yield {"patch_size": [min(side, each) for each in patch]}
+            yield {name: [min(side, each) for each in patch]}

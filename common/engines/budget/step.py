@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
@@ -19,15 +19,17 @@ from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
+from ...tasks import ClassificationTask
 from ...views import reading_stream
 from ...weights.tuning import prepare_tuning
 from .. import inferers
 from .standin import NAME, StandIn
 
-__all__ = ["Step", "build", "inference_step", "training_step", "tuned"]
+__all__ = ["Step", "build", "inference_step", "made_up_cases", "training_step", "tuned"]
 
 _VOLUME = 1.6  # sides of the made-up volumes over those of a crop: 256 for the published 160
 _CLIP = "handlers.GradientClip"
+_SHARDED = "fully_sharded"
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,34 @@ def tuned(network: nn.Module, tuning: str, lora_rank: int) -> nn.Module:
     return network if tuning == "full" else prepare_tuning(network, tuning, rank=lora_rank)
 
 
-class _Phases:
-    """Tells the stand-in what new tensors are for, as the trainer goes on."""
+def made_up_cases(target: Any, classes: Any) -> dict[str, Any]:
+    """Return the lists of a classification without data: two classes where none are named, and a case with each."""
+    multilabel = isinstance(target, (list, tuple))
+    task = ClassificationTask(tuple(map(str, target if multilabel else classes or "ab")), multilabel)
+    values = [[value] * task.outputs for value in (0, 1)] if multilabel else list(range(task.outputs))
+    return {"task": task, "training": [{"target": value} for value in values], "validation": []}
 
-    def __init__(self, device: StandIn, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+
+class _Phases:
+    """Tells the stand-in what new tensors are for, as the trainer goes on.
+
+    Args:
+        device: the stand-in.
+        network: that learns.
+        optimizer: of it.
+        copied: the network is one of several copies, whose gradients lie in buckets that stay.
+    """
+
+    def __init__(
+        self, device: StandIn, network: nn.Module, optimizer: torch.optim.Optimizer, *, copied: bool = False
+    ) -> None:
         self.device, self.optimizer = device, optimizer
+        self.buckets: dict[int, Tensor] = {}
         network.register_forward_pre_hook(lambda *_: self._begin("activations"))
         for parameter in (each for each in network.parameters() if each.requires_grad):
+            if copied:
+                with device.as_part("gradients"):
+                    self.buckets[id(parameter)] = torch.empty_like(parameter)
             parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
 
     def _begin(self, phase: str) -> None:
@@ -82,6 +105,7 @@ class _Phases:
 
     def _accumulated(self, parameter: Tensor) -> None:
         self.device.assign(parameter.grad, "gradients")
+        parameter.grad = self.buckets.get(id(parameter), parameter.grad)
 
     def attach(self, engine: Engine) -> None:
         """Register with a trainer."""
@@ -109,6 +133,9 @@ def build(content: Mapping[str, Any], device: StandIn, made_up: Mapping[str, Any
     changed["device"] = f"$torch.device('{NAME}')"
     name = next(each for each in ("local_network", "method", "network_def") if each in changed)
     changed["network"] = f"@{name}"  # made where it is needed
+    if "table" in changed:  # of classes of whole volumes
+        names = {"target": "@target", "classes": "@classes"}
+        changed["lists"] = {"_target_": f"{__name__}.made_up_cases", **names}
     if name == "local_network":  # which would read weights
         changed["local_network"] = {
             "_target_": f"{__name__}.tuned",
@@ -126,12 +153,13 @@ def build(content: Mapping[str, Any], device: StandIn, made_up: Mapping[str, Any
 
 def _regions(parser: ConfigParser, device: StandIn, samples: int, parts: int) -> tuple[dict[str, Any], int]:
     """Return what the loader gives for a part of a batch, and the bytes that it reads for all of them."""
-    supervised = "local_network" in parser.get()
+    supervised, cases = "local_network" in parser.get(), "table" in parser.get()
     spatial = parser.get_parsed_content("spatial")
     volumes = 1 if supervised else int(parser.get_parsed_content("volumes_per_sample"))
     channels = [int(parser.get_parsed_content("channels"))] if supervised else []
-    shape = [int(side * _VOLUME) for side in spatial.patch_size]
-    masks = ["label_region"] if supervised else []
+    resized = cases and parser.get_parsed_content("fit") == "resize"
+    shape = [int(side * (1 if resized else _VOLUME)) for side in spatial.patch_size]
+    masks = ["label_region"] if supervised and not cases else []
     masks += ["anonymised"] if not supervised and parser.get_parsed_content("read_anonymised") else []
     batch: dict[str, Any] = {"key": [], "spatial": [], **{name: [] for name in ("region", *masks)}}
     read = 0
@@ -147,6 +175,9 @@ def _regions(parser: ConfigParser, device: StandIn, samples: int, parts: int) ->
                 for name in masks:
                     batch[name].append(torch.empty(sides, dtype=torch.uint8, device=device.device))
     batch["key"] = [(0, 1, index) for index in range(samples)]
+    if cases:
+        listed = parser.get_parsed_content("lists")["training"]
+        batch["target"] = [listed[index % len(listed)]["target"] for index in range(samples)]
     return batch, read
 
 
@@ -157,7 +188,8 @@ def training_step(
 
     Args:
         content: of the config, complete and not resolved, overrides included.
-        processes: that share the batch.
+        processes: that share the batch, each with a copy of the network, or with a share of it where the config's
+            network says so.
         like_cuda: the optimizer takes all parameters at once, as it does on a GPU; else one after the other.
         strict: the host must not wait for a copy either.
 
@@ -165,6 +197,8 @@ def training_step(
         SynchronisationError: if a value of the device is read.
     """
     made_up: dict[str, Any] = {}
+    own = content.get("network")  # what a run over several processes wraps it in
+    sharded = isinstance(own, Mapping) and str(own.get("_target_")).endswith(_SHARDED)
     with StandIn(strict=strict) as device:
         parser = build(content, device, made_up)
         parts = int(parser.get_parsed_content("train#trainer#accumulation_steps"))
@@ -174,9 +208,16 @@ def training_step(
         for group in optimizer.param_groups:
             if group.get("foreach") is None and not group.get("fused"):
                 group["foreach"] = like_cuda
-        made_up |= {"batches": [batch] * (2 * parts), "phases": _Phases(device, network, optimizer)}
+        few = min(parts, 2)  # the first makes the gradients, and all others are like the second
+        phases = _Phases(device, network, optimizer, copied=processes > 1 and not sharded)
+        made_up |= {"batches": [batch] * (2 * few), "parts": few, "phases": phases}
         parser.get_parsed_content("made_up_trainer").run()
-        return Step(**device.peak, highest=device.highest, multiply_adds=device.flops // 2, read=read)
+        made = device.flops // 2 * parts // few
+        step = Step(**device.peak, highest=device.highest, multiply_adds=made, read=read)
+    if sharded:
+        held = {name: getattr(step, name) // processes for name in ("weights", "gradients", "optimizer")}
+        step = replace(step, **held)
+    return step
 
 
 def _trainer(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -186,6 +227,7 @@ def _trainer(content: Mapping[str, Any]) -> dict[str, Any]:
         **content["trainer"],
         "train_data_loader": "$made_up['batches']",
         "train_handlers": ["$made_up['phases']", *clips],
+        "accumulation_steps": "$made_up['parts']",
         "max_epochs": 1,
     }
 
