@@ -18,7 +18,7 @@ from .paths import as_path
 from .transforms import read_volume, same_grid, whole_numbers
 from .transforms.grids import AxesTurn, voxel_sides
 
-__all__ = ["canonical_voxels", "draw_overlay", "draw_planes", "draw_prediction"]
+__all__ = ["busiest", "canonical_voxels", "colour", "draw_overlay", "draw_planes", "draw_prediction"]
 
 _PLANES = ("axial", "coronal", "sagittal")  # of slices along S, A and R
 _COLOURS = (
@@ -53,7 +53,7 @@ def draw_overlay(
     marked = np.zeros(image.shape, bool)
     for marks in maps.values():
         marked |= marks > 0
-    cuts = [_busiest(marked, axis) for axis in range(3)]
+    cuts = [busiest(marked, axis) for axis in range(3)]
     window = _window(image)
     extents = [side * mm for side, mm in zip(image.shape, spacing_mm, strict=True)]
     widths = [extents[2], extents[2], extents[1]]
@@ -76,7 +76,7 @@ def draw_overlay(
                 shown.add(int(value))
                 inside = np.pad((values == value).astype(float), 1)  # closes outlines at the border
                 rows, columns = (np.arange(-1, n + 1) for n in values.shape)
-                panel.contour(columns, rows, inside, levels=[0.5], colors=[_colour(value)], linewidths=1.1)
+                panel.contour(columns, rows, inside, levels=[0.5], colors=[colour(value)], linewidths=1.1)
             panel.set_xlim(-0.5, values.shape[1] - 0.5)
             panel.set_ylim(-0.5, values.shape[0] - 0.5)
             panel.set_title(f"{_PLANES[axis]} {cuts[axis] + 1}/{image.shape[axis]}", fontsize=9)
@@ -117,10 +117,10 @@ def draw_planes(
     heights = [width * up / across for up, across in shapes]
     figure = Figure(figsize=(10.4, min(sum(heights), 11) + 0.9), layout="constrained")
     panels = figure.subplots(len(axes), len(columns), squeeze=False, gridspec_kw={"height_ratios": heights})
-    colours = ListedColormap([_colour(value) for value in values] or ["#ffffff"])
+    colours = ListedColormap([colour(value) for value in values] or ["#ffffff"])
     reference, window = next(iter(marked.values())).T > 0, _window(scan)
     for row, axis in zip(panels, axes, strict=True):
-        cut = _busiest(reference, axis)
+        cut = busiest(reference, axis)
         for panel, (title, marks) in zip(row, columns.items(), strict=True):
             _show(panel, scan, axis, cut, window=window, spacing_mm=spacing)
             shown = np.take(marks, cut, axis=axis)
@@ -226,7 +226,7 @@ def _legend(figure: Figure, values: Iterable[int], labels: Sequence[str] | Mappi
     """Name the values below the figure."""
     names = labels if isinstance(labels, Mapping) else dict(enumerate(labels))
     handles = [
-        Patch(color=_colour(value), label=names.get(value, f"value {value}")) for value in sorted(values)[:_MOST_NAMES]
+        Patch(color=colour(value), label=names.get(value, f"value {value}")) for value in sorted(values)[:_MOST_NAMES]
     ]
     if handles:
         figure.legend(
@@ -234,12 +234,13 @@ def _legend(figure: Figure, values: Iterable[int], labels: Sequence[str] | Mappi
         )
 
 
-def _busiest(marked: np.ndarray, axis: int) -> int:
+def busiest(marked: np.ndarray, axis: int) -> int:
     """Return the slice along ``axis`` with the most marked voxels, of equal ones the one in the middle."""
     counts = marked.sum(axis=tuple(a for a in range(3) if a != axis))
     best = np.flatnonzero(counts == counts.max())
     return int(best[len(best) // 2])
 
 
-def _colour(value: float) -> str:
+def colour(value: float) -> str:
+    """Return the colour of a label value."""
     return _COLOURS[(int(value) - 1) % len(_COLOURS)]

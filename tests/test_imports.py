@@ -42,6 +42,8 @@ LAYERS = [
     "weights",
     "metrics",
     "drawing",
+    "viewing",
+    "document",
     "data",
     "handlers",
     "engines",

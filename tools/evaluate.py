@@ -8,8 +8,9 @@
   python tools/evaluate.py PREDICTIONS REFERENCES --groups cases.csv --group centre
 
 It prints the means over cases with 95 % bootstrap intervals, and writes scores.csv (a row for each case and class),
-scores.json (also the means, for all and for each group, what was left out and why) and scores.png. Distances are in mm
-and volumes in ml, from the files' headers. Without --labels, the values in the references are the classes.
+scores.json (also the means, for all and for each group, what was left out and why), scores.png and report.html, a page
+with the best and the worst case to look through. Distances are in mm and volumes in ml, from the files' headers.
+Without --labels, the values in the references are the classes.
 
 A case without its prediction, on another grid, or that is no label map is named, left out of the means and listed in
 scores.json. The exit status is 1 if nothing could be scored.

@@ -15,8 +15,8 @@ are taken case by case.
 Without --pretrained, an encoder is pre-trained for each fold on the images of its training part. A name that is none
 of the arguments below is a setting of the bundle's configs (--epochs, --patch_size, --features_per_stage, ...); on a
 machine without a GPU a narrow network and short runs are the default, and what was used is written down. A run that was
-cut goes on with the same command. It writes curve.csv, curve.json, curve.md and curve.png; the runs are a study, which
-tools/study.py reports.
+cut goes on with the same command. It writes curve.csv, curve.json, curve.md, curve.png and report.html; the runs are a
+study, which tools/study.py reports.
 """
 
 from __future__ import annotations

@@ -4,11 +4,12 @@
   python tools/quickstart.py                          # MAE with the residual U-Net, on the MNI152 template
   python tools/quickstart.py --bundle simclr_primus_m # any other bundle: another method, the transformer
   python tools/quickstart.py --data FOLDER            # your own NIfTI; segmentation too if it has images/ and labels/
+  python tools/quickstart.py --data FOLDER --labels background,edema,core --scale 4   # names of classes, a longer look
 
 It makes its own environment (.venv) unless the running one has the exact pins, runs the bundle's own configs through
 monai.bundle, with a narrow network, small crops and few steps set on the command line, and ends with report.html, one
-file with everything in it. Settings: --bundle, --data, --output (default quickstart/<bundle>), --seed, --scale (1.0;
-2.0 takes twice the steps). A run that was cut goes on when started again with the same settings.
+file with everything in it. Settings: --bundle, --data, --labels, --output (default quickstart/<bundle>), --seed and
+--scale (1.0; 2.0 takes twice the steps). A run that was cut goes on when started again with the same settings.
 """
 
 from __future__ import annotations

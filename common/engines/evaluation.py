@@ -28,6 +28,7 @@ from ..metrics.reports import UNKNOWN
 from ..paths import as_path
 from ..tables import read_table
 from ..transforms import same_grid, whole_numbers, without_ending
+from .pages import PAGE, write_evaluation_page
 
 __all__ = ["Pair", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
 
@@ -47,12 +48,13 @@ _DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A predicted label map and its reference, both NIfTI, and where the case belongs."""
+    """A predicted label map and its reference, both NIfTI, where the case belongs, and its scan if that is known."""
 
     case: str
     prediction: str
     reference: str
     group: str | None = None
+    image: str | None = None
 
 
 def read_groups(path: str | Path, column: str) -> dict[str, str]:
@@ -166,12 +168,13 @@ def evaluate_pairs(
     strict: bool = False,
     settings: Mapping[str, Any] | None = None,
     missing: Mapping[str, DataError] | None = None,
+    report: bool = True,
 ) -> dict[str, Any]:
-    """Score pairs of label maps; print a table; write ``scores.csv``, ``scores.json`` and ``scores.png``.
+    """Score pairs of label maps; print a table; write ``scores.csv``, ``scores.json``, ``scores.png``, ``report.html``.
 
     Args:
         pairs: what to score.
-        output_dir: folder for the three files.
+        output_dir: folder for the files.
         structures: classes or regions, and the label values of each.
         known: all values that a label map may hold; a case with another is refused.
         ignore_label: value of the reference whose voxels count nowhere.
@@ -183,6 +186,7 @@ def evaluate_pairs(
         strict: stop if a case cannot be scored.
         settings: further settings to keep in the JSON.
         missing: cases that are known to lack a file, and why.
+        report: write the page too, with the best and the worst case to look through.
 
     Returns:
         the summary, as in ``scores.json``.
@@ -192,9 +196,7 @@ def evaluate_pairs(
         SettingsError: if a setting does not fit.
     """
     _check_numbers(tolerance_mm=tolerance_mm, resamples=resamples, seed=seed, num_workers=num_workers)
-    twice = [name for name, count in Counter(pair.case for pair in pairs).items() if count > 1]
-    if twice:
-        raise DataError(f"several cases are called {twice[0]}; give them different names")
+    _check_names(pairs)
     if group is not None:
         pairs = _grouped(pairs, group)
     score = partial(_scores_of, structures=structures, ignore_label=ignore_label, tolerance_mm=tolerance_mm)
@@ -210,24 +212,42 @@ def evaluate_pairs(
     groups = None if group is None else [str(pair.group) for pair, _ in scored]
     summary = summarise(scores, groups=groups, resamples=resamples, seed=seed)
     folder = as_path(output_dir)
-    used = {"ignore_label": ignore_label, "tolerance_mm": tolerance_mm, "group": group}
-    used |= {"resamples": resamples, "seed": seed, **(settings or {})}
+    used = {"ignore_label": ignore_label, "tolerance_mm": tolerance_mm, "group": group, "resamples": resamples}
+    cases = [{**asdict(pair), "scores": each} for pair, each in scored]
     write_scores(
-        [{**asdict(pair), "scores": each} for pair, each in scored],
+        cases,
         {
             "summary": summary,
             "skipped": {case: str(error) for case, error in problems.items()},
-            "settings": {"classes": {name: list(own) for name, own in structures.items()}, **used},
+            "settings": {"classes": _plain(structures), **used, "seed": seed, **(settings or {})},
             "definitions": _DEFINITIONS,
-            "versions": {name: importlib.metadata.version(name) for name in ("monai", "numpy", "scipy", "torch")},
+            "versions": _versions(),
         },
         folder=folder,
     )
     draw_scores(scores, folder / "scores.png", groups=groups, group=group, tolerance_mm=tolerance_mm)
     tqdm.write(f"{len(scored)} case(s) scored" + (f"; {len(problems)} could not be scored" if problems else ""))
     tqdm.write(format_summary(summary, tolerance_mm=tolerance_mm, group=group))
-    tqdm.write(f"written to {folder}: scores.csv, scores.json, scores.png")
+    (folder / PAGE).unlink(missing_ok=True)
+    if report:
+        write_evaluation_page(folder, cases, summary, tolerance_mm=tolerance_mm, group=group, structures=structures)
+    tqdm.write(f"written to {folder}: scores.csv, scores.json, scores.png{f', {PAGE}' if report else ''}")
     return summary
+
+
+def _plain(structures: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    return {name: list(own) for name, own in structures.items()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("monai", "numpy", "scipy", "torch")}
+
+
+def _check_names(pairs: Sequence[Pair]) -> None:
+    """Refuse two cases of one name."""
+    twice = [name for name, count in Counter(pair.case for pair in pairs).items() if count > 1]
+    if twice:
+        raise DataError(f"several cases are called {twice[0]}; give them different names")
 
 
 def _check_numbers(*, tolerance_mm: Any, **counts: Any) -> None:
@@ -268,10 +288,9 @@ def _scores_of(
         for path, found in ((pair.prediction, predicted), (pair.reference, wanted)):
             if other := [value for value in np.unique(found).tolist() if value not in known]:
                 named = ", ".join(map(str, other[:5]))
-                classes = {name: list(own) for name, own in structures.items()}
                 raise DataError(
-                    f"{path} holds the values {named}, but the classes are {classes}; renumber it or list its "
-                    "classes with --labels"
+                    f"{path} holds the values {named}, but the classes are {_plain(structures)}; renumber it or list "
+                    "its classes with --labels"
                 )
         return score_maps(predicted, wanted, structures=structures, spacing_mm=steps, tolerance_mm=tolerance_mm)
     except DataError as error:
@@ -295,13 +314,14 @@ def evaluate_predictions(
     seed: int = 12345,
     num_workers: int = 2,
     strict: bool = False,
+    report: bool = True,
 ) -> dict[str, float | None]:
     """Score the predictions of an inference config in the geometry of their files.
 
     Args:
         predictions: folder with ``<case>.nii.gz`` as the inference config writes it.
         dataset_dir: labelled data.
-        output_dir: folder for ``scores.csv``, ``scores.json`` and ``scores.png``.
+        output_dir: folder for ``scores.csv``, ``scores.json``, ``scores.png`` and ``report.html``.
         labels: class names, background first, the values by name, or a ``dataset.json``, as in training.
         regions: sets of label values to score instead of the classes.
         ignore_label: value of voxels that count nowhere.
@@ -314,6 +334,7 @@ def evaluate_predictions(
         seed: of the bootstrap.
         num_workers: cases that are scored at a time.
         strict: stop if a case cannot be scored.
+        report: write the page.
 
     Returns:
         mean Dice of each foreground class or region and their ``mean``; None where it is undefined.
@@ -347,6 +368,7 @@ def evaluate_predictions(
         strict=strict,
         settings={"labels": task.plain_labels, "split": split, "datalist": datalist, "groups": groups},
         missing=missing,
+        report=report,
     )["all"]
     means = {name: scores["dice"]["mean"] for name, scores in summary["classes"].items()}
     return {**means, "mean": summary["mean"]["dice"]["mean"]}
@@ -381,7 +403,7 @@ def _pairs_of(
             continue
         untold += known is None
         own = groups.get(case["label"])
-        pairs.append(Pair(name, str(path), case["label"], None if own is None else str(own)))
+        pairs.append(Pair(name, str(path), case["label"], None if own is None else str(own), str(images_of(case)[0])))
     if untold:
         tqdm.write(
             f"note: nothing tells of which images {untold} of {len(pairs)} prediction(s) were made; they are taken for "

@@ -23,10 +23,12 @@ from ..errors import DataError, SettingsError, causes, disk_is_full, sentence
 from ..files import write_json
 from ..paths import as_path, output_file
 from ..transforms.restoring import CASE
+from .pages import PAGE, write_prediction_page
 
 __all__ = ["EachCase"]
 
 _FAILED = "failed.json"
+_SHOWN = 2  # cases on the page
 
 
 class EachCase:
@@ -34,7 +36,8 @@ class EachCase:
 
     It is both the evaluator's ``iteration_update`` and one of its handlers. A failed case is listed in
     ``output_dir/failed.json`` with what was wrong; the last line of a run counts. Of the first cases a picture of the
-    written prediction on its image goes to ``output_dir/pictures``. What each prediction was made of is noted beside
+    written prediction on its image goes to ``output_dir/pictures``, and two of them to look through into
+    ``output_dir/report.html``. What each prediction was made of is noted beside
     them, see :class:`common.data.identity.Origins`.
 
     Args:
@@ -42,7 +45,7 @@ class EachCase:
         pending: those of this run.
         output_dir: where predictions go.
         labels: names of the label values.
-        pictures: how many pictures to draw; 0 draws none.
+        pictures: how many pictures to draw; 0 draws none and writes no page.
         probabilities: they are written too.
         strict: stop at the first failure.
         settings: of this run, noted with the predictions.
@@ -67,6 +70,7 @@ class EachCase:
         self.probabilities, self.origins = probabilities, Origins(self.folder)
         self.pictures = 20 if pictures is True else int(pictures)
         self.predicted, self.drawn = 0, 0
+        self.shown: list[tuple[str, str, Path]] = []  # what the page shows: name, image, prediction
         self.failed: list[dict[str, str]] = []
         self.nearly_zero: dict[str, float] = {}  # share of such voxels, by file
 
@@ -103,7 +107,8 @@ class EachCase:
         return output
 
     def _start(self, engine: Engine) -> None:
-        (self.folder / _FAILED).unlink(missing_ok=True)  # of an earlier run, whose failed cases are tried again
+        for name in (_FAILED, PAGE):  # of an earlier run, whose failed cases are tried again
+            (self.folder / name).unlink(missing_ok=True)
 
     def _fail(self, name: str, file: str, error: Exception) -> None:
         if disk_is_full(error):
@@ -123,6 +128,7 @@ class EachCase:
         prediction = self.folder / prediction_outputs(name)[0]
         try:
             draw_prediction(file, prediction, self._picture(name), labels=self.labels, title=name)
+            self.shown = [*self.shown, (name, file, prediction)][:_SHOWN]
         except Exception as error:  # the prediction itself is there
             if disk_is_full(error):
                 raise
@@ -141,6 +147,8 @@ class EachCase:
         line = f"{self.predicted + self.kept} of {self.asked} cases predicted"
         if self.kept:
             line += f" ({self.kept} of them before)"
+        if self.shown:
+            write_prediction_page(self.folder, self.shown, labels=self.labels, told=line)
         if not self.failed:
             tqdm.write(f"{line}; they are in {self.folder}")
             return

@@ -19,7 +19,7 @@ from ..tables import write_table
 from .segmentation import METRICS
 from .statistics import bootstrap_interval, known_mean
 
-__all__ = ["draw_scores", "format_summary", "summarise", "write_scores"]
+__all__ = ["draw_scores", "format_summary", "summarise", "summary_rows", "write_scores"]
 
 Scores = Mapping[str, Mapping[str, float]]  # of one case: class or region, score, value
 _SUMMARISED = (*METRICS, "absolute_volume_error_ml")
@@ -112,8 +112,8 @@ def _plain(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, group: str | None = None) -> str:
-    """Return the summary as a table to print.
+def summary_rows(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, group: str | None = None) -> list[list[str]]:
+    """Return the summary as rows of cells, the heads first; a row of one cell is the title of those below it.
 
     Args:
         summary: of :func:`summarise`.
@@ -124,7 +124,7 @@ def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, gro
     shown = (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("volume_error_ml", 2))
     whole, groups = summary["all"], summary["groups"]
     names = list(whole["classes"])
-    brief = (len(names) + 2) * (len(groups) + 1) > _LONGEST_TABLE
+    brief = _is_brief(summary)
 
     def cell(score: Mapping[str, Any], digits: int) -> str:
         if score["mean"] is None:
@@ -147,6 +147,19 @@ def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, gro
         lines += [line(f"{indent}{name}", block["classes"][name]) for name in names]
         if len(names) > 1:
             lines.append(line(f"{indent}mean of classes", block["mean"]))
+    return lines
+
+
+def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, group: str | None = None) -> str:
+    """Return the summary as a table to print.
+
+    Args:
+        summary: of :func:`summarise`.
+        tolerance_mm: of NSD.
+        group: what the groups are called.
+    """
+    lines = summary_rows(summary, tolerance_mm=tolerance_mm, group=group)
+    whole, groups = summary["all"], summary["groups"]
     full = [row for row in lines if len(row) > 1]
     widths = [max(len(row[column]) for row in full) for column in range(len(full[0]))]
     widths[0] = max(len(row[0]) for row in lines)
@@ -159,7 +172,7 @@ def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, gro
     ]
     if any(score["interval"] for score in whole["mean"].values()):
         text.append("in brackets: 95 % bootstrap intervals over cases")
-    if groups and brief:
+    if groups and _is_brief(summary):
         text.append("of each group the mean of its classes; the classes are in scores.json")
     for name, scores in whole["classes"].items():
         if scores["one_empty"]:
@@ -170,6 +183,11 @@ def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, gro
         if scores["both_empty"]:
             text.append(f"{name}: in {scores['both_empty']} case(s) neither holds it: left out")
     return "\n".join(text)
+
+
+def _is_brief(summary: Mapping[str, Any]) -> bool:
+    """Return whether of each group the mean alone is told."""
+    return (len(summary["all"]["classes"]) + 2) * (len(summary["groups"]) + 1) > _LONGEST_TABLE
 
 
 def write_scores(cases: Sequence[Mapping[str, Any]], content: Mapping[str, Any], *, folder: str | Path) -> None:

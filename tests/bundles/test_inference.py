@@ -183,7 +183,7 @@ def test_everything_on_request_and_pictures(tmp_path: Path) -> None:
     assert (found == 2).sum() > 10
     files = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file())
     shares = [f"probabilities/{name}_probabilities.nii.gz" for name in ("x", "y")]
-    assert files == ["made_of.jsonl", "pictures/x.png", *shares, "x.nii.gz", "y.nii.gz"]
+    assert files == ["made_of.jsonl", "pictures/x.png", *shares, "report.html", "x.nii.gz", "y.nii.gz"]
     assert (tmp_path / "out" / "pictures" / "x.png").stat().st_size > 5000
 
 
@@ -344,6 +344,7 @@ def test_folders_in_names_are_kept_and_each_image_gets_its_own_prediction(
         "made_of.jsonl",
         *(f"pictures/{name}.png" for name in sites),
         *(f"probabilities/{name}_probabilities.nii.gz" for name in sites),
+        "report.html",
         *(f"{name}.nii.gz" for name in sites),
     ]
     truth = sites["siteA/scan"].copy()

@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from common.drawing import _COLOURS, _busiest, draw_overlay, draw_planes, draw_prediction
+from common.drawing import _COLOURS, busiest, draw_overlay, draw_planes, draw_prediction
 
 
 def shows(path: Path, value: int) -> int:
@@ -45,8 +45,8 @@ def test_slices_are_where_most_is_marked() -> None:
     marked = np.zeros((9, 8, 7), bool)
     marked[3:6, 2, 5] = True
     marked[4, 3, 5] = True
-    assert [_busiest(marked, axis) for axis in range(3)] == [4, 2, 5]
-    assert _busiest(np.zeros((9, 8, 7), bool), 0) == 4
+    assert [busiest(marked, axis) for axis in range(3)] == [4, 2, 5]
+    assert busiest(np.zeros((9, 8, 7), bool), 0) == 4
 
 
 def test_files_are_drawn_in_canonical_axes(tmp_path: Path) -> None:

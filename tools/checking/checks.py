@@ -34,7 +34,7 @@ def check(settings: Check) -> None:
     if settings.fix:
         subprocess.run([*python, "ruff", "format", "--quiet", "."])
         subprocess.run([*python, "ruff", "check", "--quiet", "--fix", "."])
-    tests = ["-m", "not label" if settings.all else "not slow and not label"]
+    tests = ["-m", f"{'' if settings.all else 'not slow and '}not label and not browser"]
     tests += [f"--ignore={place}" for place in _LONG] if settings.fast else []
     steps: dict[str, list[str]] = {
         "format": [*python, "ruff", "format", "--check", "."],
@@ -44,6 +44,7 @@ def check(settings: Check) -> None:
     }
     if settings.all:
         steps["label"] = [*python, "pytest", "-q", "-m", "label", "tests/ecosystem"]
+        steps["browser"] = [*python, "pytest", "-q", "-m", "browser", "tests/viewing"]
         steps["nnunet"] = [*python, "tests.weights.nnunet.record"]
     results: list[tuple[str, bool, float]] = []
     quick = {"configs": configs_are_good, "locks": _locks_are_fresh}

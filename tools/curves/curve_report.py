@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from common.document import Heading, Part, Picture, Table, Text, write_html
+from common.engines.pages import label_names, volume_part
 from common.files import replace_file, write_json
+from common.paths import output_file
 from common.tables import write_table
 
 from ..studies.definition import Run
@@ -17,6 +20,7 @@ from ..studies.definition import Run
 __all__ = ["ARMS", "curve_table", "dice_of", "write_curve"]
 
 ARMS = ("pre-trained", "from scratch")
+_HEADS = ("labelled cases", *ARMS, "difference [95 %]", "")
 _RESAMPLES = 2000
 _COLOURS = {"pre-trained": "#0077bb", "from scratch": "#cc6677"}
 
@@ -101,21 +105,20 @@ def _verdict(row: Mapping[str, Any]) -> str:
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [
-        "| labelled cases | pre-trained | from scratch | difference [95 %] | |",
-        "|---|---|---|---|---|",
+    lines = [f"| {' | '.join(_HEADS)} |".replace("|  |", "| |"), "|---|---|---|---|---|"]
+    return "\n".join([*lines, *(f"| {' | '.join(_cells(row))} |" for row in rows)])
+
+
+def _cells(row: Mapping[str, Any]) -> list[str]:
+    means = [
+        f"{row[name]:.3f}" + ("" if np.isnan(row[f"{name}_seed_sd"]) else f" ± {row[f'{name}_seed_sd']:.3f}")
+        for name in ("pretrained", "scratch")
     ]
-    for row in rows:
-        sds = [
-            "" if np.isnan(row[f"{name}_seed_sd"]) else f" ± {row[f'{name}_seed_sd']:.3f}"
-            for name in ("pretrained", "scratch")
-        ]
-        difference = f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
-        lines.append(
-            f"| {row['cases']} | {row['pretrained']:.3f}{sds[0]} | {row['scratch']:.3f}{sds[1]} | {difference} | "
-            f"{_verdict(row)} |"
-        )
-    return "\n".join(lines)
+    return [str(row["cases"]), *means, _difference(row), _verdict(row)]
+
+
+def _difference(row: Mapping[str, Any]) -> str:
+    return f"{row['difference']:+.3f} [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
 
 
 def dice_of(result: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -134,7 +137,7 @@ def write_curve(
     rates: Mapping[str, float],
     asked: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Print the table and write curve.csv, curve.json, curve.md and curve.png.
+    """Print the table and write curve.csv, curve.json, curve.md, curve.png and report.html.
 
     Args:
         folder: of the curve.
@@ -167,8 +170,57 @@ def write_curve(
     write_json({"rows": rows, "rates": dict(rates), "asked": dict(asked)}, folder / "curve.json")
     write_table(folder / "curve.csv", list(rows[0]), [list(row.values()) for row in rows])
     _draw(rows, folder / "curve.png", bundle=str(asked["bundle"]))
-    print(f"\n{table}\n\n{notes}\nwritten: {folder}/curve.csv, curve.json, curve.md, curve.png")
+    _write_page(folder, rows, results, notes=notes, asked=asked)
+    print(f"\n{table}\n\n{notes}\nwritten: {folder}/curve.csv, curve.json, curve.md, curve.png, report.html")
     return rows
+
+
+def _write_page(
+    folder: Path,
+    rows: Sequence[Mapping[str, Any]],
+    results: Sequence[tuple[Run, Mapping[str, Any]]],
+    *,
+    notes: str,
+    asked: Mapping[str, Any],
+) -> None:
+    """Write ``report.html``: the verdict, cases to look through, the table and the picture."""
+    largest = rows[-1]
+    verdict = f"With {largest['cases']} labelled cases: {_verdict(largest)} ({_difference(largest)} Dice)."
+    parts: list[Part] = [Text(verdict, "lead"), Heading("Cases to look through", short="Cases")]
+    parts += _kept_cases(folder, results, largest["cases"], label_names(asked["labels"]))
+    parts.append(Heading("Dice against the number of labelled cases", short="Curve"))
+    parts.append(Table(_HEADS, [_cells(row) for row in rows], words=True))
+    parts.append(Picture("curve.png", (folder / "curve.png").read_bytes(), "Dice against the number of labelled cases"))
+    parts.append(Text(notes, "note"))
+    write_html(f"Label curve of {asked['bundle']}", parts, folder / "report.html")
+
+
+def _kept_cases(
+    folder: Path, results: Sequence[tuple[Run, Mapping[str, Any]]], count: int, names: Mapping[int, str]
+) -> list[Part]:
+    """Return the best and the worst kept case of the pre-trained runs with so many labelled cases."""
+    found: list[tuple[float, Run, str, Mapping[str, Any]]] = []
+    for run, result in results:
+        dice = dice_of(result)
+        for case in set((result.get("kept") or {}).values()) & dice.keys():
+            if (run.arm, run.cases) == (ARMS[0], count):
+                found.append((float(np.mean([*dice[case].values()])), run, case, result["cases"][case]))
+    if not found:
+        return [Text("No prediction is kept.", "note")]
+    found.sort(key=lambda one: (one[0], one[1].name, one[2]))
+    twins = {(run.cases, run.fold, run.seed): run for run, _ in results if run.arm == ARMS[1]}
+    parts: list[Part] = []
+    for what, (value, run, case, entry) in {"best": found[-1], "worst": found[0]}.items():
+        runs = {ARMS[0]: run, ARMS[1]: twins.get((run.cases, run.fold, run.seed))}
+        files = {
+            arm: output_file(folder / "runs" / each.name / "predictions", case, ".nii.gz")
+            for arm, each in runs.items()
+            if each
+        }
+        maps = {"label": entry["label"], **{arm: file for arm, file in files.items() if file.is_file()}}
+        title = f"{what} kept case: {case}, Dice {value:.3f} {ARMS[0]}"
+        parts.append(volume_part(entry["image"][0], maps, labels=names, title=title))
+    return parts
 
 
 def _draw(rows: Sequence[Mapping[str, Any]], path: Path, *, bundle: str) -> None:

@@ -12,16 +12,15 @@ from typing import Any
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
 
-from common.data import segmentation_task
+from common.document import Heading, Part, Picture, Table, Text
 from common.drawing import draw_planes
-from common.errors import SettingsError
+from common.engines.pages import label_names, volume_part
 from common.paths import output_file
 
 from ..studies.definition import plain_name
 from ..studies.results import Block, Results
 from .cells import best_and_worst
 from .comparison import baseline, case_scores
-from .document import Heading, Part, Picture, Table, Text
 from .outcome import budget_words, main_budget, order_of_arms
 from .pictures import Look, draw_curves, png
 from .tables import number
@@ -75,13 +74,13 @@ def predictions_part(results: Results, blocks: Sequence[Block]) -> list[Part]:
 
 
 def _pictures(results: Results, block: Block, order: Sequence[str]) -> list[Part]:
-    """Draw the best, the median and the worst of the cases that the leading arm's runs kept."""
+    """Show the best, the worst and the median of the cases that the leading arm's runs kept."""
     values = case_scores(block, order[0])
     middle = float(np.nanmedian(values)) if not np.isnan(values).all() else math.nan
     place = {row: index for index, row in enumerate(block.rows)}
     against = baseline(results.about["arms"], order[0])
     arms = list(dict.fromkeys([order[0], *(arm for arm in order if arm == against), *order]))
-    kept: dict[str, list[tuple[float, Mapping[str, Any], str]]] = {"best": [], "median": [], "worst": []}
+    kept: dict[str, list[tuple[float, Mapping[str, Any], str]]] = {"best": [], "worst": [], "median": []}
     for run in results.planned(arm=order[0], data_set=block.data_set, budget=block.budget):
         result = results.finished.get(run["name"], {})
         for kind, case in (result.get("kept") or {}).items():
@@ -92,13 +91,13 @@ def _pictures(results: Results, block: Block, order: Sequence[str]) -> list[Part
     for kind, found in kept.items():
         if found:
             far = [-one[0] if kind == "best" else one[0] if kind == "worst" else abs(one[0] - middle) for one in found]
-            parts.append(_picture(results, block, kind, found[int(np.argmin(far))], arms))
+            parts += _picture(results, block, kind, found[int(np.argmin(far))], arms)
     return parts or [Text("This arm kept no prediction.")]
 
 
 def _picture(
     results: Results, block: Block, kind: str, chosen: tuple[float, Mapping[str, Any], str], arms: Sequence[str]
-) -> Part:
+) -> list[Part]:
     value, run, case = chosen
     entry = results.finished[run["name"]]["cases"][case]
     files: dict[str, Path] = {}
@@ -116,25 +115,20 @@ def _picture(
     title = f"{kind} kept case, {case}, DSC {number(value)} % over seeds, fold {run['fold']}"
     missing = f" Not kept by {', '.join(without)}." if without else ""
     if not files:
-        return Text(f"The {title}: its prediction is gone.", "note")
-    names = _names(results.about["data_sets"][block.data_set].get("labels"))
+        return [Text(f"The {title}: its prediction is gone.", "note")]
+    names = label_names(results.about["data_sets"][block.data_set].get("labels"))
     try:
         maps = {"label": entry["label"], **files}
         content = png(draw_planes(entry["image"][0], maps, labels=names, planes=("axial", "coronal")))
     except (OSError, ValueError, KeyError, IndexError, ImageFileError) as error:
-        return Text(f"The {title}, cannot be drawn: {error}", "note")
+        return [Text(f"The {title}, cannot be drawn: {error}", "note")]
     name = f"case_{plain_name(block.data_set)}_{kind}.png"
-    return Picture(
-        name, content, f"The {title}: scan, label, and predictions of {', '.join(files)}.{missing}", caption=True
-    )
-
-
-def _names(labels: Any) -> dict[int, str]:
-    """Return the names of the values of a label map, none where they are not told."""
-    try:
-        return segmentation_task(labels or []).by_value
-    except SettingsError:
-        return {}
+    told = f"The {title}: scan, label, and predictions of {', '.join(files)}.{missing}"
+    parts: list[Part] = [Picture(name, content, told, caption=True)]
+    if kind != "median":
+        leading = dict(list(files.items())[:1])
+        parts.append(volume_part(entry["image"][0], {"label": entry["label"], **leading}, labels=names, title=title))
+    return parts
 
 
 def _case_table(results: Results, block: Block, arm: str) -> Part:

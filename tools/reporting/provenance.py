@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from common.document import Heading, Part, Table, Text
 from common.weights.cells import describe
 from common.weights.receipt import origin_words
 
 from ..studies.results import Results, read_json
-from .document import Heading, Part, Table, Text
 from .tables import BACKBONES
 
 __all__ = ["counts_sentence", "provenance_part"]

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.document import Heading, Part, Table, Text
+
 from ..studies.cards import PUBLISHED, Published, published
 from .cells import Cell
-from .document import Heading, Part, Table, Text
 from .tables import BACKBONES, TITLES, number
 
 __all__ = ["published_part"]

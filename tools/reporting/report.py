@@ -3,7 +3,7 @@
 
 | file in report/ | holds |
 |---|---|
-| report.html | all, pictures inside |
+| report.html | all, pictures and volumes to look through inside |
 | report.md, *.png | the same as Markdown |
 | cases.csv | every score of every case, class and run |
 | table.csv | every cell of the main tables with its intervals |
@@ -19,11 +19,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from common.document import Heading, Part, Strong, Table, Text, write_html, write_markdown
 from common.tables import write_table
 
 from ..studies.results import METRICS, Block, Results, blocks_of, read_results
 from .cells import Cell, all_cells, case_rows, group_rows
-from .document import Heading, Part, Strong, Table, Text, write_html, write_markdown
 from .examples import curves_part, predictions_part
 from .outcome import budget_words, caveats, headline, main_budget
 from .pictures import looks

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from common.document import Heading, Part, Picture, Text
+
 from ..studies.results import METRICS, Block, Results, groups_sentence
 from .cells import MEANS, Cell, case_ranks, data_set_ranks
 from .comparison import RESAMPLES
-from .document import Heading, Part, Picture, Text
 from .outcome import budget_words, of_planned
 from .pictures import Look, draw_budgets, draw_ranks, draw_scores
 from .significance import Ranks

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from common.document import Strong, Table
+
 from ..studies.results import Results
 from .cells import MEANS, Cell, kind_of
-from .document import Strong, Table
 from .significance import Ranks
 
 __all__ = [

@@ -46,6 +46,7 @@ def evaluate(settings: Evaluate) -> None:
         strict=settings.strict,
         settings={"labels": labels, "groups": groups, "predictions_without_reference": unmatched},
         missing=missing,
+        report=settings.report,
     )
 
 

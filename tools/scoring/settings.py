@@ -43,6 +43,8 @@ class Evaluate:
     """Cases that are scored at a time."""
     strict: bool = False
     """Stop if a case cannot be scored."""
+    report: bool = True
+    """Write report.html, with the best and the worst case to look through."""
 
     def __post_init__(self) -> None:
         if self.predictions.is_dir() != self.references.is_dir():

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from common.bundles import check_links
-from common.data import SegmentationTask, labelled_lists, pretraining_lists, usable_cases
+from common.data import labelled_lists, pretraining_lists, segmentation_task, usable_cases
 from common.data.cases import Case, images_of, masks_of
 from common.data.identity import Origins, identity_of, same_images
 from common.errors import DataError, SettingsError
@@ -109,23 +109,29 @@ def _sizes(folder: Path) -> tuple[float, int, float]:
     return next(sizes for limit, sizes in _SIZES.items() if side <= limit or limit == max(_SIZES))
 
 
-def _own_data(data: Path, folder: Path, seed: int) -> tuple[dict[str, str], list[str]]:
-    """Write a datalist of the user's folder; return what each part is, and the class names if it is labelled."""
+def _own_data(settings: Quickstart, data: Path, folder: Path) -> tuple[dict[str, str], Any]:
+    """Write a datalist of the user's folder; return what each part is, and the labels if it is labelled.
+
+    Raises:
+        DataError: if labels are named and there are none, or too few cases.
+    """
     try:
         cases = [case for part in labelled_lists(str(data)).values() for case in part]
         cases = list({case["image"]: case for case in cases}.values())
     except DataError:
+        if settings.labels is not None:
+            raise
         lists = pretraining_lists(str(data))
         _same_data(lists, folder)
         (folder / _LIST).write_text(json.dumps(lists, indent=1), "utf-8")
-        return {"learn": f"{len(lists['training'])} volumes of {data}, {len(lists['validation'])} to validate on"}, []
-    top = 0
-    for case in cases:
-        if Path(case["label"]).is_file():
-            top = max(top, int(read_volume(case["label"])[0].max()))
-    labels = ["background", *(f"class {value}" for value in range(1, top + 1))]
-    cases = usable_cases(cases, task=SegmentationTask(labels))
-    random.Random(seed).shuffle(cases)
+        return {"learn": f"{len(lists['training'])} volumes of {data}, {len(lists['validation'])} to validate on"}, None
+    labels: Any = list(settings.labels) if isinstance(settings.labels, tuple) else settings.labels
+    if labels is None:
+        files = [case["label"] for case in cases if Path(case["label"]).is_file()]
+        top = max((int(read_volume(file)[0].max()) for file in files), default=0)
+        labels = ["background", *(f"class {value}" for value in range(1, top + 1))]
+    cases = usable_cases(cases, task=segmentation_task(labels))
+    random.Random(settings.seed).shuffle(cases)
     if len(cases) < 3:
         raise DataError(f"{data} has {len(cases)} usable labelled case(s); 3 are needed to train, validate and test")
     _same_data({"all": cases}, folder)
@@ -200,7 +206,7 @@ def quickstart(settings: Quickstart) -> None:
             labels,
             parts,
             notice=NOTICE if settings.data is None else "your own data",
-            template=settings.data is None,
+            data=settings.data,
             sizes=recipe.sizes,
             commands=chain.commands,
             seconds={**chain.seconds, "everything": time.monotonic() - began},
@@ -215,6 +221,8 @@ def _claim(folder: Path, settings: Quickstart) -> None:
     """Refuse a folder that holds something else, and write down what this one is for."""
     data = settings.data and str(settings.data)
     asked: dict[str, Any] = {"bundle": settings.bundle, "data": data, "seed": settings.seed, "scale": settings.scale}
+    if settings.labels is not None:
+        asked["labels"] = list(settings.labels) if isinstance(settings.labels, tuple) else settings.labels
     folder.mkdir(parents=True, exist_ok=True)
     marker = folder / "settings.json"
     if any(folder.iterdir()) and (not marker.exists() or read_content(marker) != asked):
@@ -222,10 +230,10 @@ def _claim(folder: Path, settings: Quickstart) -> None:
     marker.write_text(json.dumps(asked))
 
 
-def _data(settings: Quickstart, folder: Path) -> tuple[dict[str, str], list[str]]:
-    """Write or find the data; return what each part is, and the class names if it is labelled."""
+def _data(settings: Quickstart, folder: Path) -> tuple[dict[str, str], Any]:
+    """Write or find the data; return what each part is, and the labels if it is labelled."""
     if settings.data is not None:
-        return _own_data(settings.data, folder, settings.seed)
+        return _own_data(settings, settings.data, folder)
     print("simulated scans of the MNI152 template", flush=True)
     described = folder / "parts.json"
     if not described.exists():
@@ -278,13 +286,13 @@ def _place(folder: Path, key: str, path: str) -> str:
     return f"--{key} {shlex.quote(str(folder / path))}"
 
 
-def _fine_tune(chain: Chain, name: str, labels: Sequence[str], recipe: Recipe, datalist: str, extra: str) -> None:
+def _fine_tune(chain: Chain, name: str, labels: Any, recipe: Recipe, datalist: str, extra: str) -> None:
     """Fine-tune one way, predict the unseen part and score it, unless that is done."""
     folder, where = chain.folder, name.replace(" ", "_")
     if (folder / where / "finished").exists():
         print(f"\n== fine-tuning {name}: done before")
         return
-    common, names = f"{recipe.common} {recipe.crop}", f"--labels {shlex.quote(str(list(labels)))}"
+    common, names = f"{recipe.common} {recipe.crop}", f"--labels {shlex.quote(str(labels))}"
     models = _place(folder, "ckpt_dir", f"{where}/models")
     chain.run(
         f"fine-tuning, {name}",

@@ -3,69 +3,49 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import importlib.metadata
 import io
 import platform
+import shlex
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from common.data import segmentation_task
+from common.document import Heading, Part, Picture, Table, Text, write_html
 from common.drawing import canonical_voxels, draw_planes
+from common.engines.pages import volume_part
 from common.figures import Figure, plt
 from common.files import read_content
 from common.transforms import without_ending
+from common.weights.cells import METHODS
 
 __all__ = ["Start", "threshold_baseline", "write_report"]
 
-# what the picture of pre-training shows, by the beginning of the bundle's name
-_MASKED = (
-    "A validation crop: the network saw only what is not blue. The loss is the mean squared error on hidden blocks; 1 "
-    "is the variance of the whole z-scored scan."
-)
-_PICTURES = {
-    **dict.fromkeys(("mae", "simmim", "spark3d"), _MASKED),
-    "models_genesis": "A validation crop as it was spoiled, as the network restored it, and as it was.",
-    "swinunetr": "A validation crop with boxes cut out, as the network rebuilt it, and as it was.",
-    "volumefusion": "Two volumes blended, the share of the first in each place, and the share that the network tells.",
-    "voco": "Crops of validation scans: how alike the network finds them, and how much they truly overlap.",
-    "simclr": "Crops of validation scans: how alike the network finds them, and how much they truly overlap.",
-}
 _OWN = """\
 # pre-train on any folder of NIfTI, with the published recipe (needs a GPU)
 python -m monai.bundle run --config_file bundles/{bundle}/configs/pretrain.yaml --bundle_root bundles/{bundle} \
---dataset_dir FOLDER
-# fine-tune on FOLDER/images and FOLDER/labels (files of the same name)
+--dataset_dir {folder}
+# fine-tune on {labelled}/images and {labelled}/labels (files of the same name)
 python -m monai.bundle run --config_file bundles/{bundle}/configs/train.yaml --bundle_root bundles/{bundle} \
---dataset_dir FOLDER --labels "['background','lesion']"
+--dataset_dir {labelled} --labels {labels}
 # segment new volumes
 python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml --bundle_root bundles/{bundle} \
---dataset_dir FOLDER --labels "['background','lesion']"
-# this quick tour on your own data
-python tools/quickstart.py --bundle {bundle} --data FOLDER"""
+--dataset_dir NEW_FOLDER
+# this quick tour on {whose}, four times as long
+python tools/quickstart.py --bundle {bundle} --data {folder}{named} --scale 4 --output {output}"""
 _RUNS = {"pre-trained": "pre-trained", "from scratch": "from_scratch"}
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #d0d7de }
-table { border-collapse: collapse } th, td { padding: .3rem .9rem; border-bottom: 1px solid #d0d7de; text-align: right }
-th:first-child, td:first-child { text-align: left } img { max-width: 100% }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap }
-.note { color: #57606a; font-size: .92rem }
-"""
 
 
-def _picture(figure: Figure, alt: str) -> str:
+def _picture(name: str, figure: Figure, alt: str) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    return _image(buffer.getvalue(), alt)
-
-
-def _image(content: bytes, alt: str) -> str:
-    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{base64.b64encode(content).decode()}">'
+    return Picture(name, buffer.getvalue(), alt)
 
 
 def _history(folder: Path) -> list[dict[str, float]]:
@@ -73,7 +53,7 @@ def _history(folder: Path) -> list[dict[str, float]]:
     return read_content(path) if path.exists() else []
 
 
-def _curves(folder: Path, labelled: bool) -> str:
+def _curves(folder: Path, labelled: bool, error: str) -> Picture:
     figure, axes = plt.subplots(
         1, 3 if labelled else 1, figsize=(10 if labelled else 5, 3.1), layout="constrained", squeeze=False
     )
@@ -83,7 +63,7 @@ def _curves(folder: Path, labelled: bool) -> str:
     first.plot(epochs, [record["train_loss"] for record in history], label="training")
     checked = [record for record in history if "val_loss" in record]
     first.plot([r["epoch"] for r in checked], [r["val_loss"] for r in checked], label="validation")
-    first.set_title("pre-training: error on hidden blocks", fontsize=10)
+    first.set_title(textwrap.fill(f"pre-training: {error}", 40), fontsize=10)
     if labelled:
         for name, where in _RUNS.items():
             history = _history(folder / where)
@@ -96,14 +76,44 @@ def _curves(folder: Path, labelled: bool) -> str:
         axis.set_xlabel("epoch")
         axis.legend(fontsize=8)
         axis.grid(alpha=0.3)
-    return _picture(figure, "loss and Dice curves")
+    return _picture("curves.png", figure, "loss and Dice curves")
 
 
-def _overlays(case: Mapping[str, str], folder: Path, labels: Sequence[str]) -> str:
-    name = f"{without_ending(Path(case['image']).name)}.nii.gz"
-    predictions = {run: folder / where / "predictions" / name for run, where in _RUNS.items()}
-    figure = draw_planes(case["image"], {"label": case["label"], **predictions}, labels=labels)
-    return _picture(figure, "predictions on the unseen part in three planes")
+def _files(image: str, folder: Path) -> dict[str, Path]:
+    """Return the predictions of an image, by run."""
+    name = f"{without_ending(Path(image).name)}.nii.gz"
+    return {run: folder / where / "predictions" / name for run, where in _RUNS.items()}
+
+
+def _overlays(case: Mapping[str, str], folder: Path, names: Mapping[int, str]) -> Picture:
+    figure = draw_planes(case["image"], {"label": case["label"], **_files(case["image"], folder)}, labels=names)
+    return _picture("predictions.png", figure, "predictions on the unseen part in three planes")
+
+
+def _volumes(cases: Sequence[Mapping[str, str]], folder: Path, names: Mapping[int, str]) -> list[Part]:
+    """Return the best and the worst test case of the pre-trained network to look through."""
+    content = read_content(folder / _RUNS["pre-trained"] / "scores.json")
+    scored = {Path(case["reference"]).resolve(): case for case in content["cases"]}
+    means = []
+    for case in cases:
+        if (found := scored.get(Path(case["label"]).resolve())) is not None:
+            dice = [scores["dice"] for scores in found["scores"].values() if scores["dice"] is not None]
+            means.append((float(np.mean(dice)) if dice else 0.0, case))
+    means.sort(key=lambda one: one[0], reverse=True)
+    shown = (
+        {"best case": means[0], "worst case": means[-1]}
+        if len(means) > 1
+        else dict(zip(["the case"], means, strict=False))
+    )
+    return [
+        volume_part(
+            case["image"],
+            {"label": case["label"], **_files(case["image"], folder)},
+            labels=names,
+            title=f"{what}: {without_ending(Path(case['image']).name)}, mean Dice {mean:.3f} pre-trained",
+        )
+        for what, (mean, case) in shown.items()
+    ]
 
 
 def _scaled(case: Mapping[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -161,10 +171,10 @@ class Start:
 
     Attributes:
         bundle: name.
-        labels: class names, background first; none without labels.
+        labels: as in training, None without.
         parts: what the data to learn from and to test on are.
         notice: whose data they are.
-        template: whether they are of the template.
+        data: folder of the user's; None of the template.
         sizes: of voxels and crops, in words.
         commands: that were run.
         seconds: of each part.
@@ -172,10 +182,10 @@ class Start:
     """
 
     bundle: str
-    labels: Sequence[str]
+    labels: Any
     parts: Mapping[str, str]
     notice: str
-    template: bool
+    data: Path | None
     sizes: str
     commands: Sequence[str]
     seconds: Mapping[str, float]
@@ -184,87 +194,104 @@ class Start:
 
 def write_report(folder: Path, start: Start) -> Path:
     """Write ``report.html`` into the quick start's folder and print its table; return its path."""
-    bundle = start.bundle
-    body = [f"<h1>Quick start of {html.escape(bundle)}</h1>", *_about_data(start)]
-    if start.labels:
-        body += _of_labels(folder, start)
+    paper = METHODS[max((name for name in METHODS if start.bundle.startswith(name)), key=len)]
+    verdict, parts = _of_labels(folder, start) if start.labels else (_fell(folder, paper.error), [])
+    parts = [Text(verdict, "lead"), *_about_data(start), *parts]
     pictures = sorted((folder / "pretraining" / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)
     if pictures:
         last = _history(folder / "pretraining")[-1]
-        told = next(text for name, text in _PICTURES.items() if bundle.startswith(name))
-        body.append(
-            f"<h2>What pre-training learned</h2><p>{told} The validation loss is "
-            f"{last.get('val_loss', last['train_loss']):.3f}.</p>"
-            + _image(pictures[-1].read_bytes(), "what the network sees and what it makes of it")
-        )
-    body.append(f"<h2>Curves</h2>{_curves(folder, bool(start.labels))}")
-    body.append(f"<h2>Go on with your own data</h2><pre>{html.escape(_OWN.format(bundle=bundle))}</pre>")
-    ran = html.escape("\n".join(start.commands)) or "all parts were done before"
-    body.append(f"<h2>What was run</h2><pre>{ran}</pre>")
-    rows = (f"<tr><td>{html.escape(name)}</td><td>{value:.0f} s</td></tr>" for name, value in start.seconds.items())
+        told = f"{paper.picture} The validation loss is {last.get('val_loss', last['train_loss']):.3f}."
+        alt = "what the network sees and what it makes of it"
+        parts += [Heading("What pre-training learned", short="Pre-training"), Text(told)]
+        parts.append(Picture("pretraining.png", pictures[-1].read_bytes(), alt, large=False))
+    parts += [Heading("Curves"), _curves(folder, bool(start.labels), paper.error)]
+    parts += [Heading("Go on with your own data", short="Go on"), Text(_commands(folder, start), "code")]
+    ran = "\n".join(start.commands) or "all parts were done before"
+    parts += [Heading("What was run", short="Commands"), Text(ran, "code")]
+    parts.append(Table(["part", "time"], [[name, f"{value:.0f} s"] for name, value in start.seconds.items()]))
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("monai", "torch", "pytorch-ignite"))
-    body.append(
-        f"<table>{''.join(rows)}</table><p class=note>{html.escape(platform.machine())}, Python "
-        f"{platform.python_version()}, {versions}; largest process {start.peak_mib:.0f} MiB. "
-        f"{html.escape(start.notice)}</p>"
-    )
-    path = folder / "report.html"
-    path.write_text(
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>Quick start of {bundle}</title>"
-        f"<style>{_STYLE}</style>{''.join(body)}</html>\n",
-        "utf-8",
-    )
-    return path
+    made = f"{platform.machine()}, Python {platform.python_version()}, {versions}; largest process"
+    parts.append(Text(f"{made} {start.peak_mib:.0f} MiB. {start.notice}", "note"))
+    write_html(f"Quick start of {start.bundle}", parts, folder / "report.html")
+    return folder / "report.html"
 
 
-def _about_data(start: Start) -> list[str]:
+def _commands(folder: Path, start: Start) -> str:
+    """Return commands to go on, with the user's own folder and labels where they are known."""
+    own = "FOLDER" if start.data is None else shlex.quote(str(start.data))
+    told = shlex.quote(str(start.labels)) if start.data is not None and start.labels else None
+    return _OWN.format(
+        bundle=start.bundle,
+        folder=own,
+        labelled=own if told else "FOLDER",
+        labels=told or "\"['background','lesion']\"",
+        named=f" --labels {told}" if told else "",
+        whose="your own data" if start.data is None else "these data",
+        output=shlex.quote(str(folder.with_name(f"{folder.name}_longer"))),
+    )
+
+
+def _fell(folder: Path, error: str) -> str:
+    """Return the verdict on a pre-training alone."""
+    history = _history(folder / "pretraining")
+    key = "val_loss" if all("val_loss" in record for record in (history[0], history[-1])) else "train_loss"
+    first, last = history[0][key], history[-1][key]
+    how = f"fell from {first:.3f} to {last:.3f}" if last < first else f"did not fall ({first:.3f}, then {last:.3f})"
+    return f"Pre-training works on this machine: in {len(history)} epochs the {error} {how}."
+
+
+def _about_data(start: Start) -> list[Part]:
     """Return paragraphs on the data and on what such a run can show."""
-    if start.template:
+    if start.data is None:
         data = (
-            "<p>Data: simulated scans of the <b>MNI152 group-average template</b>, which is the average of many "
+            "Data: simulated scans of the MNI152 group-average template, which is the average of many "
             "heads and nobody's scan. Each scan has its own receive field, contrast and noise. Networks learn from "
             f"{start.parts['learn']}; they are tested on {start.parts['test']}. The template is nearly "
-            "mirror-symmetric, so it is split from back to front, never left from right.</p>"
+            "mirror-symmetric, so it is split from back to front, never left from right."
         )
     else:
-        data = f"<p>Data: {html.escape('; tested on '.join(start.parts.values()))}.</p>"
+        data = f"Data: {'; tested on '.join(start.parts.values())}."
     return [
-        data,
-        f"<p class=note>A narrow network, {start.sizes} and a few hundred steps, so that it "
-        "fits into minutes on two CPU cores. It shows that the chain works on your machine, not how good it is.</p>",
+        Text(data),
+        Text(
+            f"A narrow network, {start.sizes} and a few hundred steps, so that it fits into minutes on two CPU cores. "
+            "It shows that the chain works on your machine, not how good it is.",
+            "note",
+        ),
     ]
 
 
-def _of_labels(folder: Path, start: Start) -> list[str]:
-    """Return the table of scores, which is printed too, and predictions to look at."""
-    lists = read_content(folder / "datalist.json")
-    classes = list(start.labels[1:])
+def _of_labels(folder: Path, start: Start) -> tuple[str, list[Part]]:
+    """Return the verdict, cases to look through, and the table of scores, which is printed too."""
+    lists, task = read_content(folder / "datalist.json"), segmentation_task(start.labels)
+    classes = list(task.names)
+    train, test = (
+        [{key: str(folder / path) for key, path in case.items()} for case in lists[part]]
+        for part in ("training", "test")
+    )
     rows: dict[str, list[float]] = {}
-    if start.template:
-        train, test = (
-            [{key: str(folder / path) for key, path in case.items()} for case in lists[part]]
-            for part in ("training", "test")
-        )
+    if start.data is None:
         rows["intensity thresholds (no network)"] = threshold_baseline(train, test, len(classes))
     for name, where in _RUNS.items():
         scores = _scores(folder, where)
         rows[f"network, {name}"] = [scores[label] for label in classes]
-    shown = {name: [*values, float(np.mean(values))] for name, values in rows.items()}
-    table = "".join(
-        f"<tr><td>{name}</td>" + "".join(f"<td>{value:.3f}</td>" for value in values) + "</tr>"
-        for name, values in shown.items()
-    )
-    heads = "".join(f"<th>{html.escape(name)}</th>" for name in [*classes, "mean"])
-    difference = shown["network, pre-trained"][-1] - shown["network, from scratch"][-1]
+    shown = {name: [*values, float(np.nanmean(values))] for name, values in rows.items()}
     print("\nDice on the unseen part")
     width = max(len(name) for name in rows)
     print(" " * width, *(f"{name:>13}" for name in [*classes, "mean"]))
     for name, values in shown.items():
         print(f"{name:<{width}}", *(f"{value:13.3f}" for value in values))
-    case = {k: str(folder / v) for k, v in lists["test"][0].items()}
-    return [
-        f"<h2>Dice on the unseen part</h2><table><tr><th></th>{heads}</tr>{table}</table>",
-        f"<p class=note>Pre-trained minus from scratch: {difference:+.3f}, same steps, same seed, one run "
-        "each. So short a pre-training on so little data says nothing about the published weights.</p>",
-        f"<h2>Predictions on the unseen part</h2>{_overlays(case, folder, start.labels)}",
+    one, other = (shown[f"network, {name}"][-1] for name in _RUNS)
+    verdict = (
+        f"The chain works on this machine. On the unseen part, mean Dice is {one:.3f} pre-trained and {other:.3f} from "
+        f"scratch: {one - other:+.3f}, which one short run each cannot tell from chance."
+    )
+    told = "Same steps, same seed. So short a pre-training on so little data says nothing about the published weights."
+    return verdict, [
+        Heading("Predictions to look through", short="Predictions"),
+        *_volumes(test, folder, task.by_value),
+        Heading("Dice on the unseen part", short="Dice"),
+        Table(["", *classes, "mean"], [[name, *(f"{value:.3f}" for value in own)] for name, own in shown.items()]),
+        Text(told, "note"),
+        _overlays(test[0], folder, task.by_value),
     ]

@@ -480,6 +480,7 @@ def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> 
         output_dir=str(folder / "evaluation"),
         resamples=0,
         strict=True,
+        report=False,
     )
     files = {case_name(case): case for case in unseen}
     found: dict[str, dict[str, Any]] = {}

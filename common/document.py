@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""A report as a list of parts, written twice: as one HTML file with its pictures inside, and as Markdown."""
+"""A page as a list of parts, written as one HTML file that needs no other and no network, or as Markdown."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.files import replace_file
+from .files import replace_file
+from .viewing import MEGABYTES, SCRIPT, STYLE, Scene, scene_html
 
-__all__ = ["Heading", "Part", "Picture", "Strong", "Table", "Text", "write_html", "write_markdown"]
+__all__ = ["Heading", "Part", "Picture", "Strong", "Table", "Text", "Volume", "write_html", "write_markdown"]
 
+_LEAST_MEGABYTES = 1.5  # of a volume, however many there are
 _STYLE = """
 :root { color-scheme: light }
 * { box-sizing: border-box }
@@ -40,10 +42,29 @@ thead th { background: #f6f8fa } tr.part td { background: #eef1f4; font-weight: 
 .numbers thead th:first-child { background: #f6f8fa } .numbers tr.part td:first-child { background: #eef1f4 }
 td small { color: #4b535d; display: block }
 img { max-width: 100%; height: auto } img.large { min-width: 42rem }
-pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem }
+pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; margin: .3rem 0 }
+.code { position: relative; margin: .8rem 0 } .code button { position: absolute; top: .4rem; right: .4rem }
+button { font: inherit; font-size: .8rem; padding: .15rem .6rem; border: 1px solid #8c959f; border-radius: 4px;
+  background: #fff; cursor: pointer }
 @media (max-width: 40rem) { caption { white-space: normal; max-width: 88vw } main { padding: .5rem .8rem 3rem }
   .numbers td:first-child, .numbers th:first-child {
   min-width: 9.2rem; max-width: 11rem; white-space: normal; overflow-wrap: anywhere } th, td { padding: .3rem .5rem } }
+"""
+_COPY = """
+document.querySelectorAll(".code button").forEach((button) => button.addEventListener("click", async () => {
+  const text = button.nextElementSibling;
+  try {
+    await navigator.clipboard.writeText(text.textContent);
+  } catch {
+    const area = document.createRange();
+    area.selectNodeContents(text);
+    getSelection().removeAllRanges();
+    getSelection().addRange(area);
+    document.execCommand("copy");
+  }
+  button.textContent = "Copied";
+  setTimeout(() => (button.textContent = "Copy"), 1500);
+}));
 """
 
 
@@ -58,7 +79,7 @@ class Heading:
 
 @dataclass
 class Text:
-    """A paragraph; ``kind`` is "", "lead", "note" or "code"."""
+    """A paragraph; ``kind`` is "", "lead", "note" or "code", which can be copied."""
 
     text: str
     kind: str = ""
@@ -94,20 +115,42 @@ class Picture:
     caption: bool = False
 
 
-Part = Heading | Text | Table | Picture
+@dataclass
+class Volume:
+    """A scan with label maps to look through; Markdown leaves it out."""
+
+    scene: Scene
 
 
-def write_html(title: str, parts: Sequence[Part], path: Path) -> None:
-    """Write all parts as one file that needs no other."""
+Part = Heading | Text | Table | Picture | Volume
+
+
+def write_html(title: str, parts: Sequence[Part], path: Path, *, head: str = "") -> None:
+    """Write all parts as one file that needs no other; volumes share what a page with two of them may hold.
+
+    Args:
+        title: of the page.
+        parts: of the page, in order.
+        path: to write.
+        head: more elements for the page's head.
+    """
     heads = [part for part in parts if isinstance(part, Heading) and part.level == 2]
     links = "".join(f'<a href="#{_anchor(head.text)}">{html.escape(head.short or head.text)}</a>' for head in heads)
+    volumes = sum(isinstance(part, Volume) for part in parts)
+    share = max((MEGABYTES - 1) / max(volumes, 2), _LEAST_MEGABYTES)
+    style = _STYLE + STYLE if volumes else _STYLE
+    script = _COPY if any(isinstance(part, Text) and part.kind == "code" for part in parts) else ""
+    script += SCRIPT if volumes else ""
+    scripts = f"<script>{script}</script>" if script else ""
     text = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>"
+        f"<title>{html.escape(title)}</title>{head}<style>{style}</style></head>\n<body>"
         f'<nav aria-label="contents">{links}</nav><main><h1>{html.escape(title)}</h1>\n'
-        + "\n".join(_html(part) for part in parts)
-        + "\n</main></body></html>\n"
+        + "\n".join(
+            scene_html(part.scene, megabytes=share) if isinstance(part, Volume) else _html(part) for part in parts
+        )
+        + f"\n</main>{scripts}</body></html>\n"
     )
     replace_file(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
 
@@ -116,13 +159,13 @@ def _anchor(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _html(part: Part) -> str:
+def _html(part: Heading | Text | Table | Picture) -> str:
     if isinstance(part, Heading):
         return f'<h{part.level} id="{_anchor(part.text)}">{html.escape(part.text)}</h{part.level}>'
     if isinstance(part, Text):
         text = html.escape(part.text)
         if part.kind == "code":
-            return f"<pre>{text}</pre>"
+            return f'<div class="code"><button type="button">Copy</button><pre>{text}</pre></div>'
         return f'<p class="{part.kind}">{text}</p>' if part.kind else f"<p>{text}</p>"
     if isinstance(part, Picture):
         content = base64.b64encode(part.png).decode()
@@ -166,7 +209,7 @@ def write_markdown(title: str, parts: Sequence[Part], path: Path) -> None:
             _write_bytes(path.parent / part.name, part.png)
             lines.append(f"![{_plain(part.alt)}]({part.name})")
             lines += [_plain(part.alt)] if part.caption else []
-        else:
+        elif isinstance(part, Table):
             lines.append(_markdown_table(part))
     text = "\n\n".join(lines) + "\n"
     replace_file(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
