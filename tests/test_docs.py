@@ -215,6 +215,10 @@ def judge_run(words: list[str]) -> None:
 
 def judge(line: str) -> bool:
     """Judge a command of this project or of MONAI; return whether it is one."""
+    if line.startswith("openmind "):
+        words = words_of(line)[1:]
+        judge_tool(*("study", words[1:]) if words[0] == "study" else ("openmind", words))
+        return True
     if "python tools/" not in line and "monai.bundle" not in line and "--config_file" not in line:
         return False
     if inner := re.search(r"'(python tools/[^']*)'", line):
@@ -246,7 +250,7 @@ def test_every_command_is_one(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(Path, name, lambda self, _here=here: _here(self) or not self.is_relative_to(ROOT))
     count = 0
     for line in commands(page):
-        if line.startswith("python") and "--lrr" in line:  # shown as what is refused
+        if line.startswith(("python", "openmind")) and "--lrr" in line:  # shown as what is refused
             with pytest.raises(AssertionError, match="did you mean --lr"):
                 judge(line)
             continue
@@ -265,6 +269,9 @@ def test_wrong_commands_are_found() -> None:
         "python tools/budget.py mae_resenc_l --gpus 24",
         "python tools/budget.py mae_resenc_1",
         "python tools/study.py pan study.yaml",
+        "openmind finetun mae_resenc_l task/",
+        "openmind finetune mae_resenc_l task/ --label background,lesion",
+        "openmind study pan study.yaml",
         "python tools/export_bundle.py mae_resenc_l --pach_size [96,96,96]",
         f"{run}/pretrain.yaml --bundle_root x --lrr 0.1",
         f"{run}/pretraining.yaml --bundle_root x",

@@ -35,7 +35,7 @@ COMMANDS = {
         "prepare_data",
         "probe",
     ),
-    *("quickstart", "schedules", "sharding", "study"),
+    *("openmind", "quickstart", "schedules", "sharding", "study"),
 }
 # what each folder may import besides itself and common/; the app is copied to a server and stands alone
 FOLDERS: dict[str, set[str]] = {
@@ -54,6 +54,7 @@ FOLDERS: dict[str, set[str]] = {
     "scoring": {"commanding"},
     "curves": {"commanding", "preparing", "studies"},
     "starting": {"commanding", "preparing"},
+    "opening": {"commanding", "checkpoints"},
     "monai_label_app": set(),
 }
 

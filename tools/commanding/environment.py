@@ -16,13 +16,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ROOT", "alone", "ensure", "install", "lacks_cuda", "make", "unmet"]
+__all__ = ["ROOT", "RUNS", "alone", "ensure", "install", "kept", "lacks_cuda", "make", "unmet"]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
 CUDA = "cuda.txt"
 _SHOW_EVERY = 10  # packages, where no terminal shows a line that changes
 _OF_PIP = re.compile(r"(?:Collecting|Requirement already satisfied:) ([^\s=<>]+)|Installing (collected packages)")
+RUNS = Path("openmind_runs")  # where the verbs of openmind write, from where the user stands
+
+
+def kept(bundle: str) -> Path:
+    """Return the folder whose models/ keeps the weights of a bundle of the collection.
+
+    In a clone it is the bundle's own. What is installed is not written to: there it is ``~/.openmind/BUNDLE``, or a
+    folder below that of the environment variable OPENMIND_HOME.
+    """
+    if (ROOT / RUNTIME).is_file():
+        return ROOT / "bundles" / bundle
+    return Path(os.environ.get("OPENMIND_HOME", "~/.openmind")).expanduser() / bundle
 
 
 def unmet(*files: str) -> list[str]:

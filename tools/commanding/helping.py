@@ -53,7 +53,7 @@ def _examples(about: str, name: str) -> str:
     found: list[str] = []
     for line in about.splitlines():
         goes_on = bool(found) and found[-1].endswith("\\")
-        if goes_on or re.match(rf"  python tools/\w+\.py {name}\b", line):
+        if goes_on or re.match(rf"  (?:python tools/\w+\.py|openmind) {name}\b", line):
             found.append(line)
     return "\n".join(found)
 

@@ -20,6 +20,8 @@ __all__ = ["parse"]
 
 T = TypeVar("T")
 _OPTION = re.compile(r"-?-([A-Za-z][^=\s]*)(=.*)?", re.DOTALL)
+_NUMBER = re.compile(r"-?\d[\d.]*(?:e-?\d+)?")
+_NUMBERS = re.compile(rf"{_NUMBER.pattern}(?:,{_NUMBER.pattern})*")
 _BARE = {"help_flags": [], "version_flags": [], "name": "command"}
 
 
@@ -90,10 +92,11 @@ def _function(cls: type) -> Callable[..., None]:
 
 def _words(cls: type, arguments: Sequence[str]) -> list[str]:
     """Write a command line so that no word can be taken for another: ``-name`` as ``--name``, a switch with its value,
-    a negative number with its setting, and a setting of a config without a value with ``=true``.
+    a negative number with its setting, numbers that follow each other as one list, and a setting of a config without a
+    value with ``=true``.
     """
     names, taken, found = _names(cls), kinds(cls), list[str]()
-    for word in arguments:
+    for word in _numbers_joined(cls, arguments):
         option = _OPTION.fullmatch(word)
         whole = f"-{word}" if option is not None and not word.startswith("--") and len(option[1]) > 1 else word
         if found and (before := _OPTION.fullmatch(found[-1])) is not None and before[2] is None:
@@ -108,6 +111,27 @@ def _words(cls: type, arguments: Sequence[str]) -> list[str]:
             option = _OPTION.fullmatch(word)
             if option is not None and option[2] is None and alone and word not in names and not _turned_off(cls, word):
                 found[index] = f"{word}=true"
+    return found
+
+
+def _numbers_joined(cls: type, arguments: Sequence[str]) -> list[str]:
+    """Return the words with ``96 96 96`` behind a setting that takes a list, or one of a config, as ``96,96,96``."""
+    names, taken, rest = _names(cls), kinds(cls), rest_of(cls)
+    found: list[str] = []
+    last = ""
+    for word in arguments:
+        option = _OPTION.fullmatch(word)
+        if option is not None:
+            last = word if word.startswith("--") or len(option[1]) == 1 else f"-{word}"
+            last = "" if option[2] else last
+        elif last and _NUMBER.fullmatch(word):
+            several = rest is not None if last not in names else "numbers" in words(taken[names[last]])
+            if several and _NUMBERS.fullmatch(found[-1]):
+                found[-1] += f",{word}"
+                continue
+        else:
+            last = ""
+        found.append(word)
     return found
 
 

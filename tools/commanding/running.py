@@ -12,25 +12,39 @@ from typing import Any, get_type_hints
 from .environment import RUNTIME, ensure
 from .helping import help_text
 
-__all__ = ["main", "run"]
+__all__ = ["asks_for_help", "main", "run"]
 
 Commands = Callable[[Any], None] | Mapping[str, Callable[[Any], None]]
 
 
-def main(commands: Commands, about: str | None, *, files: Sequence[str] = (RUNTIME,)) -> None:
+def main(
+    commands: Commands,
+    about: str | None,
+    *,
+    files: Sequence[str] = (RUNTIME,),
+    arguments: Sequence[str] | None = None,
+    more: str = "",
+) -> None:
     """Print the help that the command line asks for, with the standard library alone, or run a command.
 
     Args:
         commands: the only one, or several by name, each with one argument, the class of its settings.
         about: what the tool's file begins with.
         files: whose pins the command needs.
+        arguments: those of this process unless given.
+        more: what the help says besides.
     """
-    arguments = sys.argv[1:]
-    if {"-h", "--help"} & {*arguments} or (isinstance(commands, Mapping) and not arguments):
-        print(help_text(about or "", _with_settings(commands), arguments))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if asks_for_help(arguments) or (isinstance(commands, Mapping) and not arguments):
+        print("\n\n".join(filter(None, [help_text(about or "", _with_settings(commands), arguments), more])))
         return
     ensure(*files)
     run(commands, arguments)
+
+
+def asks_for_help(arguments: Sequence[str]) -> bool:
+    """Return whether a command line asks for help."""
+    return bool({"-h", "--help"} & {*arguments})
 
 
 def run(commands: Commands, arguments: Sequence[str]) -> None:

@@ -1,0 +1,230 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""The verbs of openmind: settings of configs as options, the equal command of MONAI, a whole chain from any folder."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import yaml
+
+from common.bundles import read_config
+from common.errors import SettingsError, WeightsError
+from tools.commanding.parsing import parse
+from tools.commanding.settings import filled
+from tools.opening import runs, weights
+from tools.opening.entering import WORKFLOWS, enter
+from tools.opening.listing import list_bundles
+from tools.opening.options import config_file, judged, names_of, options, options_text
+from tools.opening.settings import Embed, Finetune, ListBundles, Predict, Pretrain
+from tools.openmind import VERBS
+
+from ..conftest import BUNDLES, blobs, write_volume
+
+SIZE = {"features_per_stage": "4,8,8", "blocks_per_stage": "1,1,1"}
+SMALL = {"patch_size": "16,16,16", "num_workers": "0"}
+BRIEF = {"epochs": "1", "iterations_per_epoch": "2", "val_iterations": "1", "batch_size": "2"}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of the user's, with labelled cases, where he stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    for index in range(4):
+        image, mask = blobs(index)
+        write_volume(tmp_path / "task" / "images" / f"case_{index}.nii.gz", image)
+        write_volume(tmp_path / "task" / "labels" / f"case_{index}.nii.gz", mask)
+    return tmp_path
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_options_are_what_the_configs_say(bundle: str) -> None:
+    for workflow in ("pretrain", "train", "inference", "features", "evaluate", "train_classification"):
+        config, found = read_config(config_file(bundle, workflow)), options(bundle, workflow)
+        assert set(names_of(bundle, workflow)) - {"shared"} == set(config) - {"_meta_"}, "every name is known"
+        assert len(found) > 12
+        assert {"dataset_dir", "output_dir"} <= found.keys()
+        assert not {"network", "optimizer", "train", "run", "imports", "settings_check"} & found.keys()
+        for name, option in found.items():
+            value = config[name]
+            assert option.default == value or isinstance(value, float), (workflow, name)
+            assert not isinstance(value, dict), name
+    text = options_text(bundle, "train")
+    assert "  --epochs  a whole number; default 150\n      published: 150 and 1000\n" in text
+    assert "  --output_dir  default RUN/output/train\n" in text
+    assert "  --patch_size  whole numbers; default 160 160 160\n" in text
+
+
+def test_no_setting_lacks_its_comment_by_the_way_it_is_written() -> None:
+    lines = config_file("mae_resenc_l", "train").read_text("utf-8").splitlines()
+    for name, option in options("mae_resenc_l", "train").items():
+        line = next(line for line in lines if line.startswith(f"{name}:"))
+        assert yaml.safe_load(line)[name] == option.default or isinstance(option.default, float)
+        assert option.about == (line.split(" # ", 1)[1].strip() if " # " in line else "")
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "word"),
+    [
+        ("labels", "background,edema,core", "['background','edema','core']"),
+        ("labels", ["background", "it's"], "['background',\"it's\"]"),
+        ("labels", {"background": 0, "pons": 7}, '{"background": 0, "pons": 7}'),
+        ("patch_size", "96,96,96", "[96,96,96]"),
+        ("patch_size", 96, "[96,96,96]"),
+        ("patch_size", "[96, 96, 32]", "[96,96,32]"),
+        ("spacing_mm", "median", "median"),
+        ("spacing_mm", None, "None"),
+        ("spacing_mm", "3,1,1", "3,1,1"),
+        ("lr", "1e-3", "1e-3"),
+        ("epochs", "$@folds", "$@folds"),
+        ("from_scratch", True, "true"),
+        ("optimizer#momentum", "0.9", "0.9"),
+        ("pretrained", "20_24", "20_24"),
+    ],
+)
+def test_settings_become_words_of_the_command_line(name: str, told: Any, word: str) -> None:
+    assert judged("mae_resenc_l", "train", {name: told}) == {name: word}
+
+
+@pytest.mark.parametrize(
+    ("name", "told", "sentence"),
+    [
+        ("epoch", "3", "unknown setting --epoch (did you mean --epochs"),
+        ("epochs", "2.5", "--epochs is '2.5'; it must be a whole number, such as 150, the default"),
+        ("epochs", "many", "--epochs is 'many'; it must be a whole number"),
+        ("batch_size", True, "--batch_size is True; it must be a whole number"),
+        ("patch_size", "96,a,96", "--patch_size is '96,a,96'; it must be whole numbers, such as 160 160 160"),
+        ("momentum", "high", "--momentum is 'high'; it must be a number, such as 0.99"),
+        ("labels", "a,,b", "--labels is 'a,,b'; it must be names with commas between"),
+    ],
+)
+def test_what_is_no_setting_or_no_value_of_it_stops(name: str, told: Any, sentence: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        judged("mae_resenc_l", "train", {name: told})
+    assert sentence in str(error.value)
+
+
+def test_lists_need_no_quotes(here: Path) -> None:
+    line = "mae_resenc_l task --patch-size 96 96 32 --labels background,core --lr 0.1 --from-scratch --spacing-mm 3 1 1"
+    found = parse("finetune", Finetune, line.split())
+    assert found.settings == {
+        "patch_size": "96,96,32",
+        "labels": "background,core",
+        "lr": "0.1",
+        "from_scratch": "true",
+        "spacing_mm": "3,1,1",
+    }
+    assert parse("predict", Predict, ["m", "task", "--mirror-axes", "0", "1", "-o", "x"]).output == Path("x")
+
+
+def test_the_command_that_is_shown_is_the_one_that_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = {"labels": "background,it's", "from_scratch": "true", "lr": "-1"}
+    call = runs.finetune(filled(Finetune, "mae_primus_m", "task", show_command=True, **told))
+    shown = shlex.split(capsys.readouterr().out.strip())
+    assert shown == ["python", "-m", "monai.bundle", *call.words]
+    assert shown[3:7] == ["run", "--config_file", str(config_file("mae_primus_m", "train")), "--bundle_root"]
+    assert shown[7:] == [
+        *("openmind_runs/mae_primus_m", "--dataset_dir", "task", "--labels", "['background',\"it's\"]"),
+        *("--from_scratch", "true", "--lr=-1"),
+    ]
+    assert not (here / "openmind_runs").exists(), "nothing is written"
+
+
+def test_a_data_set_that_describes_itself_needs_no_labels(here: Path) -> None:
+    (here / "task" / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "lesion": 1}}))
+    call = runs.finetune(filled(Finetune, "mae_resenc_l", "task", show_command=True, from_scratch=True))
+    assert call.settings["labels"] == "task/dataset.json"
+    own = runs.finetune(
+        filled(Finetune, "mae_resenc_l", "task", show_command=True, from_scratch=True, labels="background,ball")
+    )
+    assert own.settings["labels"] == "['background','ball']"
+
+
+def test_weights_that_are_needed_are_announced_or_named(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(weights, "kept", lambda bundle: here / "kept" / bundle)
+    with pytest.raises(SettingsError, match="simmim_resenc_l has no published weights and none are here; pre-train it"):
+        runs.finetune(filled(Finetune, "simmim_resenc_l", "task", labels="background,ball"))
+
+    def offline(*_: Any, **__: Any) -> None:
+        raise WeightsError("cannot be reached from here")
+
+    monkeypatch.setattr("tools.checkpoints.importing.import_checkpoint", offline)
+    monkeypatch.setattr(weights, "_size", lambda source: "491 MB")
+    with pytest.raises(WeightsError, match="cannot be reached"):
+        runs.embed(filled(Embed, "mae_resenc_l", "task/images"))
+    said = capsys.readouterr().out
+    assert "fetching https://huggingface.co/MIC-DKFZ/ResEncL-OpenMind-MAE" in said
+    assert "(491 MB, CC-BY-4.0)" in said
+    brought = here / "kept" / "mae_resenc_l" / "models" / "pretrained_encoder.pt"
+    brought.parent.mkdir(parents=True)
+    brought.touch()
+    call = runs.embed(filled(Embed, "mae_resenc_l", "task/images", show_command=True))
+    assert call.settings["pretrained"] == "kept/mae_resenc_l/models/pretrained_encoder.pt"
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        ("none", "there is no model none; give the folder of a fine-tuning"),
+        ("odd.pt", "does not say which bundle odd.pt"),
+    ],
+)
+def test_a_model_that_is_none_is_named(here: Path, model: str, sentence: str) -> None:
+    (here / "odd.pt").touch()
+    with pytest.raises(SettingsError, match=sentence):
+        runs.predict(filled(Predict, model, "task/images"))
+
+
+def test_data_that_is_not_there_is_named_first(here: Path) -> None:
+    with pytest.raises(SettingsError, match="there is no nowhere; name a folder of volumes, a datalist or an image"):
+        filled(Pretrain, "mae_resenc_l", "nowhere", epochs=2.5)
+
+
+def test_help_of_a_verb_has_the_settings_of_the_named_bundle(capsys: pytest.CaptureFixture[str]) -> None:
+    enter(VERBS, "About.", ["pretrain", "voco_resenc_l", "-h"])
+    said = capsys.readouterr().out
+    assert "--grid  whole numbers; default 4 4 1\n      crops of the grid; patch_size is grid x crop_size\n" in said
+    assert "name it before --help" not in said
+    for verb in WORKFLOWS:
+        enter(VERBS, "About.", [verb, "--help"])
+        said = capsys.readouterr().out
+        assert "Settings of " in said
+        assert "name it before --help" in said
+
+
+def test_the_whole_chain_from_a_folder_of_the_users(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    narrow = {**SIZE, **SMALL}
+    runs.pretrain(filled(Pretrain, "mae_resenc_l", "task/images", **narrow, **BRIEF, block_size="8"))
+    run = Path("openmind_runs/mae_resenc_l")
+    assert (run / "models" / "pretrained_encoder.pt").is_file()
+    runs.finetune(filled(Finetune, "mae_resenc_l", "task", **narrow, **BRIEF, labels="background,ball"))
+    told = json.loads((run / "models" / "model.json").read_text())["settings"]
+    assert (told["bundle"], told["labels"]) == ("mae_resenc_l", ["background", "ball"])
+
+    runs.predict(filled(Predict, "mae_resenc_l", "task/images/case_1.nii.gz", output="masks", num_workers=0))
+    mask = nib.load("masks/case_1.nii.gz")
+    assert np.array_equal(mask.affine, nib.load("task/images/case_1.nii.gz").affine)
+    assert set(np.unique(np.asanyarray(mask.dataobj))) <= {0, 1}
+    assert sorted(path.name for path in Path("masks").glob("*.nii.gz")) == ["case_1.nii.gz"]
+
+    runs.embed(filled(Embed, "mae_resenc_l", "task/images", output="vectors", **narrow, pooling="mean+std"))
+    with open("vectors/features.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["case"] for row in rows] == [f"case_{index}" for index in range(4)]
+    assert len(rows[0]) >= 16, "means and deviations of eight channels"
+    capsys.readouterr()
+    list_bundles(ListBundles())
+    said = capsys.readouterr().out
+    assert "openmind_runs/mae_resenc_l/models/model.pt: mae_resenc_l, segments background, ball" in said
+    assert all(bundle in said for bundle in BUNDLES)
+    assert Path.cwd() == here

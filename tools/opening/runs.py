@@ -1,0 +1,201 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""From what a verb is told to the command line of ``monai.bundle``, which then runs in this process as if typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import shlex
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.errors import SettingsError
+from common.files import write_json
+
+from ..commanding.environment import RUNS
+from .options import BUNDLES, config_file, judged
+from .settings import Embed, Finetune, Predict, Pretrain, model_error
+from .weights import find_or_fetch
+
+__all__ = ["Call", "embed", "finetune", "predict", "pretrain", "run"]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A run of a config.
+
+    Attributes:
+        config: its file.
+        folder: where weights and results go unless told otherwise, MONAI's bundle_root.
+        settings: words by name.
+    """
+
+    config: Path
+    folder: Path
+    settings: Mapping[str, str]
+
+    @property
+    def words(self) -> list[str]:
+        """The arguments of ``python -m monai.bundle``."""
+        named = {"config_file": _shown(self.config), "bundle_root": _shown(self.folder), **self.settings}
+        return ["run", *(word for name, value in named.items() for word in _option(name, value))]
+
+    @property
+    def command(self) -> str:
+        """The equal command of MONAI."""
+        return shlex.join(["python", "-m", "monai.bundle", *self.words])
+
+
+def _option(name: str, value: str) -> list[str]:
+    return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
+
+
+def _shown(path: Path) -> str:
+    """Return a path as it is from where the user stands, if it lies below, and whole else."""
+    whole = Path(os.path.abspath(path))
+    here = Path.cwd()
+    return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else str(whole)
+
+
+def run(call: Call, *, show: bool = False) -> Call:
+    """Run a config as its command line does, or only print that.
+
+    Args:
+        call: what to run.
+        show: print the command and run nothing.
+
+    Raises:
+        Exception: whatever the run raises.
+    """
+    if show:
+        print(call.command)
+        return call
+    before = sys.argv
+    sys.argv = ["monai.bundle", *call.words]
+    try:
+        with warnings.catch_warnings():
+            if call.config.is_relative_to(BUNDLES):  # the collection's own
+                warnings.filterwarnings("ignore", "parsing config_file")
+            # __main__ is then MONAI's, so that the config knows a command line, with its words
+            runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
+    finally:
+        sys.argv = before
+    return call
+
+
+def _data(data: Sequence[str], folder: Path, name: str) -> dict[str, str]:
+    """Return the setting that names the data; of images, a datalist is written."""
+    if len(data) == 1 and Path(data[0]).is_dir():
+        return {"dataset_dir": data[0]}
+    if len(data) == 1 and data[0].endswith(".json"):
+        return {"datalist": data[0]}
+    file = folder / f"{name}.json"
+    write_json({"test": [{"image": os.path.abspath(each)} for each in data]}, file)
+    return {"datalist": _shown(file)}
+
+
+def pretrain(settings: Pretrain) -> Call:
+    """Pre-train; return what was run."""
+    folder = settings.output or RUNS / settings.bundle
+    told = judged(settings.bundle, "pretrain", settings.settings)
+    where = _data(settings.data, folder, "images")
+    return run(Call(config_file(settings.bundle, "pretrain"), folder, where | told), show=settings.show_command)
+
+
+def finetune(settings: Finetune) -> Call:
+    """Fine-tune; return what was run."""
+    folder = settings.output or RUNS / settings.bundle
+    told = judged(settings.bundle, "train", settings.settings)
+    where = _data(settings.data, folder, "cases")
+    description = Path(settings.data[0]) / "dataset.json"
+    if "labels" not in told and description.is_file():
+        where["labels"] = str(description)
+    if told.get("from_scratch") != "true" and "pretrained" not in told:
+        where |= _pretrained(settings.bundle, folder, show=settings.show_command)
+    return run(Call(config_file(settings.bundle, "train"), folder, where | told), show=settings.show_command)
+
+
+def _pretrained(bundle: str, folder: Path, *, show: bool) -> dict[str, str]:
+    """Return the setting that names the encoder, unless it is that of the run itself, where the config looks."""
+    file = find_or_fetch(bundle, folder, show=show)
+    own = folder / "models" / "pretrained_encoder.pt"
+    return {} if file == own else {"pretrained": _shown(file)}
+
+
+def embed(settings: Embed) -> Call:
+    """Embed volumes; return what was run."""
+    folder = RUNS / settings.bundle
+    told = judged(settings.bundle, "features", settings.settings)
+    where = _data(settings.data, settings.output or folder / "output" / "features", "images")
+    if settings.output is not None:
+        where["output_dir"] = _shown(settings.output)
+    if told.get("from_scratch") != "true" and "pretrained" not in told:
+        where |= _pretrained(settings.bundle, folder, show=settings.show_command)
+    return run(Call(config_file(settings.bundle, "features"), folder, where | told), show=settings.show_command)
+
+
+def predict(settings: Predict) -> Call:
+    """Predict label maps; return what was run."""
+    model, exported = _model(settings.model)
+    folder = exported or _run_of(Path(model))
+    if exported is not None:
+        bundle, config = "", exported / "configs" / "inference.json"
+        told = {name: str(value) for name, value in settings.settings.items()}
+    else:
+        bundle = _bundle_of(model)
+        config, told = config_file(bundle, "inference"), judged(bundle, "inference", settings.settings)
+    where = _data(settings.data, settings.output or folder / "output" / "predictions", "images")
+    if settings.output is not None:
+        where["output_dir"] = _shown(settings.output)
+    if exported is None and Path(model) != folder / "models" / "model.pt":
+        where["model"] = model if "*" in model else _shown(Path(model))
+    return run(Call(config, folder, where | told), show=settings.show_command)
+
+
+def _run_of(model: Path) -> Path:
+    """Return the folder of the run that a model is of."""
+    return model.parent.parent if model.parent.name == "models" else model.parent
+
+
+def _model(told: str) -> tuple[str, Path | None]:
+    """Return the file, or pattern, of a model, and the folder of the exported bundle that it lies in, if it does.
+
+    Raises:
+        SettingsError: if there is none.
+    """
+    path = Path(told).expanduser()
+    if "*" in told or path.is_file():
+        return str(path), None
+    if not path.is_dir() and len(path.parts) == 1 and (RUNS / told).is_dir():
+        path = RUNS / told
+    if (path / "configs" / "inference.json").is_file():
+        return str(path / "models" / "model.pt"), path
+    for file in (path / "model.pt", path / "models" / "model.pt"):
+        if file.is_file():
+            return str(file), None
+    raise model_error(told)
+
+
+def _bundle_of(model: str) -> str:
+    """Return the bundle that the JSON beside a model names.
+
+    Raises:
+        SettingsError: if there is no such file, or it names none of the collection.
+    """
+    file = Path(model)
+    if "*" in model:
+        file = next(iter(sorted(file.parent.glob(file.name))), file)
+    beside = file.with_suffix(".json")
+    try:
+        bundle = json.loads(beside.read_text("utf-8"))["settings"]["bundle"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SettingsError(
+            f"{beside} does not say which bundle {file.name} is of; training writes it beside the model: bring it along"
+        ) from error
+    if not config_file(str(bundle), "inference").is_file():
+        raise SettingsError(f"{beside} names the bundle {bundle!r}, which is none of this collection")
+    return str(bundle)
