@@ -1,8 +1,10 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """Draw the learning rate of each fine-tuning schedule, and when the encoder is frozen.
 
-python tools/schedules.py                                  # the published 150 epochs
-python tools/schedules.py --epochs 1000 --output long.png
+  python tools/schedules.py                                  # the published 150 epochs
+  python tools/schedules.py --epochs 1000 --output long.png
+
+It writes schedules.png, or the picture that --output names.
 """
 
 from __future__ import annotations

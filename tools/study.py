@@ -13,14 +13,16 @@ docs/study.md says what study.yaml holds; docs/study/hippocampus_mni.yaml is one
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 from tools.commanding.running import main
 from tools.studies.settings import Measure, Piece, Plan, Report, Run, Slurm, WriteCard
 
-__all__ = ["card", "measure", "one", "plan", "report", "run", "slurm"]
+__all__ = ["COMMANDS", "card", "measure", "one", "plan", "report", "run", "slurm"]
 
 
 def plan(settings: Plan) -> None:
@@ -72,8 +74,15 @@ def measure(settings: Measure) -> None:
     run_it(settings)
 
 
+COMMANDS: dict[str, Callable[[Any], None]] = {
+    "plan": plan,
+    "run": run,
+    "report": report,
+    "slurm": slurm,
+    "card": card,
+    "one": one,
+    "measure": measure,
+}
+
 if __name__ == "__main__":
-    main(
-        {"plan": plan, "run": run, "report": report, "slurm": slurm, "card": card, "one": one, "measure": measure},
-        __doc__,
-    )
+    main(COMMANDS, __doc__)

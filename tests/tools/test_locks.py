@@ -228,6 +228,7 @@ def test_commands_that_start_at_once_wait_for_one_installation(
 
     (tmp_path / RUNTIME).write_text("there-is-no-such-package==1.0\n")
     monkeypatch.setattr(environment, "ROOT", tmp_path)
+    monkeypatch.setattr(environment, "is_installed", lambda: False)
     monkeypatch.setattr(environment, "make", lambda _: None)
     monkeypatch.setattr(environment, "install", fill)
     monkeypatch.setattr(environment, "_check", lambda where, _: not where.exists())

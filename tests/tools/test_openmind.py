@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import csv
+import importlib
+import importlib.metadata
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -17,16 +20,19 @@ import yaml
 
 from common.bundles import read_config
 from common.errors import SettingsError, WeightsError
+from tools.commanding import running
+from tools.commanding.locks import pins
 from tools.commanding.parsing import parse
 from tools.commanding.settings import filled
-from tools.opening import runs, weights
+from tools.opening import doctor, runs, weights
 from tools.opening.entering import WORKFLOWS, enter
 from tools.opening.listing import list_bundles
 from tools.opening.options import config_file, judged, names_of, options, options_text
-from tools.opening.settings import Embed, Finetune, ListBundles, Predict, Pretrain
-from tools.openmind import VERBS
+from tools.opening.serving import serve
+from tools.opening.settings import Classify, Doctor, Embed, Finetune, ListBundles, Predict, Pretrain, Serve
+from tools.openmind import GROUPS, VERBS
 
-from ..conftest import BUNDLES, blobs, write_volume
+from ..conftest import BUNDLES, ROOT, blobs, write_volume
 
 SIZE = {"features_per_stage": "4,8,8", "blocks_per_stage": "1,1,1"}
 SMALL = {"patch_size": "16,16,16", "num_workers": "0"}
@@ -191,12 +197,12 @@ def test_data_that_is_not_there_is_named_first(here: Path) -> None:
 
 
 def test_help_of_a_verb_has_the_settings_of_the_named_bundle(capsys: pytest.CaptureFixture[str]) -> None:
-    enter(VERBS, "About.", ["pretrain", "voco_resenc_l", "-h"])
+    enter(VERBS, "About.", ["pretrain", "voco_resenc_l", "-h"], groups=GROUPS)
     said = capsys.readouterr().out
     assert "--grid  whole numbers; default 4 4 1\n      crops of the grid; patch_size is grid x crop_size\n" in said
     assert "name it before --help" not in said
     for verb in WORKFLOWS:
-        enter(VERBS, "About.", [verb, "--help"])
+        enter(VERBS, "About.", [verb, "--help"], groups=GROUPS)
         said = capsys.readouterr().out
         assert "Settings of " in said
         assert "name it before --help" in said
@@ -222,9 +228,107 @@ def test_the_whole_chain_from_a_folder_of_the_users(here: Path, capsys: pytest.C
         rows = list(csv.DictReader(stream))
     assert [row["case"] for row in rows] == [f"case_{index}" for index in range(4)]
     assert len(rows[0]) >= 16, "means and deviations of eight channels"
+
+    rows = "".join(f"case_{index},{'ab'[index % 2]}\n" for index in range(4))
+    (here / "kinds.csv").write_text(f"case,kind\n{rows}")
+    sizes = {**SIZE, "num_workers": 0, "table": "kinds.csv", "target": "kind", "validation_share": 0.5, "epochs": 1}
+    runs.classify(filled(Classify, "mae_resenc_l", "task/images", **sizes, input_size=16, batch_size=2))
+    runs.classify(filled(Classify, str(run), "task/images/case_0.nii.gz", output="kinds", num_workers=0))
+    (row,) = csv.DictReader(Path("kinds/predictions.csv").read_text().splitlines())
+    assert row["case"] == "case_0"
+    assert float(row["probability_a"]) + float(row["probability_b"]) == pytest.approx(1, abs=1e-3)
+
     capsys.readouterr()
     list_bundles(ListBundles())
     said = capsys.readouterr().out
     assert "openmind_runs/mae_resenc_l/models/model.pt: mae_resenc_l, segments background, ball" in said
     assert all(bundle in said for bundle in BUNDLES)
     assert Path.cwd() == here
+
+
+def test_a_verb_and_the_tool_of_its_name_are_one_function() -> None:
+    for verb, tool, name in (
+        *(("evaluate", "evaluate", "evaluate"), ("probe", "probe", "probe"), ("choose", "choose", "choose")),
+        *(("scan", "prepare_data", "scan"), ("import", "import_checkpoint", "import_checkpoint")),
+        *(("inspect", "inspect_weights", "inspect_weights"), ("curve", "label_curve", "label_curve")),
+        *(("export", "export_bundle", "export_bundle"), ("new-task", "new_task", "new_task")),
+    ):
+        assert VERBS[verb] is getattr(importlib.import_module(f"tools.{tool}"), name)
+    assert GROUPS["study"] == importlib.import_module("tools.study").COMMANDS
+    assert len(VERBS) + len(GROUPS) == 18
+
+
+def test_tools_write_below_openmind_runs_when_they_are_verbs(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[list[str]] = []
+    monkeypatch.setattr(running, "ensure", lambda *files: None)
+    monkeypatch.setattr(running, "run", lambda commands, arguments: told.append(list(arguments)))
+    for words in (
+        "evaluate masks truth",
+        "evaluate masks truth -o x",
+        "curve mae_resenc_l task --output=x",
+        "curve mae_resenc_l task",
+        "scan task",
+        "study plan study.yaml",
+    ):
+        enter(VERBS, (importlib.import_module("tools.openmind").__doc__ or ""), words.split(), groups=GROUPS)
+    assert [words[-1] for words in told] == [
+        *("--output=openmind_runs/evaluate_masks", "x", "--output=x", "--output=openmind_runs/curve_mae_resenc_l"),
+        *("task", "study.yaml"),
+    ]
+    enter(VERBS, "About.", ["evaluate", "-h"], groups=GROUPS)
+    assert "default evaluation" in capsys.readouterr().out
+
+
+def test_the_doctor_finds_what_is_missing(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doctor.doctor(Doctor())
+    said = capsys.readouterr().out.splitlines()
+    assert all(re.match(r"(good|note)  \S", line) for line in said)
+    count = len(pins(ROOT / "requirements.txt"))
+    assert f"good  {count} of {count} packages have the version that was tested" in said
+    for word in ("Python 3", "memory:", "disk for runs:", "links can be made here", "extra peft is there"):
+        assert any(word in line for line in said), word
+    versions = {"monai": "9.9.9", "torch": "2.99.0+cu999"}
+
+    def version(name: str) -> str:
+        if name == "tqdm":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return versions.get(name, pins(ROOT / "requirements.txt")[name])
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    with pytest.raises(SystemExit):
+        doctor.doctor(Doctor())
+    said = capsys.readouterr().out.splitlines()
+    assert f"missing  tqdm is not installed; {pins(ROOT / 'requirements.txt')['tqdm']} is what was tested" in said
+    assert any(line.startswith("note     monai 9.9.9 is installed, 1.6.1 is what was tested") for line in said)
+    assert any("torch 2.99.0 is installed" in line and "no other version of torch was tried" in line for line in said)
+
+
+def test_serving_puts_app_and_bundle_together(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = here / "glioma"
+    with pytest.raises(SettingsError, match="is no bundle that MONAI Label takes; make one"):
+        serve(Serve("task", "task/images"))
+    (bundle / "configs").mkdir(parents=True)
+    (bundle / "configs" / "inference.json").write_text("{}")
+    serve(Serve("glioma", "task/images", show_command=True))
+    said = capsys.readouterr().out
+    assert said.startswith(
+        "monailabel start_server --app openmind_runs/monai_label --studies task/images --conf models"
+    )
+    assert "--host 127.0.0.1" in said
+    with pytest.raises(SettingsError, match="there is no program nowhere; MONAI Label needs an environment of its own"):
+        serve(Serve("glioma", "task/images", monailabel="nowhere"))
+    program = here / "program"
+    program.write_text("#!/bin/sh\nexit 3\n")
+    program.chmod(0o700)
+    for _ in range(2):  # and what was trained stays
+        with pytest.raises(SystemExit) as end:
+            serve(Serve("glioma", "task/images", monailabel=str(program)))
+        assert end.value.code == 3
+        (here / "openmind_runs/monai_label/model/glioma/trained").touch()
+    assert (here / "openmind_runs/monai_label/main.py").is_file()
+    assert (here / "openmind_runs/monai_label/model/glioma/trained").is_file()
+    assert "going on with openmind_runs/monai_label/model/glioma" in capsys.readouterr().out

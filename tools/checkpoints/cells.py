@@ -17,7 +17,7 @@ from common.files import replace_file
 from common.settings import unknown_settings
 from common.weights import Cell
 
-from ..commanding.environment import ROOT
+from ..commanding.environment import ROOT, kept
 
 __all__ = ["bundle_cell", "published_file", "record_digest"]
 
@@ -60,7 +60,7 @@ def published_file(bundle: str) -> tuple[str, Path, str | None] | None:
     files = yaml.safe_load((folder / "large_files.yml").read_text("utf-8"))["large_files"]
     if not files:
         return None
-    return files[0]["url"], folder / files[0]["path"], files[0].get("hash_val")
+    return files[0]["url"], kept(bundle) / files[0]["path"], files[0].get("hash_val")
 
 
 def record_digest(bundle: str, digest: str) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from common.weights import export_checkpoint as export_file
 from common.weights import export_safetensors
 
-from ..commanding.environment import ROOT
+from ..commanding.environment import kept
 from .cells import bundle_cell
 from .models import export_model
 from .settings import ExportCheckpoint
@@ -25,7 +25,7 @@ def export_checkpoint(settings: ExportCheckpoint) -> None:
         export_model(settings)
         return
     cell, _ = bundle_cell(settings.bundle, settings.settings)
-    models = ROOT / "bundles" / settings.bundle / "models"
+    models = kept(settings.bundle) / "models"
     write, name, beside = _WRITERS[settings.format]
     target = settings.output or models / "exported" / name
     receipt = write(settings.source or models / "pretrained_encoder.pt", cell, output=target)

@@ -12,7 +12,7 @@ from common.weights import import_checkpoint as import_file
 from common.weights.receipt import CAVEAT
 from common.weights.sources import Fetched
 
-from ..commanding.environment import ROOT
+from ..commanding.environment import kept
 from . import catalogue
 from .cells import bundle_cell, published_file, record_digest
 from .models import import_models
@@ -63,7 +63,7 @@ def import_checkpoint(settings: ImportCheckpoint) -> None:
 
 
 def _models(bundle: str) -> Path:
-    return ROOT / "bundles" / bundle / "models"
+    return kept(bundle) / "models"
 
 
 def _fetched(settings: ImportCheckpoint, bundle: str, published: tuple[str, Path, str | None] | None) -> Fetched:

@@ -8,7 +8,7 @@ from common.engines import model_settings
 from common.errors import SettingsError
 from common.weights import export_model_folder, import_model, read_model_folder
 
-from ..commanding.environment import ROOT
+from ..commanding.environment import kept
 from .settings import ExportCheckpoint, ImportCheckpoint
 
 __all__ = ["export_model", "import_models"]
@@ -21,7 +21,7 @@ def export_model(settings: ExportCheckpoint) -> None:
         SettingsError: if a setting of the pretrain config is given, or nnU-Net has no way to do what the model does.
         WeightsError: if the model is missing or was not trained.
     """
-    models = ROOT / "bundles" / settings.bundle / "models"
+    models = kept(settings.bundle) / "models"
     if settings.settings:
         raise SettingsError(
             f"--{next(iter(settings.settings))} says nothing to --format nnunet: what the network is, model.json tells"
@@ -58,7 +58,7 @@ def import_models(settings: ImportCheckpoint, bundle: str) -> None:
         patch_size=found.patch_size,
         mirror_axes=found.mirror_axes,
     )
-    target = settings.output or ROOT / "bundles" / bundle / "models" / "model.pt"
+    target = settings.output or kept(bundle) / "models" / "model.pt"
     licence = settings.licence or "that of its source"
     several = len(found.checkpoints) > 1
     for checkpoint in found.checkpoints:

@@ -12,7 +12,7 @@ from common.weights import Receipt
 from common.weights.origins import licence_terms
 
 from ..checkpoints.catalogue import checkpoints
-from ..commanding.environment import ROOT
+from ..commanding.environment import ROOT, kept
 from ..studies.definition import cell_of, plain_name
 from .probes import Encoder
 
@@ -36,7 +36,7 @@ def find_candidates(bundles: Sequence[str] = (), weights: Sequence[str] = ()) ->
         WeightsError: if a bundle that was named has no weights, a file is missing, or there is nothing to ask.
     """
     own = {
-        path.parent.parent.name: path.parent.parent / "models" / "pretrained_encoder.pt"
+        path.parent.parent.name: kept(path.parent.parent.name) / "models" / "pretrained_encoder.pt"
         for path in sorted(ROOT.glob("bundles/*/configs/features.yaml"))
     }
     found: dict[str, Encoder] = {}

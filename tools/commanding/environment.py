@@ -16,14 +16,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["ROOT", "RUNS", "alone", "ensure", "install", "kept", "lacks_cuda", "make", "unmet"]
+__all__ = [
+    "ROOT",
+    "RUNS",
+    "alone",
+    "ensure",
+    "install",
+    "is_clone",
+    "is_installed",
+    "kept",
+    "lacks_cuda",
+    "make",
+    "unmet",
+]
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME, DEVELOPMENT = "requirements.txt", "requirements-dev.txt"
 CUDA = "cuda.txt"
 _SHOW_EVERY = 10  # packages, where no terminal shows a line that changes
 _OF_PIP = re.compile(r"(?:Collecting|Requirement already satisfied:) ([^\s=<>]+)|Installing (collected packages)")
+PACKAGE = "openmind-bundles"  # as pyproject.toml has it
 RUNS = Path("openmind_runs")  # where the verbs of openmind write, from where the user stands
+
+
+def is_clone() -> bool:
+    """Return whether this runs from a clone of the repository, not from what a wheel installed."""
+    return (ROOT / "pyproject.toml").is_file()
+
+
+def is_installed() -> bool:
+    """Return whether the running interpreter has the collection as a package, whose metadata say what it needs."""
+    try:
+        importlib.metadata.version(PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def kept(bundle: str) -> Path:
@@ -32,7 +59,7 @@ def kept(bundle: str) -> Path:
     In a clone it is the bundle's own. What is installed is not written to: there it is ``~/.openmind/BUNDLE``, or a
     folder below that of the environment variable OPENMIND_HOME.
     """
-    if (ROOT / RUNTIME).is_file():
+    if is_clone():
         return ROOT / "bundles" / bundle
     return Path(os.environ.get("OPENMIND_HOME", "~/.openmind")).expanduser() / bundle
 
@@ -59,11 +86,14 @@ def _python(folder: Path) -> Path:
 def ensure(*files: str) -> None:
     """Return if this interpreter has all pins; else go on in ``.venv``, making and filling it first if needed.
 
-    Of several commands that are started at once one makes it, and the others wait.
+    Of several commands that are started at once one makes it, and the others wait. Where the collection is installed,
+    its metadata have seen to what the commands need.
 
     Raises:
         SystemExit: if the installation fails.
     """
+    if files == (RUNTIME,) and is_installed():
+        return
     if not unmet(*files):
         return
     folder = ROOT / ".venv"

@@ -13,7 +13,7 @@ from common.files import write_json
 from common.settings import meant_values
 from common.weights import read_checkpoint, trained_settings
 
-from ..commanding.environment import ROOT
+from ..commanding.environment import kept
 from .configs import BUNDLES, check_settings
 from .distribution import Carried, check_target, write_bundle, write_zip
 from .hub import check_repository, push_bundle
@@ -57,7 +57,7 @@ def _carried(name: str, settings: ExportBundle) -> Carried:
     Raises:
         WeightsError: if an encoder is missing that was asked for, or there is nothing to be fetched.
     """
-    encoder = settings.pretrained or ROOT / "bundles" / name / "models" / "pretrained_encoder.pt"
+    encoder = settings.pretrained or kept(name) / "models" / "pretrained_encoder.pt"
     wanted = settings.weights
     if wanted != "false" and not encoder.is_file() and (wanted == "true" or settings.pretrained is not None):
         raise WeightsError(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common import __name__ as PACKAGE
 from common.bundles import read_config, read_metadata
 from common.data import check_spacing
 from common.errors import SettingsError
@@ -68,13 +69,13 @@ class Derived:
 def _on_its_own(value: Any, bundle: str) -> Any:
     """Return a complete config that asks no other file what it is, and in which the shared package is ``scripts``."""
     if isinstance(value, dict):
-        if value.get("_target_") == "common.bundles.bundle_name":
+        if value.get("_target_") == f"{PACKAGE}.bundles.bundle_name":
             return bundle
         return {key: _on_its_own(one, bundle) for key, one in value.items()}
     if isinstance(value, list):
-        completes = [isinstance(one, dict) and one.get("_target_") == "common.bundles.complete" for one in value]
+        completes = [isinstance(one, dict) and one.get("_target_") == f"{PACKAGE}.bundles.complete" for one in value]
         return [_on_its_own(one, bundle) for one, done in zip(value, completes, strict=True) if not done]
-    return re.sub(r"\bcommon(?=\.[a-z])", "scripts", value) if isinstance(value, str) else value
+    return re.sub(rf"\b{re.escape(PACKAGE)}(?=\.[a-z])", "scripts", value) if isinstance(value, str) else value
 
 
 def with_settings(

@@ -12,7 +12,7 @@ from common.errors import SettingsError, WeightsError
 from common.settings import meant_values
 from common.weights import trained_settings
 
-from ..commanding.environment import ROOT
+from ..commanding.environment import ROOT, kept
 from .configs import Derived, check_settings
 from .distribution import Carried, write_bundle
 from .settings import NewTask, config_names
@@ -34,7 +34,7 @@ def new_task(settings: NewTask) -> None:
         names, images = _of_model(trained, settings)
     if settings.gpu_gib is not None:
         others |= _fitting(settings, others, names, images)
-    encoder = settings.pretrained or ROOT / "bundles" / bundle / "models" / "pretrained_encoder.pt"
+    encoder = settings.pretrained or kept(bundle) / "models" / "pretrained_encoder.pt"
     from_scratch = settings.from_scratch
     if not from_scratch and not encoder.is_file() and (trained is None or settings.pretrained is not None):
         raise WeightsError(

@@ -18,10 +18,10 @@ from common.files import write_json
 
 from ..commanding.environment import RUNS
 from .options import BUNDLES, config_file, judged
-from .settings import Embed, Finetune, Predict, Pretrain, model_error
+from .settings import Classify, Embed, Finetune, Predict, Pretrain, model_error
 from .weights import find_or_fetch
 
-__all__ = ["Call", "embed", "finetune", "predict", "pretrain", "run"]
+__all__ = ["Call", "classify", "embed", "finetune", "predict", "pretrain", "run"]
 
 
 @dataclass(frozen=True)
@@ -156,12 +156,35 @@ def predict(settings: Predict) -> Call:
     return run(Call(config, folder, where | told), show=settings.show_command)
 
 
+def classify(settings: Classify) -> Call:
+    """Train a classifier of whole volumes, or predict with one; return what was run."""
+    if config_file(settings.bundle, "train_classification").is_file():
+        bundle, workflow, folder = settings.bundle, "train_classification", settings.output or RUNS / settings.bundle
+        where = {}
+    else:
+        model, exported = _model(settings.bundle, "classifier.pt")
+        if exported is not None:
+            raise SettingsError(
+                f"{exported} is a bundle that runs on its own: python -m monai.bundle run --config_file "
+                f"{exported}/configs/inference_classification.json --bundle_root {exported}"
+            )
+        bundle, workflow, folder = _bundle_of(model), "inference_classification", _run_of(Path(model))
+        where = {"model": _shown(Path(model))}
+        if settings.output is not None:
+            where["output_dir"] = _shown(settings.output)
+    told = judged(bundle, workflow, settings.settings)
+    where |= _data(settings.data, folder, "images")
+    if workflow.startswith("train") and told.get("from_scratch") != "true" and "pretrained" not in told:
+        where |= _pretrained(bundle, folder, show=settings.show_command)
+    return run(Call(config_file(bundle, workflow), folder, where | told), show=settings.show_command)
+
+
 def _run_of(model: Path) -> Path:
     """Return the folder of the run that a model is of."""
     return model.parent.parent if model.parent.name == "models" else model.parent
 
 
-def _model(told: str) -> tuple[str, Path | None]:
+def _model(told: str, name: str = "model.pt") -> tuple[str, Path | None]:
     """Return the file, or pattern, of a model, and the folder of the exported bundle that it lies in, if it does.
 
     Raises:
@@ -173,8 +196,8 @@ def _model(told: str) -> tuple[str, Path | None]:
     if not path.is_dir() and len(path.parts) == 1 and (RUNS / told).is_dir():
         path = RUNS / told
     if (path / "configs" / "inference.json").is_file():
-        return str(path / "models" / "model.pt"), path
-    for file in (path / "model.pt", path / "models" / "model.pt"):
+        return str(path / "models" / name), path
+    for file in (path / name, path / "models" / name):
         if file.is_file():
             return str(file), None
     raise model_error(told)

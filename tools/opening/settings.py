@@ -11,9 +11,10 @@ from typing import Annotated, Any
 
 from common.errors import SettingsError
 
-from ..commanding.settings import Bundle, Reads, RefusalError, Rest, settings
+from ..commanding.environment import RUNS
+from ..commanding.settings import Bundle, Existing, From, Reads, RefusalError, Rest, settings
 
-__all__ = ["Embed", "Finetune", "ListBundles", "Predict", "Pretrain"]
+__all__ = ["Classify", "Doctor", "Embed", "Finetune", "ListBundles", "Predict", "Pretrain", "Serve", "model_error"]
 
 
 def _data(value: Any) -> tuple[str, ...]:
@@ -42,7 +43,7 @@ Written = Annotated[dict[str, Any], Rest(), Reads(_as_written, "settings of the 
 class ListBundles:
     """What ``list`` is told."""
 
-    folder: Path = Path("openmind_runs")
+    folder: Path = RUNS
     """Of runs, whose encoders and models are listed too."""
 
 
@@ -110,6 +111,49 @@ class Embed:
     """Only print the equal command of MONAI."""
     settings: Written = field(default_factory=dict)
     """Any setting of features.yaml, such as --pooling or --dense; name the bundle before --help to see all."""
+
+
+@settings
+class Classify:
+    """What ``classify`` is told."""
+
+    bundle: str
+    """Whose encoder to train a classifier from; or a trained one: the folder of its run or of models, or a file
+    classifier.pt."""
+    data: Data
+    """Folder of volumes, or a datalist."""
+    output: Path | None = None
+    """Folder of the run that trains; or of the predictions, by default output/classification of the run."""
+    show_command: bool = False
+    """Only print the equal command of MONAI."""
+    settings: Written = field(default_factory=dict)
+    """Any setting of train_classification.yaml, above all --table labels.csv --target diagnosis; of a trained one, of
+    inference_classification.yaml."""
+
+
+@settings
+class Serve:
+    """What ``serve`` is told."""
+
+    bundle: Existing
+    """Folder of a bundle that new-task or export wrote."""
+    studies: Existing
+    """Folder of the scans to label."""
+    app: Path = RUNS / "monai_label"
+    """Folder of MONAI Label's app, made if it is not there; the bundle is copied into it, and trained there."""
+    monailabel: str = "monailabel"
+    """Program of MONAI Label, which has an environment of its own."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 lets others in."""
+    port: Annotated[int, From(1)] = 8000
+    """Port to listen on."""
+    show_command: bool = False
+    """Only print the command of MONAI Label."""
+
+
+@settings
+class Doctor:
+    """``doctor`` needs to be told nothing."""
 
 
 def model_error(model: str) -> SettingsError:

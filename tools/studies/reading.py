@@ -21,7 +21,7 @@ from common.optimizers.schedules import SCHEDULES
 from common.paths import as_path
 from common.settings import unknown_settings
 
-from ..commanding.environment import ROOT
+from ..commanding.environment import ROOT, kept
 from .cards import read_card
 from .definition import (
     OWN,
@@ -280,7 +280,7 @@ def _weights(value: Any, bundle: str, base: Path, where: str) -> str:
     if value in (SCRATCH, PRETRAINING):
         return str(value)
     if value is None:
-        file = ROOT / "bundles" / bundle / "models" / "pretrained_encoder.pt"
+        file = kept(bundle) / "models" / "pretrained_encoder.pt"
         remedy = f"fetch it with tools/import_checkpoint.py {bundle}, pre-train it, or say weights: scratch"
     else:
         file = base / as_path(value, f"weights of {where}")

@@ -168,7 +168,7 @@ def _on_dask(function: Callable[[Case], object], cases: Sequence[Case], schedule
                     elif isinstance(problem, ModuleNotFoundError):
                         raise SettingsError(
                             f"the Dask workers lack {problem.name}; start them with this environment and "
-                            f"PYTHONPATH={Path(__file__).resolve().parents[3]}"
+                            f"PYTHONPATH={Path(__file__).resolve().parents[__name__.count('.')]}"
                         ) from problem
                     yield case, problem
         finally:

@@ -25,7 +25,7 @@ __all__ = ["check_memory", "memory_problem", "number_of_parts"]
 
 _TIMEOUT = 600  # seconds
 _NEEDED = ("validate", "run", "initialize")  # what the step does not need
-_ROOT = Path(__file__).resolve().parents[3]  # the folder of the package, whatever its name is
+_ROOT = Path(__file__).resolve().parents[__name__.count(".")]  # the folder of the package, whatever its name is
 
 
 def check_memory(device: torch.device | str, *, memory_gib: float | None = None) -> None:

@@ -1,0 +1,63 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""Serve a bundle with MONAI Label, whose own environment starts the server."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+from common.errors import SettingsError
+
+from ..commanding.environment import ROOT
+from .settings import Serve
+
+__all__ = ["serve"]
+
+
+def serve(settings: Serve) -> None:
+    """Put the app and the bundle together, unless they are, and start the server.
+
+    Raises:
+        SettingsError: if the bundle is none that MONAI Label takes, or MONAI Label is not installed.
+        SystemExit: with the server's exit status.
+    """
+    name = settings.bundle.resolve().name
+    if not (settings.bundle / "configs" / "inference.json").is_file():
+        raise SettingsError(
+            f"{settings.bundle} is no bundle that MONAI Label takes; make one for your classes with: openmind new-task "
+            "BUNDLE --labels edema,core --output FOLDER"
+        )
+    app = settings.app
+    command = ["start_server", "--app", str(app), "--studies", str(settings.studies)]
+    named = {"models": name, "zoo_source": "local", "sam2": "false", "epistemic_model": name}
+    command += [word for conf in named.items() for word in ("--conf", *conf)]
+    command += ["--host", settings.host, "--port", str(settings.port)]
+    if settings.show_command:
+        print(shlex.join([settings.monailabel, *command]))
+        return
+    program = shutil.which(settings.monailabel)
+    if program is None:
+        raise SettingsError(
+            f"there is no program {settings.monailabel}; MONAI Label needs an environment of its own, which "
+            "docs/monai_label.md tells how to make: name its program with --monailabel ENVIRONMENT/bin/monailabel"
+        )
+    _put_together(app, settings.bundle, name)
+    raise SystemExit(subprocess.run([program, *command]).returncode)
+
+
+def _put_together(app: Path, bundle: Path, name: str) -> None:
+    """Copy the app, and the bundle into it; what was trained in there stays."""
+    shutil.copytree(
+        ROOT / "tools" / "monai_label_app",
+        app,
+        dirs_exist_ok=True,
+        ignore=shutil.ignore_patterns("model", "embeddings", "logs", "__pycache__"),
+    )
+    model = app / "model" / name
+    if model.exists():
+        print(f"going on with {model}, as it is there")
+    else:
+        shutil.copytree(bundle, model)
+        print(f"copied {bundle} to {model}, where training writes")
