@@ -77,7 +77,7 @@ class VolumeReader(ImageReader):
 def _tensor(values: np.ndarray) -> torch.Tensor:
     """Return an array as float32, copied only if PyTorch cannot share it."""
     shared = values.flags.writeable and min(values.strides) >= 0
-    return torch.from_numpy(np.array(values, np.float32, order="K", copy=None if shared else True))
+    return torch.from_numpy((np.asarray if shared else np.array)(values, np.float32, order="K"))
 
 
 class WholeNumbersd(MapTransform):
