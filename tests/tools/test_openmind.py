@@ -154,6 +154,18 @@ def test_a_data_set_that_describes_itself_needs_no_labels(here: Path) -> None:
     assert own.settings["labels"] == "['background','ball']"
 
 
+def test_images_become_a_datalist_that_the_config_reads(here: Path) -> None:
+    images = ["task/images/case_0.nii.gz", "task/images/case_1.nii.gz"]
+    for call, part in (
+        (runs.pretrain(filled(Pretrain, "mae_resenc_l", images, show_command=True)), "training"),
+        (runs.embed(filled(Embed, "mae_resenc_l", images, show_command=True, from_scratch=True)), "test"),
+    ):
+        lists = json.loads(Path(call.settings["datalist"]).read_text())
+        assert lists == {part: [{"image": str(here / image)} for image in images]}
+    with pytest.raises(SettingsError, match=r"case_0.nii.gz has no label with it; give a folder"):
+        runs.finetune(filled(Finetune, "mae_resenc_l", images, labels="background,ball"))
+
+
 def test_weights_that_are_needed_are_announced_or_named(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -87,14 +87,20 @@ def run(call: Call, *, show: bool = False) -> Call:
     return call
 
 
-def _data(data: Sequence[str], folder: Path, name: str) -> dict[str, str]:
-    """Return the setting that names the data; of images, a datalist is written."""
+def _data(data: Sequence[str], folder: Path, part: str = "test") -> dict[str, str]:
+    """Return the setting that names the data; of images, a datalist is written.
+
+    Args:
+        data: as told.
+        folder: of the datalist.
+        part: of it that has the images.
+    """
     if len(data) == 1 and Path(data[0]).is_dir():
         return {"dataset_dir": data[0]}
     if len(data) == 1 and data[0].endswith(".json"):
         return {"datalist": data[0]}
-    file = folder / f"{name}.json"
-    write_json({"test": [{"image": os.path.abspath(each)} for each in data]}, file)
+    file = folder / "images.json"
+    write_json({part: [{"image": os.path.abspath(each)} for each in data]}, file)
     return {"datalist": _shown(file)}
 
 
@@ -102,7 +108,7 @@ def pretrain(settings: Pretrain) -> Call:
     """Pre-train; return what was run."""
     folder = settings.output or RUNS / settings.bundle
     told = judged(settings.bundle, "pretrain", settings.settings)
-    where = _data(settings.data, folder, "images")
+    where = _data(settings.data, folder, "training")
     return run(Call(config_file(settings.bundle, "pretrain"), folder, where | told), show=settings.show_command)
 
 
@@ -110,8 +116,11 @@ def finetune(settings: Finetune) -> Call:
     """Fine-tune; return what was run."""
     folder = settings.output or RUNS / settings.bundle
     told = judged(settings.bundle, "train", settings.settings)
-    where = _data(settings.data, folder, "cases")
-    description = Path(settings.data[0]) / "dataset.json"
+    one = Path(settings.data[0])
+    if len(settings.data) > 1 or not (one.is_dir() or one.suffix == ".json"):
+        raise SettingsError(f"{one} has no label with it; give a folder with images/ and labels/, or a datalist")
+    where = _data(settings.data, folder)
+    description = one / "dataset.json"
     if "labels" not in told and description.is_file():
         where["labels"] = str(description)
     if told.get("from_scratch") != "true" and "pretrained" not in told:
@@ -130,7 +139,7 @@ def embed(settings: Embed) -> Call:
     """Embed volumes; return what was run."""
     folder = RUNS / settings.bundle
     told = judged(settings.bundle, "features", settings.settings)
-    where = _data(settings.data, settings.output or folder / "output" / "features", "images")
+    where = _data(settings.data, settings.output or folder / "output" / "features")
     if settings.output is not None:
         where["output_dir"] = _shown(settings.output)
     if told.get("from_scratch") != "true" and "pretrained" not in told:
@@ -148,7 +157,7 @@ def predict(settings: Predict) -> Call:
     else:
         bundle = _bundle_of(model)
         config, told = config_file(bundle, "inference"), judged(bundle, "inference", settings.settings)
-    where = _data(settings.data, settings.output or folder / "output" / "predictions", "images")
+    where = _data(settings.data, settings.output or folder / "output" / "predictions")
     if settings.output is not None:
         where["output_dir"] = _shown(settings.output)
     if exported is None and Path(model) != folder / "models" / "model.pt":
@@ -173,7 +182,7 @@ def classify(settings: Classify) -> Call:
         if settings.output is not None:
             where["output_dir"] = _shown(settings.output)
     told = judged(bundle, workflow, settings.settings)
-    where |= _data(settings.data, folder, "images")
+    where |= _data(settings.data, folder)
     if workflow.startswith("train") and told.get("from_scratch") != "true" and "pretrained" not in told:
         where |= _pretrained(bundle, folder, show=settings.show_command)
     return run(Call(config_file(bundle, workflow), folder, where | told), show=settings.show_command)
