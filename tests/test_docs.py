@@ -171,7 +171,7 @@ def words_of(line: str) -> list[str]:
     """Return the words of a command, with names in the place of what a reader fills in."""
     line = line.replace("$SLURM_ARRAY_TASK_ID", "0")
     line = re.sub(r"\[(--[^\]]*)\]", r"\1", re.sub(r"<bundle>|\$bundle", "mae_resenc_l", line))  # [--may be left out 1]
-    return [word for word in shlex.split(line, comments=True) if word not in ("...", "&")]
+    return [word for word in shlex.split(line, comments=True) if word not in ("...", "&", "$small")]
 
 
 def judge_tool(name: str, words: list[str]) -> None:
