@@ -7,8 +7,10 @@ import csv
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -82,7 +84,7 @@ def test_no_setting_lacks_its_comment_by_the_way_it_is_written() -> None:
     [
         ("labels", "background,edema,core", "['background','edema','core']"),
         ("labels", ["background", "it's"], "['background',\"it's\"]"),
-        ("labels", {"background": 0, "pons": 7}, '{"background": 0, "pons": 7}'),
+        ("labels", {"background": 0, "pons": 7}, "{'background':0,'pons':7}"),
         ("patch_size", "96,96,96", "[96,96,96]"),
         ("patch_size", 96, "[96,96,96]"),
         ("patch_size", "[96, 96, 32]", "[96,96,32]"),
@@ -90,6 +92,13 @@ def test_no_setting_lacks_its_comment_by_the_way_it_is_written() -> None:
         ("spacing_mm", None, "None"),
         ("spacing_mm", "3,1,1", "3,1,1"),
         ("lr", "1e-3", "1e-3"),
+        ("clip_norm", "null", "null"),
+        ("mirror_axes", "inferior-superior,left-right", "['inferior-superior','left-right']"),
+        ("mirror_axes", ["inferior-superior"], "['inferior-superior']"),
+        ("mirror_axes", [0, 1], "[0,1]"),
+        ("mirror_axes", "0,1", "[0,1]"),
+        ("regions", {"whole": [1, 2], "core": [2]}, "{'whole':[1,2],'core':[2]}"),
+        ("momentum", 0.5, "0.5"),
         ("epochs", "$@folds", "$@folds"),
         ("from_scratch", True, "true"),
         ("optimizer#momentum", "0.9", "0.9"),
@@ -218,6 +227,15 @@ def test_help_of_a_verb_has_the_settings_of_the_named_bundle(capsys: pytest.Capt
         said = capsys.readouterr().out
         assert "Settings of " in said
         assert "name it before --help" in said
+
+
+def test_a_reader_who_has_seen_enough_ends_it_quietly() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    line = [sys.executable, str(ROOT / "tools" / "openmind.py"), "pretrain", "-h"]
+    result = subprocess.run(line, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
 
 
 def test_the_whole_chain_from_a_folder_of_the_users(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

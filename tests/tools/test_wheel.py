@@ -134,6 +134,7 @@ def test_no_name_of_the_clone_is_left(unpacked: Path) -> None:
     for path in unpacked.rglob("*.py"):
         assert not {name.split(".")[0] for name in imports(path)} & {"common", "tools"}, path
         compile(path.read_text("utf-8"), str(path), "exec")
+        assert not re.search(r"""["']common\.[a-z]""", path.read_text("utf-8")), path
         count += "from openmind.common" in path.read_text("utf-8")
     assert count > 50
     named: set[str] = set()

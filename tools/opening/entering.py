@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +30,7 @@ _OUTPUT = re.compile(r"-o|--output(=.*)?")
 
 
 def enter(verbs: Verbs, about: str, arguments: Sequence[str], *, groups: Mapping[str, Verbs]) -> None:
-    """Print the help that is asked for, or do a verb.
+    """Print the help that is asked for, or do a verb; a reader who has seen enough (``| head``) ends it quietly.
 
     Args:
         verbs: functions by name, the first of them of the command itself.
@@ -37,6 +38,15 @@ def enter(verbs: Verbs, about: str, arguments: Sequence[str], *, groups: Mapping
         arguments: of the command line.
         groups: verbs that have commands of their own, as their tools have.
     """
+    try:
+        _enter(verbs, about, arguments, groups)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        raise SystemExit(1) from None
+
+
+def _enter(verbs: Verbs, about: str, arguments: Sequence[str], groups: Mapping[str, Verbs]) -> None:
     verb = arguments[0] if arguments else ""
     if verb in groups:
         running.main(groups[verb], _page(next(iter(groups[verb].values()))), arguments=arguments[1:])

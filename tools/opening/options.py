@@ -8,7 +8,7 @@ behind it is its help. Needs nothing but Python, so that help is there before th
 from __future__ import annotations
 
 import ast
-import json
+import os
 import re
 import textwrap
 from collections.abc import Mapping
@@ -29,7 +29,8 @@ BUNDLES = ROOT / "bundles"
 _LINE = re.compile(r"([A-Za-z_]\w*):(?:\s+(.*))?")
 _SHARED = re.compile(r"\[(.*)\]")
 _NOT_TOLD = {"imports", "shared", "bundle_root", "initialize", "run"}
-_ANY = {"spacing_mm"}  # a number by default, and much else
+_ANY = {"spacing_mm", "mirror_axes"}  # numbers by default, and much else
+_SIDES = {"patch_size", "input_size"}  # of which one number stands for three
 _WIDTH = 100
 
 
@@ -211,23 +212,21 @@ def _judged_one(option: Option | None, name: str, value: Any) -> Any:
     if option is None or option.is_expression or str(value)[:1] in ("$", "@"):
         return value
     meant, default = plain(value) if isinstance(value, str) else value, option.default
+    several = isinstance(default, list)
+    if several and isinstance(meant, str) and "," in meant:
+        meant = [part.strip() for part in meant.split(",")]
     listed = isinstance(meant, (list, tuple))
-    if _is_numbers(default) and name not in _ANY:
-        numbers = list(meant) if listed else [meant] * len(default)
-    elif type(default) in (int, float) and name not in _ANY:
-        numbers = list(meant) if listed else [meant]
-    else:
-        return list(meant) if isinstance(default, list) and listed else value
-    if any(isinstance(each, bool) or not isinstance(each, (int, float)) for each in numbers):
-        raise SettingsError(
-            f"--{name} is {value!r}; it must be {option.takes}, such as {_plainly(default)}, the default"
-        )
-    whole = type(default) is int or (isinstance(default, list) and all(type(each) is int for each in default))
-    if whole and any(isinstance(each, float) and not each.is_integer() for each in numbers):
-        raise SettingsError(
-            f"--{name} is {value!r}; it must be {option.takes}, such as {_plainly(default)}, the default"
-        )
-    return numbers if listed or isinstance(default, list) else value
+    if meant is None or name in _ANY or not (_is_numbers(default) or type(default) in (int, float)):
+        return list(meant) if several and listed else value
+    numbers = list(meant) if listed else [meant]
+    whole = all(type(each) is int for each in (default if several else [default]))
+    for each in numbers:
+        number = isinstance(each, (int, float)) and not isinstance(each, bool)
+        if not number or (whole and not float(each).is_integer()):
+            raise SettingsError(
+                f"--{name} is {value!r}; it must be {option.takes}, such as {_plainly(default)}, the default"
+            )
+    return numbers * 3 if name in _SIDES and not listed else numbers if listed else value
 
 
 def word(value: Any) -> str:
@@ -239,8 +238,12 @@ def word(value: Any) -> str:
     """
     if isinstance(value, bool):
         return str(value).lower()
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(repr(each) if isinstance(each, str) else word(each) for each in value)}]"
+    return _literal(value) if isinstance(value, (list, tuple, Mapping)) else str(value)
+
+
+def _literal(value: Any) -> str:
     if isinstance(value, Mapping):
-        return json.dumps(value)
-    return str(value)
+        return f"{{{','.join(f'{_literal(name)}:{_literal(each)}' for name, each in value.items())}}}"
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(_literal, value))}]"
+    return repr(str(value) if isinstance(value, os.PathLike) else value)

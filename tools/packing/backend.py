@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = "openmind"
 _INNER = ("common", "tools")
 _IMPORT = re.compile(r"^(\s*(?:(?:>>>|\.\.\.) )?(?:from|import) )(common|tools)(?=[. ])", re.M)
+_QUOTED = re.compile(r"""(?<=["'])common(?=\.[a-z])""")  # names of classes as configs have them
 _TARGET = re.compile(r"\bcommon(?=\.[a-z])")
 # what works in a clone alone: checks, locks, links, benchmarks, and this
 _CLONE_ONLY = {
@@ -75,7 +76,7 @@ def renamed(name: str, text: str) -> str:
     """
     text = _COMMAND.sub(_called, text)
     if name.endswith(".py"):
-        return _IMPORT.sub(rf"\1{PACKAGE}.\2", text)
+        return _QUOTED.sub(f"{PACKAGE}.common", _IMPORT.sub(rf"\1{PACKAGE}.\2", text))
     return _TARGET.sub(f"{PACKAGE}.common", text) if name.endswith((".yaml", ".json")) else text
 
 
