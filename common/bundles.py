@@ -16,6 +16,7 @@ Its ``initialize`` starts with :func:`complete`. Python code calls :func:`read_c
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import sys
@@ -24,25 +25,30 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from .errors import SettingsError, end_in_a_sentence
+from .errors import SettingsError, end_in_a_sentence, line_of
 from .paths import as_path
 
 __all__ = [
     "bundle_name",
+    "bundle_of",
     "callers",
     "check_link",
     "check_links",
     "complete",
     "completed",
+    "config_files",
+    "is_bundle",
     "read_config",
     "read_metadata",
+    "running_bundle",
+    "running_call",
     "running_parser",
     "runs_for_a_user",
     "sources",
 ]
 
 SHARED = "shared"
-FOLDER = Path(__file__).parent / "configs"
+FOLDER = Path(__file__).absolute().parent / "configs"
 # modules that run a bundle for a user: MONAI's command line, and MONAI Label, whose viewers show the last lines
 _ENTRIES = ("monai.bundle.__main__", "monailabel.interfaces.utils.app")
 _LONGEST_LINK = 1000
@@ -76,13 +82,21 @@ def check_links(bundle: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [each.name for each in path.parent.glob("*.*")], n=1)
+        raise SettingsError(
+            f"there is no config {path}{f'; did you mean {near[0]}?' if near else ', correct the path'}"
+        )
     text = check_link(path).read_text("utf-8")
-    if path.suffix == ".json":
-        content = json.loads(text)
-    else:
-        import yaml  # which bundles that are exported do without
+    try:
+        if path.suffix == ".json":
+            content = json.loads(text)
+        else:
+            import yaml  # which bundles that are exported do without
 
-        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except Exception as error:  # of parsers that have none in common
+        raise SettingsError(f"{path} cannot be read: {line_of(error, text)}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path} holds no names with values; restore the file")
     return content
@@ -157,6 +171,49 @@ def running_parser() -> Any | None:
         owner = frame.f_locals.get("self")
         if monai is not None and isinstance(owner, monai.ConfigParser):
             return owner
+    return None
+
+
+def is_bundle(folder: Path) -> bool:
+    """Return whether a folder is that of a bundle."""
+    return (folder / "configs" / "metadata.json").is_file()
+
+
+def config_files(config_file: Any) -> list[str]:
+    """Return the config files that ``monai.bundle run`` was given: a path, several, or several with commas."""
+    if isinstance(config_file, str) and not Path(config_file).is_file():
+        config_file = config_file.split(",")
+    given = config_file if isinstance(config_file, (list, tuple)) else [config_file]
+    return [str(file) for file in given if isinstance(file, (str, Path)) and str(file)]
+
+
+def bundle_of(config_file: Any) -> Path | None:
+    """Return the folder of the bundle in which a config file lies, of several the first that lies in one."""
+    for file in config_files(config_file):
+        configs = as_path(file).absolute().parent
+        if configs.name == "configs" and is_bundle(configs.parent):
+            return configs.parent
+    return None
+
+
+def running_call() -> Mapping[str, Any]:
+    """Return what the ``monai.bundle.run`` that is running was called with, nothing if there is none."""
+    for frame in callers():
+        if frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
+            return frame.f_locals
+    return {}
+
+
+def running_bundle() -> Path | None:
+    """Return the folder of the bundle whose config runs, None if it lies in none."""
+    if (folder := bundle_of(running_call().get("config_file"))) is not None:
+        return folder
+    for frame in callers():
+        own = getattr(
+            frame.f_locals.get("self"), "__dict__", {}
+        )  # not hasattr: a workflow looks names up in its config
+        if "config_root_path" in own:
+            return bundle_of(str(own["config_root_path"] / "x"))
     return None
 
 

@@ -25,7 +25,9 @@ __all__ = [
     "causes",
     "disk_is_full",
     "end_in_a_sentence",
+    "line_of",
     "on_interruption",
+    "plainly",
     "sentence",
 ]
 
@@ -131,6 +133,26 @@ def sentence(error: BaseException) -> str | None:
     return None
 
 
+def plainly(error: Exception) -> Exception | None:
+    """Return the error that says itself what :func:`sentence` finds anywhere in a chain, None if that is nothing.
+
+    Example:
+        >>> try:
+        ...     raise RuntimeError("failed to instantiate component") from DataError("a.nii is empty; leave it out")
+        ... except RuntimeError as error:
+        ...     plainly(error)
+        DataError('a.nii is empty; leave it out')
+    """
+    if (told := sentence(error)) is None:
+        return None
+    for chain in causes(error):
+        if isinstance(chain, (DataError, WeightsError, SettingsError)):
+            return chain if str(chain) == told else type(chain)(told)
+    plain = SettingsError(told)
+    plain.__cause__ = error
+    return plain
+
+
 def _of_torch_distributed(error: RuntimeError) -> bool:
     """Return whether it is PyTorch's own error about processes, which exists only where PyTorch is imported."""
     distributed = sys.modules.get("torch.distributed")
@@ -143,6 +165,27 @@ def _of_an_ended_reader(error: BaseException) -> bool:
         return _WORKER_ENDED.search(str(error)) is not None
     modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
     return isinstance(error, (ConnectionError, EOFError)) and "torch.utils.data.dataloader" in modules
+
+
+def line_of(error: Exception, text: str = "") -> str:
+    r"""Say in one line what a parser of YAML or JSON has found in a text, and where.
+
+    Example:
+        >>> import yaml
+        >>> text = "a:\n\tb: 1"
+        >>> try:
+        ...     yaml.safe_load(text)
+        ... except yaml.YAMLError as error:
+        ...     line_of(error, text)
+        'line 2 begins with a tab, which YAML does not take; indent with spaces'
+    """
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        return " ".join((getattr(error, "strerror", None) or str(error)).split())
+    lines = text.splitlines()
+    if mark.line < len(lines) and lines[mark.line].lstrip(" ").startswith("\t"):
+        return f"line {mark.line + 1} begins with a tab, which YAML does not take; indent with spaces"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}; mend that line"
 
 
 def on_interruption(tell: Callable[[], str]) -> None:

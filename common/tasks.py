@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGET", "ClassificationTask", "SegmentationTask"]
 
+BACKGROUND = "background"
+# what a list of names may begin with; any other name of the value 0 is to be said with its value
+_BACKGROUNDS = {BACKGROUND, *("back ground", "bg", "clear label", "unlabeled", "unlabelled", "outside", "exterior")}
+_BACKGROUNDS |= {*("none", "nothing", "other", "others", "rest", "air", "void", "hintergrund", "fond", "fondo", "0")}
 TARGET = "target"  # key of a case: index of its class, or a list of 0 and 1
 
 
@@ -78,6 +82,8 @@ class SegmentationTask:
                 f"labels is {given!r}; list all classes, background first: --labels \"['background','lesion']\", or "
                 "say the value of each: --labels \"{'background':0,'lesion':4}\""
             )
+        if not isinstance(given, Mapping) and (told := _place_of_background(names)):
+            raise SettingsError(f"labels is {given!r}, and {told}")
         ignored = self.ignore_label
         if ignored is not None and (not _is_value(ignored) or ignored in values):
             raise SettingsError(
@@ -131,7 +137,8 @@ class SegmentationTask:
     def plain_labels(self) -> list[str] | dict[str, int]:
         """The argument ``labels`` that says the same, as JSON holds it."""
         names = [str(name) for name in self.labels]
-        return names if self.counted else dict(zip(names, self.label_values, strict=True))
+        told = self.counted and _is_background(names[0])
+        return names if told else dict(zip(names, self.label_values, strict=True))
 
     @property
     def by_value(self) -> dict[int, str]:
@@ -234,6 +241,23 @@ class SegmentationTask:
         if self.counted:
             return indices.to(self.dtype)
         return indices.new_tensor(self.label_values)[indices].to(self.dtype)
+
+
+def _place_of_background(names: Sequence[str]) -> str | None:
+    """Return what is wrong with the place of the background among the names of the values 0, 1, 2, ..."""
+    if _is_background(names[0]):
+        return None
+    behind = next((name for name in names if name.strip().casefold() == BACKGROUND), BACKGROUND)
+    right = [behind, *(name for name in names if name != behind)]
+    values = {name: value for value, name in enumerate(names)}
+    return (
+        f"the first name is that of the value 0, the background, so every score would be of another class; write "
+        f'--labels "{right!r}", or --labels "{values!r}" if {names[0]!r} is what 0 means'
+    )
+
+
+def _is_background(name: str) -> bool:
+    return name.strip().casefold() in _BACKGROUNDS
 
 
 def _is_value(value: object) -> bool:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .prediction import EachCase
     from .serving import ModelPreprocessing
     from .settings import check_settings, model_settings
+    from .telling import tell_beginning, tell_end
 
 __all__ = [
     "AtPrecision",
@@ -41,6 +42,8 @@ __all__ = [
     "loss_of",
     "model_settings",
     "read_classifier_settings",
+    "tell_beginning",
+    "tell_end",
 ]
 
 __getattr__ = on_demand(globals())

@@ -29,6 +29,7 @@ from ..paths import as_path
 from ..tables import read_table
 from ..transforms import same_grid, whole_numbers, without_ending
 from .pages import PAGE, write_evaluation_page
+from .telling import tell_beginning
 
 __all__ = ["Pair", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
 
@@ -354,6 +355,7 @@ def evaluate_predictions(
     table = read_groups(groups, group) if groups and group else {}
     own = {case["label"]: (table.get(case_name(case)) if groups else case.get(group)) for case in cases if group}
     pairs, missing = _pairs_of(cases, predictions, own)
+    tell_beginning(f"scoring {predictions}", cases={"to score": pairs, "without a prediction": len(missing)}, task=task)
     summary = evaluate_pairs(
         pairs,
         output_dir=output_dir,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,23 @@ from typing import Any
 from monai.bundle import ConfigParser
 from monai.utils import ensure_tuple
 
-from ..bundles import callers, completed, running_parser, runs_for_a_user
-from ..errors import SettingsError, end_in_a_sentence
+from ..bundles import (
+    bundle_of,
+    completed,
+    config_files,
+    is_bundle,
+    running_bundle,
+    running_call,
+    running_parser,
+    runs_for_a_user,
+)
+from ..errors import DataError, SettingsError, WeightsError, end_in_a_sentence
+from ..literals import as_data
 from ..paths import as_path
 from ..settings import OWN_SETTINGS, meant_values, unknown_settings
 from ..tasks import SegmentationTask
+from .judging import end_plainly, judge
+from .presets import chosen_settings, tell_small
 from .written import path_settings, plain_numbers, typed_settings, written_settings
 
 __all__ = ["check_settings", "elsewhere", "model_settings"]
@@ -66,30 +78,20 @@ def _check_code(bundle_root: str | Path) -> None:
         )
 
 
-def elsewhere(config_file: Any, bundle_root: str | Path, *, chosen: bool) -> str | None:
-    """Return a sentence if a config file lies in a bundle, and weights would be looked for outside of it.
+def elsewhere(config_file: Any, bundle_root: str | Path) -> str | None:
+    """Return a sentence if a config file lies in a bundle, and the user named the folder of another one.
 
     Args:
         config_file: as ``monai.bundle run`` takes it: a path or several.
-        bundle_root: where weights are looked for and results are written.
-        chosen: whether the user named it; any folder may be, but that of another bundle.
+        bundle_root: where weights are looked for and results are written; any folder that is no bundle may be.
     """
-    root = as_path(bundle_root).resolve()
-    if chosen and not _is_bundle(root):
+    root, folder = as_path(bundle_root).resolve(), bundle_of(config_file)
+    if folder is None or folder.resolve() == root or not is_bundle(root):
         return None
-    for file in _files(config_file):
-        configs = as_path(file).absolute().parent
-        folder = configs.parent.resolve()
-        if configs.name == "configs" and _is_bundle(folder) and folder != root:
-            return (
-                f"{file} belongs to the bundle {folder}, but its weights would be looked for, and its results written, "
-                f"in bundle_root {root}; add --bundle_root {configs.parent}"
-            )
-    return None
-
-
-def _is_bundle(folder: Path) -> bool:
-    return (folder / "configs" / "metadata.json").is_file()
+    return (
+        f"{folder / 'configs'} belongs to the bundle {folder}, but its weights would be looked for, and its results "
+        f"written, in that of --bundle_root {root}; leave --bundle_root out, or write {folder}"
+    )
 
 
 def _make_room_for_sockets() -> None:
@@ -109,44 +111,70 @@ def _make_room_for_sockets() -> None:
         tempfile.tempdir = ours
 
 
-def check_settings(bundle_root: str = ".") -> None:
+def check_settings(bundle_root: str = ".", presets: Sequence[str] | str | None = None) -> None:
     """Give the settings of the running config the values that were meant, and refuse what cannot be meant.
 
     This is the first entry of every config's ``run``: it finds the parser, and the call of ``monai.bundle run``, on the
     stack. Settings that are paths become the paths that were written. On the command line, MONAI adds an unknown name
     to the config without a word, so that ``--lrr 0.1`` would train with the old rate, and hands on ``--strict false``
     as a text, which is true, and ``--spacing_mm None`` not at all: there the first is refused, the others mean what
-    they say, and errors that a user can mend end in a sentence.
+    they say, and errors that a user can mend end in a sentence. From Python, these errors are raised themselves.
 
-    It also refuses to run a bundle with the code of another one, or from elsewhere without being told its folder.
+    It also refuses to run a bundle with the code of another one. Unless told otherwise, weights are looked for and
+    results are written in the bundle to which the config belongs, wherever it is run from.
 
     Args:
         bundle_root: of the bundle that runs.
+        presets: where its presets are, as :func:`.presets.chosen_settings` takes them.
 
     Raises:
         SettingsError: naming the unknown settings and the nearest known ones, or the folder of the other code, or that
-            of the bundle, or a setting that can be no path.
+            of the bundle, or a setting that can be no path, or what :func:`judge` finds.
     """
     if runs_for_a_user():
         end_in_a_sentence()
         _make_room_for_sockets()
-    parser, call = running_parser(), _call()
+    parser = running_parser()
     if parser is None:
         _check_code(bundle_root)
         return
+    try:
+        given = _settle(parser, bundle_root)
+        if presets is not None and (chosen := chosen_settings(parser, presets, given)):
+            parser.update(chosen)
+            parser.parse(reset=True)
+        judge(parser)
+        if presets is not None:
+            tell_small(parser, presets, given)
+    except (DataError, SettingsError, WeightsError) as error:
+        if not end_plainly(parser, error):
+            raise
+    else:
+        end_plainly(parser)
+
+
+def _settle(parser: ConfigParser, bundle_root: str) -> set[str]:
+    """Give the settings of a config the values that were meant; return those of the call.
+
+    Errors are those of :func:`check_settings`.
+    """
+    call = running_call()
     override, files = dict(call.get("override", {})), ensure_tuple(call.get("args_file") or ())
     given = {name: value for file in files for name, value in ConfigParser.load_config_file(file).items()} | override
     config_file = call.get("config_file") or given.get("config_file")
     typed = {name: text for name, text in typed_settings().items() if name in override}
-    as_written = written_settings([*_files(config_file), *files]) | override | typed
+    as_written = written_settings([*config_files(config_file), *files]) | override | typed
     meant = path_settings(parser.get(), as_written)
     root = path_settings({"bundle_root": bundle_root}, as_written).get("bundle_root", bundle_root)
+    own = bundle_of(config_file) if call else running_bundle()
+    if own is not None and given.get("bundle_root") is None and root == "." and not own.samefile("."):
+        root = meant["bundle_root"] = as_data(str(own))
     _check_code(root)
     if runs_for_a_user() and call:
         written = ConfigParser.load_config_files(config_file)
         if told := unknown_settings(given, completed(written)):
             raise SettingsError(told)
-        if told := elsewhere(config_file, root, chosen=given.get("bundle_root") is not None):
+        if told := elsewhere(config_file, root):
             raise SettingsError(told)
         if (call.get("tracking") or given.get("tracking")) and "shared" in written:
             raise SettingsError(
@@ -160,18 +188,4 @@ def check_settings(bundle_root: str = ".") -> None:
     if meant:
         parser.update(meant)
         parser.parse(reset=True)
-
-
-def _call() -> Mapping[str, Any]:
-    """Return what the ``monai.bundle.run`` that is running was called with, nothing if there is none."""
-    for frame in callers():
-        if frame.f_code.co_name == "run" and frame.f_globals.get("__name__") == "monai.bundle.scripts":
-            return frame.f_locals
-    return {}
-
-
-def _files(config_file: Any) -> list[str]:
-    """Return the config files that ``monai.bundle run`` was given: a path, several, or several with commas."""
-    if isinstance(config_file, str) and not Path(config_file).is_file():
-        config_file = config_file.split(",")
-    return [str(file) for file in ensure_tuple(config_file or ()) if isinstance(file, (str, Path))]
+    return {*given}

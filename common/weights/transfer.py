@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import glob
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,6 +23,7 @@ from ..networks.untrained import UNTRAINED, refuse_untrained
 from ..paths import as_path
 from .cells import describe
 from .files import check_values, checked_sha256, read_checkpoint, read_metadata
+from .made import same
 from .missing import encoder_remedy, fetch_command, import_tool
 from .origins import licence_terms
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
@@ -268,18 +268,8 @@ def differences(about: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[s
     return {
         name: (recorded[name], ours)
         for name, ours in settings.items()
-        if name in recorded and _plain(recorded[name]) != _plain(ours)
+        if name in recorded and not same(recorded[name], ours)
     }
-
-
-def _plain(value: Any) -> Any:
-    """Return a setting in a form in which equal meanings are equal: 1 mm is 1 x 1 x 1 mm, regions have an order."""
-    value = json.loads(json.dumps(value))
-    if isinstance(value, dict):
-        return list(value.items())
-    if isinstance(value, list) and value and all(one == value[0] for one in value):
-        return value[0]
-    return value
 
 
 def _models(path: str | Sequence[str]) -> list[Path]:

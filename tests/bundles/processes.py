@@ -159,7 +159,7 @@ def _rank(rank: int, ports: list[int], runs: list[dict[str, Any]], folder: str, 
         try:
             run_here(**{name: value[rank] if isinstance(value, tuple) else value for name, value in run.items()})
             told.append(None)
-        except RuntimeError as error:
+        except Exception as error:
             told.append(sentence(error) or repr(error))
         finally:
             leave_processes()  # again, where the run did not get that far

@@ -206,7 +206,10 @@ def test_bad_cases_are_reported_and_the_rest_is_done(tmp_path: Path, capsys: pyt
     predict(tmp_path, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").glob("*.nii.gz")) == ["good_1.nii.gz", "good_2.nii.gz"]
     told = capsys.readouterr().out
-    assert told.rstrip().endswith(f"2 of 6 cases predicted, 4 failed; see {tmp_path / 'out' / 'failed.json'}")
+    *_, before, result, look, following = told.rstrip().splitlines()
+    assert before == f"2 of 6 cases predicted, 4 failed; see {tmp_path / 'out' / 'failed.json'}"
+    assert (result, look) == (f"result:  {tmp_path / 'out'}", f"look at: {tmp_path / 'out'}")
+    assert following.startswith("next:    python -m monai.bundle run --config_file bundles/mae_resenc_l/configs/eval")
     assert told.index("four.nii.gz has 4 dimensions") < told.index("Failed:"), "headers are looked at first"
     failed = {entry["case"]: entry["problem"] for entry in json.loads((tmp_path / "out" / "failed.json").read_text())}
     for case, words in (

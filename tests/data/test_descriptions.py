@@ -131,5 +131,5 @@ def test_values_as_an_atlas_numbers_them(tmp_path: Path) -> None:
         assert found.flatten().tolist() == [614_454_277, 0, 354]
         assert task.indices(found).flatten().tolist() == [2, 0, 1]
     assert SegmentationTask({"background": 0, "a": 1}).plain_labels == ["background", "a"]
-    assert SegmentationTask(["b", *map(str, range(256))]).dtype == torch.int16
+    assert SegmentationTask(["background", *map(str, range(256))]).dtype == torch.int16
     assert SegmentationTask({"b": 0, "a": 2**40}).dtype == torch.int64

@@ -24,6 +24,7 @@ from common.data import (
 from common.data.cases import case_name
 from common.data.checking.checks import check_case, check_channels
 from common.data.listing.datalists import channel_cases
+from common.data.listing.descriptions import contradicted
 from common.errors import DataError, SettingsError
 
 from ..conftest import blobs, write_volume
@@ -153,15 +154,45 @@ def test_regions_of_an_nnunet_dataset(tmp_path: Path) -> None:
     [
         ({"labels": ["background"]}, "background first"),
         ({"labels": "lesion"}, "background first"),
-        ({"labels": ["b", "x"], "ignore_label": 1}, "beyond the classes"),
-        ({"labels": ["b", "x"], "regions": {"a": [2]}}, "foreground classes, which are 0 to 1"),
-        ({"labels": ["b", "x", "y"], "regions": {"a": [1], "b": [1, 2]}}, "larger regions first"),
-        ({"labels": ["b", "x"], "regions": ["a"]}, "write --regions"),
+        (
+            {"labels": ["anterior", "posterior", "background"]},
+            r"every score would be of another class; write --labels \"\['background', 'anterior', 'posterior'\]\"",
+        ),
+        ({"labels": ["edema", "core"]}, r"write --labels \"\['background', 'edema', 'core'\]\", or .*'edema': 0"),
+        ({"labels": ["background", "x"], "ignore_label": 1}, "beyond the classes"),
+        ({"labels": ["background", "x"], "regions": {"a": [2]}}, "foreground classes, which are 0 to 1"),
+        ({"labels": ["background", "x", "y"], "regions": {"a": [1], "b": [1, 2]}}, "larger regions first"),
+        ({"labels": ["background", "x"], "regions": ["a"]}, "write --regions"),
     ],
 )
 def test_tasks_that_make_no_sense(arguments: dict, words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         SegmentationTask(**arguments)
+
+
+def test_any_name_of_the_background_that_is_said_with_its_value_is_kept() -> None:
+    task = SegmentationTask({"not tumour": 0, "tumour": 1})
+    assert (task.names, task.counted) == (["tumour"], True)
+    assert SegmentationTask(task.plain_labels).plain_labels == {"not tumour": 0, "tumour": 1}
+    assert SegmentationTask(["Background", "tumour"]).plain_labels == ["Background", "tumour"]
+
+
+def test_names_are_held_against_the_dataset_json(tmp_path: Path) -> None:
+    file = tmp_path / "dataset.json"
+    assert contradicted(["background", "b"], file) is None, "there is none"
+    for labels in (
+        {"background": 0, "anterior": 1, "posterior": 2},
+        {"0": "background", "1": "Anterior", "2": "posterior"},
+    ):
+        file.write_text(json.dumps({"labels": labels}))
+        told = contradicted(["background", "posterior", "anterior"], file)
+        assert told is not None
+        assert told.startswith(f"labels calls the value 1 'posterior', and {file} calls 2 so")
+        assert contradicted({"background": 0, "posterior": 1}, file) == told
+        assert contradicted(["background", "anterior", "posterior"], file) is None
+        assert contradicted(["background", "front", "back"], file) is None, "other names are nobody's mistake"
+    file.write_text("{")
+    assert contradicted(["background", "b"], file) is None
 
 
 CASES = [{"image": f"/data/case_{index:02d}.nii.gz", "site": "abcd"[index // 5]} for index in range(20)]

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -525,13 +525,34 @@ def test_cases_are_handed_out_within_the_memory(tmp_path: Path, monkeypatch: pyt
     assert "GiB of memory" in str(results[1][1])
 
 
+def test_a_handful_of_small_volumes_starts_no_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"image": str(write_volume(tmp_path / "small.nii.gz", np.zeros((10, 10, 10), np.uint8)))}
+    large = {"image": str(write_volume(tmp_path / "large.nii.gz", np.zeros((100, 100, 100), np.uint8), spacing=4.0))}
+    started = list[int]()
+
+    def start(_function: object, queue: Any, *_: object) -> Iterator[Any]:
+        started.append(len(queue))
+        while queue:
+            yield queue.popleft(), None
+
+    monkeypatch.setattr(filling, "_in_processes", start)
+    for cases, processes in (([small] * 20, []), ([small] * 4 + [large], [5]), ([small] * 201, [201])):
+        started.clear()
+        done: list[Case] = []
+        assert len(list(each(done.append, cases, StoreSettings(), num_workers=20))) == len(cases)
+        assert (started, len(done)) == (processes, 0 if processes else len(cases))
+
+
 def _die(case: Case) -> None:
     if case["name"] == "bad":
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 @pytest.mark.slow
-def test_a_volume_whose_process_dies_is_named_and_the_others_are_done(tmp_path: Path) -> None:
+def test_a_volume_whose_process_dies_is_named_and_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimates, "_FEW_VOXELS", 0)
     image = str(write_volume(tmp_path / "a.nii.gz", np.zeros((4, 4, 4), np.uint8)))
     cases = [{"image": image, "name": name} for name in ("a", "bad", "b", "c")]
     results = {case["name"]: error for case, error in each(_die, cases, StoreSettings(), num_workers=2)}

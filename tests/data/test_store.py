@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from common.data import CropDataset, EpochSampler, StoreSettings, VolumeStore, crop_loader, prepare_pretraining_data
+from common.data.preparing import estimates
 from common.errors import DataError, SettingsError
 from common.transforms import volume_preprocessing
 from common.views import SpatialCrop
@@ -70,7 +71,8 @@ def test_prepared_volumes_are_not_prepared_again_but_changed_files_are(images: P
     assert {v.path for v in other}.isdisjoint({v.path for v in changed})
 
 
-def test_processes_give_the_same_store_as_one(images: Path, tmp_path: Path) -> None:
+def test_processes_give_the_same_store_as_one(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimates, "_FEW_VOXELS", 0)
     one, _ = VolumeStore(tmp_path / "one", StoreSettings()).prepare(cases(images))
     many, _ = VolumeStore(tmp_path / "many", StoreSettings()).prepare(cases(images), num_workers=2)
     for a, b in zip(one, many, strict=True):

@@ -62,7 +62,7 @@ def test_settings_of_monai_itself_are_known() -> None:
     assert DEFAULT_EXP_MGMT_SETTINGS["mlflow"]["configs"].keys() <= OWN_SETTINGS
 
 
-def test_a_bundle_run_from_elsewhere_must_be_told_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_folder_of_another_bundle_is_a_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("one", "two"):
         (tmp_path / name / "configs").mkdir(parents=True)
         (tmp_path / name / "configs" / "metadata.json").write_text("{}")
@@ -70,16 +70,13 @@ def test_a_bundle_run_from_elsewhere_must_be_told_its_folder(tmp_path: Path, mon
     (tmp_path / "link").symlink_to(tmp_path / "one")
     monkeypatch.chdir(tmp_path)
     train, shared = str(tmp_path / "one" / "configs" / "train.json"), "shared/configs/multi_gpu.yaml"
-    told = elsewhere([shared, train], ".", chosen=False)
+    told = elsewhere([shared, train], "two")
     assert told is not None
-    assert told.endswith(f"add --bundle_root {tmp_path / 'one'}")
-    assert elsewhere(f"{shared},{train}", ".", chosen=False) == told
-    assert elsewhere(train, "two", chosen=True) is not None, "the folder of another bundle is a mistake"
+    assert told.endswith(f"--bundle_root {tmp_path / 'two'}; leave --bundle_root out, or write {tmp_path / 'one'}")
+    assert elsewhere(f"{shared},{train}", "two") == told
     for root in ("one", "link", str(tmp_path / "one")):
-        assert elsewhere([train, shared], root, chosen=True) is None
-    assert elsewhere("link/configs/train.json", "one", chosen=True) is None
-    assert elsewhere(train, str(tmp_path / "results"), chosen=True) is None, "results may go anywhere"
-    assert elsewhere(shared, ".", chosen=False) is None
-    assert elsewhere([{"a": 1}, "mine.json"], ".", chosen=False) is None
-    monkeypatch.chdir(tmp_path / "one")
-    assert elsewhere("configs/train.json", ".", chosen=False) is None
+        assert elsewhere([train, shared], root) is None
+    assert elsewhere("link/configs/train.json", "one") is None
+    assert elsewhere(train, str(tmp_path / "results")) is None, "results may go anywhere"
+    assert elsewhere(shared, ".") is None
+    assert elsewhere([{"a": 1}, "mine.json"], ".") is None

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from common.engines.budget.fitting import side_name
-from common.engines.budget.starting import number_of_parts
+from common.engines.budget.parts import number_of_parts
 from common.engines.budget.step import Step
 from common.errors import SettingsError
 from common.networks.blocks.recompute import mode_of

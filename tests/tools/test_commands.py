@@ -17,6 +17,7 @@ import pytest
 
 from common.errors import SettingsError
 from tools.commanding import settings as settings_module
+from tools.commanding.ending import config_command, end, tool_command
 from tools.commanding.helping import explanations, help_text
 from tools.commanding.parsing import parse
 from tools.commanding.running import run
@@ -176,7 +177,7 @@ def test_what_is_refused_is_refused_before_the_heavy_packages(tmp_path: Path) ->
         *[
             each
             for each in sentences
-            if each.startswith("there is no bundle 'mae_resen_l'; choose one of mae_primus_m,")
+            if each.startswith("there is no bundle 'mae_resen_l'; did you mean mae_resenc_l? There are mae_primus_m,")
         ],
         "--weights is 'none'; it must be auto, true or false",
         "regions need the names of the label values: --labels background,edema,core",
@@ -342,3 +343,24 @@ def test_examples_in_docstrings() -> None:
     assert doctest.testmod(settings_module, optionflags=doctest.IGNORE_EXCEPTION_DETAIL).failed == 0
     assert kinds(Study)["file"] is Path
     assert Existing is not None
+
+
+def test_commands_end_with_three_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    following = config_command("mae_resenc_l", "train", "--dataset_dir", tmp_path / "my data")
+    end(tmp_path / "out" / "scores.csv", look=tmp_path / "out" / "scores.png", following=following)
+    config = ROOT / "bundles" / "mae_resenc_l" / "configs" / "train.yaml"
+    assert capsys.readouterr().out.splitlines() == [
+        "result:  out/scores.csv",
+        "look at: out/scores.png",
+        f"next:    python -m monai.bundle run --config_file {config} --dataset_dir 'my data'",
+    ]
+    monkeypatch.chdir(ROOT)
+    end("nothing was written", following=tool_command("study", "run", Path("a.yaml")))
+    assert capsys.readouterr().out.splitlines() == [
+        "result:  nothing was written",
+        "look at: nothing was written",
+        "next:    python tools/study.py run a.yaml",
+    ]

@@ -22,6 +22,7 @@ import psutil
 import torch
 
 from common.bundles import read_config
+from common.engines.judging import check_device
 from common.engines.precision import cpu_has_bfloat16
 from common.errors import SettingsError
 from common.files import replace_file
@@ -48,6 +49,7 @@ _SPARSE_RATIOS = (0.6, 0.75, 0.9)
 def benchmark(settings: Benchmark) -> None:
     """Measure and print Markdown; progress goes to the error stream."""
     _check_names(settings)
+    check_device(settings.device)
     if settings.peers:
         _install_peers()
     head = _alone(_hardware, settings) + "\n"

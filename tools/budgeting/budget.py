@@ -15,7 +15,7 @@ from monai.bundle import ConfigParser
 
 from common.bundles import read_config
 from common.engines.budget.fitting import GIB, LEFT_OUT, Fits, needed_gib, override, side_name
-from common.engines.budget.starting import number_of_parts
+from common.engines.budget.parts import number_of_parts
 from common.engines.budget.step import Step
 from common.engines.inferers import tile_starts
 from common.errors import SettingsError

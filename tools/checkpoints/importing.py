@@ -12,6 +12,7 @@ from common.weights import import_checkpoint as import_file
 from common.weights.receipt import CAVEAT
 from common.weights.sources import Fetched
 
+from ..commanding.ending import config_command, end
 from ..commanding.environment import kept
 from . import catalogue
 from .cells import bundle_cell, published_file, record_digest
@@ -60,6 +61,9 @@ def import_checkpoint(settings: ImportCheckpoint) -> None:
         state = target.with_name("pretraining_state.pt")
         for line in write_imported_state(method, imported, state, cell=cell, path=found.path, receipt=receipt):
             print(line)
+    given = () if target.parent == _models(bundle) else ("--pretrained", target)
+    following = config_command(bundle, "train", "--dataset_dir", "LABELLED_FOLDER", *given)
+    end(target, look=target.with_suffix(".json"), following=following)
 
 
 def _models(bundle: str) -> Path:

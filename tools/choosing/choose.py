@@ -13,6 +13,7 @@ import torch
 from common.errors import SettingsError
 from common.files import write_json
 
+from ..commanding.ending import end, tool_command
 from ..commanding.environment import ROOT
 from ..studies.results import read_json
 from ..studies.scheduling import places
@@ -50,6 +51,11 @@ def choose(settings: Choose) -> None:
         verdict = _tuned(choice, settings, ranked[: settings.best], content, verdict)
     write_json(content, folder / "choose.json")
     show(content, folder, candidates, verdict)
+    end(
+        folder / "choose.md",
+        look=folder / "choose.png",
+        following=tool_command("new_task", "BUNDLE", "--labels", "NAMES"),
+    )
 
 
 def _check_folder(folder: Path, source: str) -> None:

@@ -14,6 +14,7 @@ from common.data import labelled_lists, segmentation_task
 from common.data.cases import Case, images_of
 from common.data.checking.checks import usable_cases
 from common.data.listing.classified import classified_cases
+from common.data.listing.descriptions import check_names_of_classes
 from common.errors import DataError, SettingsError
 from common.transforms import read_header
 from common.transforms.grids import prepared_sides
@@ -91,6 +92,7 @@ def _labelled(settings: Choose) -> Data:
             "name the classes, background first: --labels \"['background','lesion']\", or the path of a "
             "dataset.json; for classification give --table and --target"
         )
+    check_names_of_classes(labels, settings.data)
     task = segmentation_task(labels)
     place = ("", data) if data.endswith(".json") else (data, None)
     groups = None if settings.groups is None else str(settings.groups)

@@ -106,8 +106,17 @@ def ensure(*files: str) -> None:
                 install(python, *files)
     if inside:
         return
-    status = subprocess.run([str(python), *sys.argv]).returncode
-    raise SystemExit(status)
+    raise SystemExit(_run([str(python), *sys.argv]))
+
+
+def _run(command: list[str]) -> int:
+    """Run a command that says itself how it was interrupted, and return its exit status."""
+    with subprocess.Popen(command) as job:
+        while True:
+            try:
+                return job.wait()
+            except KeyboardInterrupt:  # which the command has got as well
+                continue
 
 
 def make(folder: Path, *, again: bool = False) -> None:

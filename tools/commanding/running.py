@@ -38,7 +38,11 @@ def main(
     if asks_for_help(arguments) or (isinstance(commands, Mapping) and not arguments):
         print("\n\n".join(filter(None, [help_text(about or "", _with_settings(commands), arguments), more])))
         return
-    ensure(*files)
+    try:
+        ensure(*files)
+    except KeyboardInterrupt:
+        print("Stopped: interrupted by Ctrl-C. The same command goes on with what is installed", file=sys.stderr)
+        raise SystemExit(130) from None
     run(commands, arguments)
 
 

@@ -21,6 +21,7 @@ Annotated[dict, Rest]  all settings that are no fields: those of a bundle's conf
 from __future__ import annotations
 
 import ast
+import difflib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -301,7 +302,9 @@ def _shard(value: Any) -> tuple[int, int]:
 def _bundle(value: Any) -> str:
     known = sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/metadata.json"))
     if value not in known:
-        raise RefusalError(f"there is no bundle {value!r}; choose one of {', '.join(known)}")
+        near = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"did you mean {near[0]}? There are" if near else "choose one of"
+        raise RefusalError(f"there is no bundle {value!r}; {hint} {', '.join(known)}")
     return str(value)
 
 

@@ -15,6 +15,7 @@ from common.files import replace_file, write_json
 from common.paths import output_file
 from common.tables import write_table
 
+from ..commanding.ending import config_command, end
 from ..studies.definition import Run
 
 __all__ = ["ARMS", "curve_table", "dice_of", "write_curve"]
@@ -172,6 +173,8 @@ def write_curve(
     _draw(rows, folder / "curve.png", bundle=str(asked["bundle"]))
     _write_page(folder, rows, results, notes=notes, asked=asked)
     print(f"\n{table}\n\n{notes}\nwritten: {folder}/curve.csv, curve.json, curve.md, curve.png, report.html")
+    following = config_command(str(asked["bundle"]), "train", "--dataset_dir", "LABELLED_FOLDER")
+    end(folder / "curve.csv", look=folder / "report.html", following=following)
     return rows
 
 

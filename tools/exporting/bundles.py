@@ -13,6 +13,7 @@ from common.files import write_json
 from common.settings import meant_values
 from common.weights import read_checkpoint, trained_settings
 
+from ..commanding.ending import end
 from ..commanding.environment import kept
 from .configs import BUNDLES, check_settings
 from .distribution import Carried, check_target, write_bundle, write_zip
@@ -49,6 +50,9 @@ def export_bundle(settings: ExportBundle) -> None:
         print(f"{target}: {held}; {packed.name}, {packed.stat().st_size / 1e6:.1f} MB, sha1 {digest}", flush=True)
         if settings.push is not None:
             push_bundle(target, settings.push, there=there, **place)
+    last = settings.output / settings.bundles[-1]
+    run = f"python -m monai.bundle run --config_file {last}/configs/train.json --dataset_dir LABELLED_FOLDER"
+    end(settings.output, look=last / "docs" / "README.md", following=run)
 
 
 def _carried(name: str, settings: ExportBundle) -> Carried:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from typing import Any
 from common import __name__ as PACKAGE
 from common.bundles import read_config, read_metadata
 from common.data import check_spacing
+from common.engines.presets import preset_settings
 from common.errors import SettingsError
 from common.literals import as_data, literal
 from common.settings import unknown_settings
 from common.weights import differences, trained_settings
+from common.weights.made import NETWORK, PATCH, crop_of, made_with, same
 
 from ..commanding.environment import ROOT
 
@@ -27,6 +30,7 @@ __all__ = [
     "complete_configs",
     "known_settings",
     "metadata_of",
+    "of_encoder",
     "of_model",
     "with_settings",
 ]
@@ -71,6 +75,12 @@ def _on_its_own(value: Any, bundle: str) -> Any:
     if isinstance(value, dict):
         if value.get("_target_") == f"{PACKAGE}.bundles.bundle_name":
             return bundle
+        if value.get("_target_") == "common.engines.check_settings" and "presets" in value:
+            workflow, backbone = value["presets"]
+            files = sorted((ROOT / "common" / "configs").glob(f"preset_*_{backbone}.yaml"))
+            names = [file.stem.split("_")[1] for file in files]
+            told = {name: preset_settings(workflow, backbone, name, bundle) for name in names}
+            value = value | {"presets": json.dumps(told)}  # a text, in which nothing is an expression
         return {key: _on_its_own(one, bundle) for key, one in value.items()}
     if isinstance(value, list):
         completes = [isinstance(one, dict) and one.get("_target_") == f"{PACKAGE}.bundles.complete" for one in value]
@@ -138,6 +148,26 @@ def of_model(bundle: str, model: Path, settings: Mapping[str, Any]) -> dict[str,
             "the model says it"
         )
     return {key: value for key, value in told.items() if key in asked}
+
+
+def of_encoder(bundle: str, encoder: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what training and inference have to know of a pre-trained encoder, by the JSON beside it.
+
+    Raises:
+        SettingsError: if ``settings`` name another network.
+    """
+    train, made = read_config(BUNDLES / bundle / "configs" / "train.yaml"), made_with(encoder)
+    told = {name: made[name] for name in NETWORK & made.keys() & train.keys()}
+    for name, theirs in told.items():
+        if name in settings and not same(settings[name], theirs):
+            raise SettingsError(
+                f"{encoder} was made with {name} {theirs}, and here it is {settings[name]}; leave it out: the JSON "
+                "beside the encoder says it"
+            )
+    if (crop := crop_of(made)) is not None:
+        told[PATCH] = crop
+    told |= {name: made[name] for name in ("spacing_mm", "reorient") if name in made}
+    return {name: value for name, value in told.items() if name not in settings}
 
 
 def complete_configs(

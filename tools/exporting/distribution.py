@@ -25,7 +25,7 @@ from common.files import replace_file, write_json
 from common.weights import Receipt
 
 from ..commanding.environment import ROOT
-from .configs import BUNDLES, Derived, complete_configs, metadata_of, of_model
+from .configs import BUNDLES, Derived, complete_configs, metadata_of, of_encoder, of_model
 from .pages import Pages, write_pages
 from .weights import copy_trained, large_files, write_weights
 
@@ -114,7 +114,11 @@ def write_bundle(
     check_links(BUNDLES / bundle)
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     of_task = {} if derived is None else derived.settings()
-    told = of_model(bundle, carried.model, {**of_task, **settings}) if carried.model is not None else {}
+    told: dict[str, Any] = {}
+    if carried.model is not None:
+        told = of_model(bundle, carried.model, {**of_task, **settings})
+    elif carried.encoder is not None:
+        told = of_encoder(bundle, carried.encoder, settings)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
         folder = Path(scratch) / target.name

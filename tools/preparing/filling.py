@@ -19,6 +19,7 @@ from common.data.storing.naming import meta_digest, stored_file
 from common.errors import DataError
 from common.files import replace_file, sha256
 
+from ..commanding.ending import config_command, end, tool_command
 from .settings import Prepare, Verify
 
 __all__ = ["prepare", "verify"]
@@ -48,6 +49,11 @@ def prepare(settings: Prepare) -> None:
         )
         of = f" of shard {part}/{parts}" if settings.shard else ""
         print(f"{name}: {len(volumes):,} of {len(mine):,} volumes{of} are prepared, {len(problems):,} cannot be used")
+    given = "--dataset_dir" if settings.data.is_dir() else "--datalist"
+    end(
+        settings.store_dir,
+        following=config_command("mae_resenc_l", "pretrain", given, settings.data, "--store_dir", settings.store_dir),
+    )
 
 
 def verify(settings: Verify) -> None:
@@ -92,6 +98,7 @@ def verify(settings: Verify) -> None:
         told += f"; {report} lists them"
         told += "; they are removed, the next run prepares them again" if settings.repair else ""
     print(told)
+    end(report if damaged else f"all of {root} is whole", following=tool_command("prepare_data", "verify", root))
     if damaged and not settings.repair:
         raise SystemExit(1)
 

@@ -24,6 +24,7 @@ from common.data.problems import report as report_problems
 from common.errors import DataError, SettingsError
 from common.files import replace_file, write_json
 
+from ..commanding.ending import config_command, end, tool_command
 from .settings import ListCases, Scan
 
 __all__ = ["list_cases", "scan"]
@@ -51,6 +52,9 @@ def scan(settings: Scan) -> None:
         write_json(report, target / "scan.json")
         _draw(cases, found, slices, odd, target / "scan.png")
         print(f"written: {target / 'scan.json'}, {target / 'scan.png'}")
+    following = tool_command("prepare_data", "list", settings.folder, "--output", "datalist.json")
+    kept = target / "scan.json" if target else "the table above; --output FOLDER keeps it, with a picture"
+    end(kept, look=target / "scan.png" if target else None, following=following)
 
 
 def _measured(
@@ -135,6 +139,7 @@ def list_cases(settings: ListCases) -> None:
     for name in ("training", "validation"):
         print(f"{name:<24}{len(lists[name]):>9,}")
     print(f"of {len(set(subjects)):,} subject(s); written: {target}")
+    end(target, following=config_command("mae_resenc_l", "pretrain", "--datalist", target))
 
 
 def _output_folder(folder: Path) -> Path:

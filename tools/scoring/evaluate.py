@@ -10,11 +10,13 @@ from tqdm import tqdm
 
 from common.data import segmentation_task
 from common.data.cases import stem
+from common.data.listing.descriptions import check_names_of_classes
 from common.data.listing.folders import volumes_in
 from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
 from common.errors import DataError
 from common.transforms import without_ending
 
+from ..commanding.ending import end, tool_command
 from .settings import Evaluate
 
 __all__ = ["evaluate"]
@@ -28,6 +30,7 @@ def evaluate(settings: Evaluate) -> None:
         known = found_values(pairs, ignore_label=ignore_label, num_workers=settings.num_workers)
         structures: dict[str, Sequence[int]] = {f"class {value}": (value,) for value in known}
     else:
+        check_names_of_classes(labels, settings.references, settings.references.parent)
         task = segmentation_task(labels, regions=settings.regions, ignore_label=ignore_label)
         structures, known = dict(zip(task.names, task.values, strict=True)), list(task.label_values)
         ignore_label = task.ignore_label
@@ -47,6 +50,12 @@ def evaluate(settings: Evaluate) -> None:
         settings={"labels": labels, "groups": groups, "predictions_without_reference": unmatched},
         missing=missing,
         report=settings.report,
+    )
+    following = tool_command("new_task", "BUNDLE", "--model", "MODEL.pt", "--output", "my_task")
+    end(
+        settings.output / "scores.csv",
+        look=settings.output / ("report.html" if settings.report else "scores.png"),
+        following=following,
     )
 
 

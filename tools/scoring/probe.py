@@ -12,6 +12,7 @@ from common.files import write_json
 from common.paths import file_name
 from common.tables import write_table
 
+from ..commanding.ending import end, tool_command
 from .feature_map import draw_map
 from .settings import Probe
 
@@ -53,6 +54,8 @@ def probe(settings: Probe) -> None:
         print(f"note: {note}")
     print(_table(result, settings.repeats))
     print(f"{FROZEN_CAVEAT.split('. ')[0]}.\nwritten: {folder}/probe.json, probe.csv, map.png ({how})")
+    following = tool_command("choose", "--data", "LABELLED_FOLDER")
+    end(folder / "probe.json", look=folder / "map.png", following=following)
 
 
 def _table(result: ProbeResult, repeats: int) -> str:

@@ -24,7 +24,7 @@ import yaml
 from common.bundles import read_config
 from common.data.listing.descriptions import segmentation_task
 from common.data.listing.labelled import labelled_lists
-from common.errors import DataError, SettingsError
+from common.errors import DataError, SettingsError, line_of
 from common.tasks import SegmentationTask
 from common.transforms import read_header, read_volume, whole_numbers
 from common.transforms.grids import prepared_sides
@@ -367,14 +367,14 @@ def published(path: str | Path = PUBLISHED) -> Published:
 
 def _mapping(path: Path, what: str) -> dict[str, Any]:
     """Read a YAML or JSON file that holds fields."""
+    text = ""
     try:
         text = path.read_text("utf-8-sig")
         content: Any = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except OSError as error:
         raise SettingsError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
-        said = str(error).replace("\n", " ")
-        raise SettingsError(f"{path} is not {what}: {said}; mend that line") from error
+        raise SettingsError(f"{path} is not {what}: {line_of(error, text)}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{path} holds no fields; {what} is a list of lines such as name: value")
     return content

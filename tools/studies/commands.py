@@ -15,6 +15,7 @@ import yaml
 from common.errors import SettingsError
 from common.files import write_json, write_record
 
+from ..commanding.ending import end, tool_command
 from ..commanding.environment import ROOT
 from .cards import card_for_folder
 from .cost import measure as tried
@@ -70,6 +71,7 @@ def plan(settings: Plan) -> None:
     )
     for line in on_gpu(study, settings.gpu_gib) if settings.gpu_gib else []:
         print(line)
+    end(study.folder, following=_again("run", settings))
 
 
 def run(settings: Run) -> None:
@@ -84,9 +86,13 @@ def run(settings: Run) -> None:
     if failed:
         listed = "\n".join(f"  - {name}: {why}" for name, why in failed.items())
         raise SystemExit(f"Failed:\n{listed}\nStopped: {len(failed)} failed; the same command tries them again")
-    if done == len(names):
-        output = "" if settings.output is None else f" --output {settings.output}"
-        print(f"report: python tools/study.py report {settings.study}{output}")
+    end(study.folder / "runs", following=_again("report" if done == len(names) else "run", settings))
+
+
+def _again(command: str, settings: Plan | Run) -> str:
+    """Return the next command on the same study."""
+    output = () if settings.output is None else ("--output", settings.output)
+    return tool_command("study", command, settings.study, *output)
 
 
 def slurm(settings: Slurm) -> None:

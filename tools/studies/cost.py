@@ -25,7 +25,8 @@ from typing import Any
 from tqdm import tqdm
 
 from common.data.cases import case_name, images_of
-from common.engines.budget.starting import memory_problem, number_of_parts
+from common.engines.budget.parts import number_of_parts
+from common.engines.budget.starting import memory_problem
 from common.errors import SettingsError
 from common.files import read_content, write_json
 from common.networks.blocks.recompute import MODES, mode_of

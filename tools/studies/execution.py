@@ -410,6 +410,9 @@ def train(
         settings |= {name: data.card[name] for name in told if data.card.get(name)}
     if data.channels != 1:
         settings["channels"] = data.channels
+    known = bundle_config(arm.bundle, study.config_of(data, "train"))
+    # said, so that arms do not differ by the crop and spacing with which their encoders were made
+    own |= {name: known[name] for name in ("patch_size", "spacing_mm", "reorient") if name in known}
     run_config(
         arm.bundle,
         study.config_of(data, "train"),

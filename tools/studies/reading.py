@@ -14,7 +14,8 @@ import yaml
 
 from common.data import classified_lists, labelled_lists, segmentation_task, split_cases
 from common.data.cases import case_name
-from common.errors import DataError, SettingsError
+from common.data.listing.descriptions import check_names_of_classes
+from common.errors import DataError, SettingsError, line_of
 from common.files import replace_file
 from common.literals import as_data
 from common.optimizers.schedules import SCHEDULES
@@ -82,13 +83,14 @@ def read_study(path: str | Path, *, output: str | Path | None = None) -> Study:
         DataError: if labelled cases or a split cannot be read.
     """
     file = as_path(path).absolute()
+    text = ""
     try:
-        content = yaml.load(file.read_text("utf-8"), _Loader)
+        text = file.read_text("utf-8")
+        content = yaml.load(text, _Loader)
     except SettingsError as error:
         raise SettingsError(f"{file}: {error}") from error
     except (OSError, ValueError, yaml.YAMLError) as error:
-        told = getattr(error, "strerror", None) or str(error).replace("\n", " ")
-        raise SettingsError(f"the study {file} cannot be read: {told}") from error
+        raise SettingsError(f"the study {file} cannot be read: {line_of(error, text)}") from error
     if not isinstance(content, dict):
         raise SettingsError(f"{file} is no study; it must have arms and data_sets, see docs/study.md")
     try:
@@ -361,6 +363,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         if segmentation:
             told = {name: about.get(name) for name in ("regions", "ignore_label", "regions_class_order")}
             segmentation_task(labels or [], **told)
+            check_names_of_classes(labels, *filter(None, [data_folder]))
     except (OSError, ValueError) as error:
         if isinstance(error, (DataError, SettingsError)):
             raise type(error)(f"{where}: {error}") from error

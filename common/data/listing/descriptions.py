@@ -32,7 +32,7 @@ from ...tasks import SegmentationTask
 from ...transforms import ENDINGS
 from ..cases import Case
 
-__all__ = ["described_cases", "segmentation_task"]
+__all__ = ["check_names_of_classes", "contradicted", "described_cases", "segmentation_task"]
 
 _FOLLOWED = {"labels", "regions_class_order", "dataset"}
 _DESCRIBING = {
@@ -86,6 +86,46 @@ def segmentation_task(
         ignored if ignore_label is None else ignore_label,
         regions_class_order,
     )
+
+
+def check_names_of_classes(labels: Any, *folders: str | Path) -> None:
+    """Hold names of classes against the ``dataset.json`` that lies with the data, where there is one.
+
+    Args:
+        labels: as :func:`segmentation_task` takes them; a path says it itself.
+        folders: in which it may lie.
+
+    Raises:
+        SettingsError: if the two contradict each other.
+    """
+    for folder in folders if labels and not isinstance(labels, str) else ():
+        if told := contradicted(labels, as_path(folder) / "dataset.json"):
+            raise SettingsError(told)
+
+
+def contradicted(labels: Sequence[str] | Mapping[str, int], file: str | Path) -> str | None:
+    """Return a sentence if a ``dataset.json`` gives the name of a class to another value, None if it does not.
+
+    Other names may be given to the values. What cannot be read says nothing here.
+
+    Args:
+        labels: names of the values 0, 1, 2, ..., or the value of each name.
+        file: the ``dataset.json`` beside the data.
+    """
+    try:
+        theirs, _, _ = _labels(json.loads(as_path(file).read_text("utf-8"))["labels"])
+        ours = labels if isinstance(labels, Mapping) else {str(name): value for value, name in enumerate(labels)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    values = {name.strip().casefold(): value for value, name in theirs.items()}
+    for name, value in ours.items():
+        there = values.get(str(name).strip().casefold(), value)
+        if there != value:
+            return (
+                f"labels calls the value {value} {str(name)!r}, and {file} calls {there} so; every score would be of "
+                f"another class. Write --labels {file}"
+            )
+    return None
 
 
 def _labels(given: Mapping[str, Any]) -> tuple[dict[int, str], dict[str, list[int]] | None, int | None]:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...errors import DataError, SettingsError
 from ...memory import comfortable_bytes
 from ..cases import Case, images_of
-from .estimates import memory_needed
+from .estimates import are_few, memory_needed
 from .settings import StoreSettings
 
 __all__ = ["each", "one_thread"]
@@ -47,13 +47,14 @@ def each(
 ) -> Generator[_Result, None, None]:
     """Call ``function`` on every case and yield the case and what was raised, as they end.
 
-    A case whose process dies, as the system ends one that takes too much memory, is tried once more on its own.
+    A handful of small cases is done in this process, which takes less than starting others. A case whose process dies,
+    as the system ends one that takes too much memory, is tried once more on its own.
     """
     if scheduler:
         yield from _on_dask(function, cases, scheduler)
         return
     budget = 2 * comfortable_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # all of a rank's that is free
-    if num_workers <= 1 or len(cases) <= 2:
+    if num_workers <= 1 or len(cases) <= 2 or are_few(cases, settings):
         for case in cases:
             yield case, _too_large(case, settings, budget) or _raised(function, case)
         return

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...networks.blocks.recompute import MODES, mode_of
-from .starting import number_of_parts
+from .parts import number_of_parts
 from .step import Step, inference_step, training_step
 
 __all__ = ["GIB", "LEFT_OUT", "Fit", "Fits", "needed_gib", "override", "recomputations", "side_name"]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ...bundles import running_parser
 from ...errors import SettingsError
 
-__all__ = ["check_memory", "memory_problem", "number_of_parts"]
+__all__ = ["check_memory", "memory_problem"]
 
 _TIMEOUT = 600  # seconds
 _NEEDED = ("validate", "run", "initialize")  # what the step does not need
@@ -85,13 +85,6 @@ def memory_problem(content: Mapping[str, Any], gib: float, *, processes: int = 1
         return _unknown(" ".join(last))
     found: dict[str, Any] | None = json.loads(answer.stdout.splitlines()[-1])
     return found
-
-
-def number_of_parts(content: Mapping[str, Any]) -> int:
-    """Return in how many parts a config, not resolved, computes the batch of one optimizer step."""
-    from monai.bundle import ConfigParser
-
-    return int(ConfigParser(dict(content)).get_parsed_content("accumulation_steps"))
 
 
 def _unknown(why: str) -> dict[str, Any]:

@@ -1,0 +1,109 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""A run begins with what it understood, and ends with the result, where to look, and a command that can be pasted."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monai.bundle import ConfigWorkflow
+from torch import nn
+
+from common.bundles import FOLDER
+from common.engines.telling import shown, tell_beginning, tell_end
+from common.tasks import ClassificationTask, SegmentationTask
+
+
+def test_it_begins_with_what_it_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "history.json").write_text(json.dumps([{"epoch": n, "seconds": 60.0} for n in (1, 2, 3)]))
+    tell_beginning(
+        "fine-tuning, mae_resenc_l",
+        cases={"to learn from": range(1200), "to validate on": 3},
+        task=SegmentationTask({"background": 0, "edema": 1, "core": 4}, regions={"whole": [1, 4], "core": [4]}),
+        network=nn.Linear(1000, 2000),
+        device="meta",
+        crop=96,
+        spacing_mm=[3.0, 1.0, 1.0],
+        epochs=33,
+        length="25 steps, batch 2",
+        history=str(tmp_path / "history.json"),
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "fine-tuning, mae_resenc_l",
+        "  cases    1,200 to learn from, 3 to validate on",
+        "  labels   0 background, 1 edema, 4 core",
+        "  regions  whole (1, 4), core (4)",
+        "  network  Linear, 2 million parameters",
+        "  input    96 x 96 x 96 voxels of 3 x 1 x 1 mm",
+        "  device   meta",
+        "  length   33 epochs of 25 steps, batch 2, 30 of them left, about 30 min at the pace of the last",
+    ]
+    tell_beginning("classifying", cases={"cases": 2}, task=ClassificationTask(("acl", "meniscus"), multilabel=True))
+    assert capsys.readouterr().out.splitlines()[2] == "  classes  acl, meniscus, each yes or no"
+
+
+def test_others_than_the_first_process_say_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    tell_beginning("x", cases={})
+    tell_end("y")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_machine_that_is_busy_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    for load, threads, told in ((11.0, 2, True), (11.0, 1, False), (1.9, 2, False)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        tell_beginning("x", cases={}, device="cpu")
+        assert ("OMP_NUM_THREADS=1 may be faster" in capsys.readouterr().out) is told
+
+
+def ended(bundle: Path, capsys: pytest.CaptureFixture[str], **end: Any) -> list[str]:
+    """Return what a workflow of a bundle says last."""
+    config = {"bundle_root": end.pop("bundle_root", str(bundle))}
+    config["end"] = {"_target_": "common.engines.tell_end", **end}
+    (bundle / "configs" / "train.json").write_text(json.dumps(config | {"run": ["@end"]}))
+    ConfigWorkflow(str(bundle / "configs" / "train.json"), logging_file=False).run()
+    return capsys.readouterr().out.splitlines()
+
+
+def test_it_ends_with_the_result_where_to_look_and_what_is_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, data = tmp_path / "my bundle", tmp_path / "data"
+    (bundle / "configs").mkdir(parents=True)
+    for name in ("metadata.json", "inference.json", "evaluate.json"):
+        (bundle / "configs" / name).write_text("{}")
+    (data / "images").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    model, out = str(bundle / "models" / "model.pt"), bundle / "output"
+    (out / "pictures").mkdir(parents=True)
+    (out / "pictures" / "epoch_1.png").touch()
+    look = [str(out / "progress.html"), str(out / "pictures" / "*.png")]
+    settings = {"dataset_dir": str(data), "datalist": None, "model": model}
+    told = ended(bundle, capsys, result=model, look=look, following="inference", settings=settings)
+    assert told == [
+        "result:  my bundle/models/model.pt",
+        "look at: my bundle/output/pictures/epoch_1.png",
+        "next:    python -m monai.bundle run --config_file 'my bundle/configs/inference.json' "
+        "--dataset_dir data/images",
+    ]
+    settings = {"dataset_dir": str(data / "images"), "predictions": "p", "labels": ["background", "it's"]}
+    told = ended(bundle, capsys, result="p", following="evaluate", settings=settings, bundle_root=str(tmp_path / "r"))
+    assert told[:2] == ["result:  p", "look at: p"], "nothing to look at is there"
+    words = shlex.split(told[2].removeprefix("next:"))
+    assert (
+        words[5:]
+        == [
+            *("--config_file", "my bundle/configs/evaluate.json", "--bundle_root", "r", "--dataset_dir", "data"),
+            *("--predictions", "p", "--labels", "['background', \"it's\"]"),
+        ][1:]
+    )
+    told = ended(bundle, capsys, result="p", tool="probe", settings={"features": "p", "table": "T.csv"})
+    assert told[2] == f"next:    python {shown(FOLDER.parents[1] / 'tools' / 'probe.py')} --features p --table T.csv"
+    assert len(ended(bundle, capsys, result="p", tool="none", following="absent")) == 2
