@@ -31,6 +31,7 @@ INDEX = ROOT / "docs" / "README.md"
 PAGES = sorted(
     [README, ROOT / "findings" / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("bundles/*/docs/README.md")]
 )
+FIGURES = {ROOT / "docs" / name for name in ("benchmark.md", "budget.md")}
 OURS = {"simmim_resenc_l", "spark3d_primus_m"}
 QUESTIONS = [
     *("have scans without labels", "have 10 labelled cases", "have a published checkpoint", "use MONAI Label"),
@@ -82,6 +83,11 @@ def test_the_readme_is_short() -> None:
     found = list(sentences(prose(README)))
     assert len(found) > 80
     assert [each for each in found if len(each.split()) > 30] == []
+
+
+@pytest.mark.parametrize("page", sorted(set(ROOT.glob("docs/*.md")) - FIGURES), ids=lambda page: page.name)
+def test_sentences_of_the_docs_are_no_paragraphs(page: Path) -> None:
+    assert [each for each in sentences(prose(page)) if len(each.split()) > 45] == []
 
 
 def test_sentences_are_found() -> None:
