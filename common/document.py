@@ -6,14 +6,15 @@ from __future__ import annotations
 import base64
 import html
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .charts import Points, curves_svg
 from .files import replace_file
 from .viewing import MEGABYTES, SCRIPT, STYLE, Scene, scene_html
 
-__all__ = ["Heading", "Part", "Picture", "Strong", "Table", "Text", "Volume", "write_html", "write_markdown"]
+__all__ = ["Chart", "Heading", "Part", "Picture", "Strong", "Table", "Text", "Volume", "write_html", "write_markdown"]
 
 _LEAST_MEGABYTES = 1.5  # of a volume, however many there are
 _STYLE = """
@@ -43,6 +44,9 @@ thead th { background: #f6f8fa } tr.part td { background: #eef1f4; font-weight: 
 td small { color: #4b535d; display: block }
 img { max-width: 100%; height: auto } img.large { min-width: 42rem }
 pre { background: #f6f8fa; padding: .8rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; margin: .3rem 0 }
+section.chart { display: inline-block; vertical-align: top; width: min(100%, 32rem); margin-right: 1.5rem }
+figure.chart { margin: 0 } .chart text { font-size: 12px; fill: #4b535d }
+.chart figcaption { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .9rem }
 .code { position: relative; margin: .8rem 0 } .code button { position: absolute; top: .4rem; right: .4rem }
 button { font: inherit; font-size: .8rem; padding: .15rem .6rem; border: 1px solid #8c959f; border-radius: 4px;
   background: #fff; cursor: pointer }
@@ -116,13 +120,21 @@ class Picture:
 
 
 @dataclass
+class Chart:
+    """Lines over epochs, by name; Markdown leaves them out."""
+
+    title: str
+    lines: Mapping[str, Points]
+
+
+@dataclass
 class Volume:
     """A scan with label maps to look through; Markdown leaves it out."""
 
     scene: Scene
 
 
-Part = Heading | Text | Table | Picture | Volume
+Part = Heading | Text | Table | Picture | Chart | Volume
 
 
 def write_html(title: str, parts: Sequence[Part], path: Path, *, head: str = "") -> None:
@@ -159,7 +171,7 @@ def _anchor(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _html(part: Heading | Text | Table | Picture) -> str:
+def _html(part: Heading | Text | Table | Picture | Chart) -> str:
     if isinstance(part, Heading):
         return f'<h{part.level} id="{_anchor(part.text)}">{html.escape(part.text)}</h{part.level}>'
     if isinstance(part, Text):
@@ -167,6 +179,9 @@ def _html(part: Heading | Text | Table | Picture) -> str:
         if part.kind == "code":
             return f'<div class="code"><button type="button">Copy</button><pre>{text}</pre></div>'
         return f'<p class="{part.kind}">{text}</p>' if part.kind else f"<p>{text}</p>"
+    if isinstance(part, Chart):
+        drawn = curves_svg(part.lines, alt=part.title)
+        return f'<section class="chart"><h3>{html.escape(part.title)}</h3>{drawn}</section>'
     if isinstance(part, Picture):
         content = base64.b64encode(part.png).decode()
         size = ' class="large"' if part.large else ""

@@ -29,7 +29,15 @@ _LOCK, _OWNER = ".training.lock", ".training.json"
 _DYING_SECONDS = 20  # that reading processes of a killed training may live on, and hold its lock with it
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 # what a training writes into its output folder for people to look at, and the next one would mix with its own
-_OUTPUTS = ("history.json", "curves.png", "pictures", "unreadable.json", "validation_predictions.csv", "events.out.*")
+_OUTPUTS = (
+    "history.json",
+    "curves.png",
+    "progress.html",
+    "pictures",
+    "unreadable.json",
+    "validation_predictions.csv",
+    "events.out.*",
+)
 
 _held: dict[Path, tuple[Any, float]] = {}
 

@@ -29,6 +29,8 @@ LAYERS = [
     "recipes",
     "tables",
     "figures",
+    "charts",
+    "terminal",
     "memory",
     "processes",
     "tasks",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from ..errors import DataError
+from ..terminal import progress_bar, warn
 
 __all__ = ["LeftOut", "attempt", "report", "settle"]
 
@@ -71,7 +72,7 @@ def settle(problems: Sequence[DataError], usable: int, *, strict: bool) -> None:
         raise DataError(f"{summary}\nRepair them, or run without --strict to go on with the rest.")
     if not usable:
         raise DataError(f"{summary}\nNothing is left to work on.")
-    tqdm.write(f"Going on without them: {summary}")
+    warn(f"Going on without them: {summary}")
 
 
 def attempt(function: Callable[[T], Any], items: Iterable[T]) -> list[DataError | None]:
@@ -86,6 +87,4 @@ def attempt(function: Callable[[T], Any], items: Iterable[T]) -> list[DataError 
 
     items = list(items)
     with ThreadPoolExecutor(max_workers=4) as pool:
-        return list(
-            tqdm(pool.map(one, items), total=len(items), desc="checking files", unit="case", disable=len(items) < 2)
-        )
+        return list(progress_bar(pool.map(one, items), total=len(items), desc="checking files", unit="case"))

@@ -27,6 +27,7 @@ from ..metrics import draw_scores, format_summary, score_maps, summarise, write_
 from ..metrics.reports import UNKNOWN
 from ..paths import as_path
 from ..tables import read_table
+from ..terminal import near, progress_bar
 from ..transforms import same_grid, whole_numbers, without_ending
 from .pages import PAGE, write_evaluation_page
 from .telling import tell_beginning
@@ -114,7 +115,7 @@ def _read(pair: Pair, ignore_label: int | None) -> tuple[np.ndarray, np.ndarray,
 def _map(function: Callable[[T], R], items: Sequence[T], *, title: str, workers: int) -> list[R]:
     """Call ``function`` on every item in threads: reading and geometry release Python's lock."""
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), desc=title, unit="case", disable=len(items) < 2))
+        return list(progress_bar(pool.map(function, items), total=len(items), desc=title, unit="case"))
 
 
 def found_values(pairs: Sequence[Pair], *, ignore_label: int | None = None, num_workers: int = 2) -> list[int]:
@@ -232,7 +233,7 @@ def evaluate_pairs(
     (folder / PAGE).unlink(missing_ok=True)
     if report:
         write_evaluation_page(folder, cases, summary, tolerance_mm=tolerance_mm, group=group, structures=structures)
-    tqdm.write(f"written to {folder}: scores.csv, scores.json, scores.png{f', {PAGE}' if report else ''}")
+    tqdm.write(f"written to {near(folder)}: scores.csv, scores.json, scores.png{f', {PAGE}' if report else ''}")
     return summary
 
 

@@ -24,12 +24,12 @@ import torch.nn.functional as F
 from monai.inferers import Inferer
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
-from tqdm import tqdm
 
 from ..errors import DataError, SettingsError
 from ..memory import comfortable_bytes, room
 from ..networks.untrained import refuse_untrained
 from ..tasks import SegmentationTask
+from ..terminal import progress_bar
 from ..views import axis_numbers
 
 __all__ = ["GaussianSlidingWindow", "all_finite", "gaussian_weights", "tile_starts"]
@@ -155,7 +155,7 @@ class GaussianSlidingWindow(Inferer):
         sums = result = weights = torch.empty(0)
         gaussian, whole = self.weights, False
         total = math.prod(map(len, starts))
-        bar = tqdm(total=total, desc="tiles", unit="tile", leave=False, disable=total < _MANY_TILES)
+        bar = progress_bar(total=total, desc="tiles", unit="tile", leave=False, disable=total < _MANY_TILES)
         for start, end in zip(starts[0], [*starts[0][1:], starts[0][-1] + depth], strict=True):
             places = list(product(starts[1], starts[2]))
             for index in range(0, len(places), self.sw_batch_size):

@@ -22,6 +22,7 @@ from ..drawing import draw_prediction
 from ..errors import DataError, SettingsError, causes, disk_is_full, sentence
 from ..files import write_json
 from ..paths import as_path, output_file
+from ..terminal import near
 from ..transforms.restoring import CASE
 from .pages import PAGE, write_prediction_page
 
@@ -150,7 +151,7 @@ class EachCase:
         if self.shown:
             write_prediction_page(self.folder, self.shown, labels=self.labels, told=line)
         if not self.failed:
-            tqdm.write(f"{line}; they are in {self.folder}")
+            tqdm.write(f"{line}; they are in {near(self.folder)}")
             return
         listed = "\n".join(f"  - {failure['problem']}" for failure in self.failed)
         line += f", {len(self.failed)} failed; see {self.folder / _FAILED}"

@@ -32,12 +32,12 @@ from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedG
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
-from tqdm import tqdm
 
 from ..data.cases import stem
 from ..errors import DataError, SettingsError
 from ..metrics.statistics import bootstrap_interval, known_mean
 from ..tables import read_table
+from ..terminal import progress_bar
 from ..transforms import without_ending
 
 __all__ = ["Probe", "ProbeResult", "Target", "compare_probes", "outer_folds", "probe_features", "read_target"]
@@ -333,7 +333,7 @@ def probe_features(
     used = folds
     for repeat in range(repeats):
         parts, note = outer_folds(target, folds=used, seed=seed + repeat)
-        shown = tqdm(parts, desc=f"probing, repeat {repeat + 1} of {repeats}", unit="fold", leave=False)
+        shown = progress_bar(parts, desc=f"probing, repeat {repeat + 1} of {repeats}", unit="fold", leave=False)
         if note and note not in notes:
             notes.append(note.replace(f"instead of {used}", f"instead of {folds}"))
         used = len(parts)

@@ -16,6 +16,7 @@ from .pictures import (
     draw_similarity,
 )
 from .progress import ListedOutput, Progress, shared
+from .progress_page import ProgressPage
 from .reading import UnreadableVolumes
 from .validation import PooledDice
 
@@ -32,6 +33,7 @@ __all__ = [
     "Predictions",
     "PretrainingCheckpoint",
     "Progress",
+    "ProgressPage",
     "Reproducible",
     "SegmentationPicture",
     "SetLearningRate",

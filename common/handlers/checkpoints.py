@@ -25,6 +25,7 @@ from ..ownership import hold, release, set_apart
 from ..paths import as_path
 from ..recipes import changes
 from ..sharding import joined, share
+from ..terminal import warn
 from ..weights.files import read_checkpoint, write_checkpoint
 from ..weights.transfer import keep_previous
 from ..weights.tuning import merged_state_dict
@@ -174,9 +175,7 @@ class _Resumable:
         """Register with a trainer, after :class:`Progress`."""
         on_interruption(self._saved)
         if self.validated_on_training and self.main:
-            tqdm.write(
-                "note: validation on training cases; its scores tell how well these are learnt, not how new ones are"
-            )
+            warn("note: validation on training cases; its scores tell how well these are learnt, not how new ones are")
         if self.rounds:
             self._start(engine)
         engine.add_event_handler(Events.STARTED, self._begin)

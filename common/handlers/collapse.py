@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from ignite.engine import Engine, Events
 from monai.metrics import EmbeddingCollapseMetric
 from torch import Tensor
-from tqdm import tqdm
+
+from ..terminal import warn
 
 __all__ = ["CollapseWatch"]
 
@@ -68,7 +69,7 @@ class CollapseWatch:
             return
         bad = similarity > self.similarity or directions < self.directions
         if bad and not self._told:
-            tqdm.write(
+            warn(
                 f"warning: the embeddings of different crops are nearly the same (mean cosine {similarity:.3f}, "
                 f"{directions:.1f} directions in use): the encoder may be learning nothing. If this lasts, try another "
                 "--lr or a larger --batch_size, and look at the pictures"

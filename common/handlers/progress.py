@@ -1,11 +1,10 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Progress of a training run: a bar with the time left, a line and a record per epoch, curves on disk."""
+"""Progress of a training run: a bar with the time left, a line and a record per epoch."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,11 +17,15 @@ from tqdm import tqdm
 
 from ..files import write_json
 from ..paths import as_path
+from ..terminal import duration, progress_bar
 
 __all__ = ["ListedOutput", "Progress", "shared"]
 
 _Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
+_LINE_EVERY = 600  # seconds, where there is no terminal, beside the lines of epochs
+_MOST_CLASSES = 4  # in a line
+_SCORES = {"val_ap": "AP", "val_auroc": "AUROC", "val_balanced_accuracy": "balanced accuracy"}
 ON_TRAINING = "validation_on_training_cases"  # a remark: whoever reads such scores is to know it
 
 
@@ -63,11 +66,13 @@ class Progress:
         evaluator: engine whose metrics are recorded after each of its runs.
         loss: whose ``terms``, if it has any, are recorded too: the parts of its last value, by name.
         samples_per_step: of one iteration over all processes, for the throughput.
+        verbose: print every number of an epoch, by its name in the history.
 
     Attributes:
         history: one record per finished epoch: epoch, train_loss and its terms, gradient_norm, lr, seconds,
             samples_per_second and the evaluator's metrics; times are of training alone, without validation.
         remarks: added to every record, as of validation on training cases.
+        when_it_fails: called with the engine and the error before that ends the run.
     """
 
     def __init__(
@@ -79,15 +84,19 @@ class Progress:
         evaluator: Engine | None = None,
         loss: nn.Module | None = None,
         samples_per_step: int | None = None,
+        verbose: bool = False,
     ) -> None:
         self.name, self.optimizer, self.history_file = name, optimizer, as_path(history_file)
         self.evaluator, self.loss, self.samples_per_step = evaluator, loss, samples_per_step
+        self.verbose = verbose
         self.history: list[dict[str, float]] = []
+        self.when_it_fails: list[Callable[[Engine, BaseException], None]] = []
         self.remarks: dict[str, float] = {}
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._began = self._ended = 0.0
+        self._first: tuple[float, int] | None = None  # when this process began to train, and with which step
         self._bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -98,15 +107,32 @@ class Progress:
         engine.add_event_handler(Events.COMPLETED, self._close)
         engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
 
+    def seconds_left(self, engine: Engine) -> float | None:
+        """Return how long the run will take from here, validation included, as it went so far; None before a step."""
+        if self._first is None or engine.state.iteration <= self._first[1]:
+            return None
+        began, step = self._first
+        total = engine.state.max_epochs * engine.state.epoch_length
+        return (time.monotonic() - began) / (engine.state.iteration - step) * (total - engine.state.iteration)
+
+    def running_loss(self) -> float | None:
+        """Return the mean loss of the epoch so far, or of the last one."""
+        if "train_loss" in self._sums:
+            return float(self._sums["train_loss"]) / self._counts["train_loss"]
+        return self.history[-1]["train_loss"] if self.history else None
+
     def _start_epoch(self, engine: Engine) -> None:
+        if self._first is None:
+            self._first = time.monotonic(), engine.state.iteration
         if self._bar is None and self.main:
             length = engine.state.epoch_length
-            self._bar = tqdm(
+            self._bar = progress_bar(
                 total=engine.state.max_epochs * length,
                 initial=(engine.state.epoch - 1) * length,
                 desc=self.name,
                 unit="step",
-                mininterval=0.5 if sys.stderr.isatty() else 10,
+                mininterval=0.5,
+                line_every=_LINE_EVERY,
                 smoothing=0.05,
             )
         self._sums, self._counts = {}, {}
@@ -124,8 +150,7 @@ class Progress:
         if self._bar is not None:
             self._bar.update()
             if engine.state.iteration % _SHOW_EVERY == 0:
-                loss = f"{float(self._sums['train_loss']) / self._counts['train_loss']:.4f}"
-                self._bar.set_postfix(epoch=engine.state.epoch, loss=loss, refresh=False)
+                self._bar.set_postfix_str(f"epoch {engine.state.epoch}, loss {self.running_loss():.4g}", refresh=False)
 
     def _add(self, name: str, value: Tensor) -> None:
         """Add to a sum on the device; a term that is missing in some steps is averaged over the others."""
@@ -152,8 +177,10 @@ class Progress:
         self.history.append(record | self.remarks)
         if self.main:
             write_json(self.history, self.history_file)
-            shown = ", ".join(f"{k} {v:.4g}" for k, v in record.items() if k != "epoch")
-            tqdm.write(f"{self.name}: epoch {engine.state.epoch}/{engine.state.max_epochs}, {shown}")
+            shown = [f"{k} {v:.4g}" for k, v in record.items() if k != "epoch"] if self.verbose else in_words(record)
+            if (left := self.seconds_left(engine)) is not None and not self.verbose and left > 0:
+                shown.append(f"{duration(left)} left")
+            tqdm.write(f"{self.name}: epoch {engine.state.epoch}/{engine.state.max_epochs}, {', '.join(shown)}")
 
     def _means(self) -> dict[str, float]:
         """Return the epoch's means over all steps and, in a distributed run, all processes."""
@@ -172,4 +199,26 @@ class Progress:
 
     def _fail(self, engine: Engine, error: BaseException) -> None:
         self._close(engine)
+        for call in self.when_it_fails:
+            call(engine, error)
         raise error
+
+
+def in_words(record: Mapping[str, float]) -> list[str]:
+    """Return what somebody wants to know of an epoch: loss, validation and time, the Dice of classes in brackets.
+
+    Example:
+        >>> in_words({"train_loss": 0.25, "lr": 0.1, "seconds": 80.0, "val_dice": 0.5, "val_dice_core": 0.5})
+        ['loss 0.25', 'validation Dice 0.500 (core 0.500)', '1 min 20 s']
+    """
+    told = [f"loss {record['train_loss']:.4g}"]
+    if "val_loss" in record:
+        told.append(f"validation loss {record['val_loss']:.4g}")
+    if "val_dice" in record:
+        classes = [(k.removeprefix("val_dice_"), v) for k, v in record.items() if k.startswith("val_dice_")]
+        more = [f"{len(classes) - _MOST_CLASSES} more"] if len(classes) > _MOST_CLASSES else []
+        inside = ", ".join([*(f"{name} {value:.3f}" for name, value in classes[:_MOST_CLASSES]), *more])
+        told.append(f"validation Dice {record['val_dice']:.3f}" + (f" ({inside})" if inside else ""))
+    scores = [(k.removeprefix("val_"), v) for k, v in record.items() if k in _SCORES]
+    told += [f"validation {_SCORES[f'val_{name}']} {value:.3f}" for name, value in scores]
+    return [*told, duration(record["seconds"])]

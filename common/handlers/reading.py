@@ -14,6 +14,7 @@ from tqdm import tqdm
 from ..errors import DataError
 from ..files import write_json
 from ..paths import as_path
+from ..terminal import warn
 
 __all__ = ["UnreadableVolumes"]
 
@@ -65,7 +66,7 @@ class UnreadableVolumes:
         self.samples += len(batch["region"])
         for path, source, error in batch["unreadable"]:
             if path not in self.found and path not in self.listed:
-                tqdm.write(f"{path} (made from {source}) cannot be read ({error}); other volumes take its place")
+                warn(f"{path} (made from {source}) cannot be read ({error}); other volumes take its place")
             entry = self.found.setdefault(path, {"volume": path, "source": source, "error": error, "samples": 0})
             entry["samples"] += 1
             self.replaced += 1

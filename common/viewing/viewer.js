@@ -124,7 +124,8 @@
       const widths = PLANES.map((plane) => mm(plane.across));
       const tallest = Math.max(...PLANES.map((plane) => mm(plane.up)));
       const narrow = this.row.clientWidth < 560;
-      const room = narrow ? this.row.clientWidth : this.row.clientWidth - 2 * GAP;
+      const whole = Math.floor(this.row.getBoundingClientRect().width);
+      const room = narrow ? whole : whole - 2 * GAP;
       const wanted = narrow ? Math.max(...widths) : widths.reduce((sum, width) => sum + width, 0);
       const scale = Math.min(room / wanted, Math.max(window.innerHeight * 0.62, 240) / tallest);
       for (const { plane, canvas, slider } of this.panels) {

@@ -21,6 +21,7 @@ __all__ = [
     "Recognised",
     "backbone_of",
     "describe",
+    "paper_of",
     "recognise",
 ]
 
@@ -112,6 +113,12 @@ BACKBONES = {
         "Primus-M", "Wald et al. Primus: Enforcing attention usage for 3D medical image segmentation. arXiv:2503.01835"
     ),
 }
+
+
+def paper_of(bundle: str) -> Paper | None:
+    """Return the method that a bundle is named after, if it is one of them."""
+    named = [name for name in METHODS if bundle.startswith(f"{name}_")]
+    return METHODS[max(named, key=len)] if named else None
 
 
 @dataclass

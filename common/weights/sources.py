@@ -23,6 +23,7 @@ from tqdm import tqdm
 from ..errors import WeightsError
 from ..files import sha256, write_record
 from ..paths import as_path
+from ..terminal import progress_bar
 from .files import checked_sha256
 from .reference import PLAN_FILE
 
@@ -260,7 +261,7 @@ def _read_on(address: str, part: Path, *, allow_http: bool) -> bool:
             tag_file.write_text(tag)
         else:
             tag_file.unlink(missing_ok=True)
-        bar = tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem)
+        bar = progress_bar(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem)
         with open(part, "r+b" if have else "wb") as stream, bar:
             stream.seek(have)
             stream.truncate()

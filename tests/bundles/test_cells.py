@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from common.data import CropDataset, StoreSettings, VolumeStore
 from common.handlers import PretrainingCheckpoint
 from common.views import VisibleBlocks
 from common.weights import fine_tuning_network, read_checkpoint
+from common.weights.cells import METHODS
 from tools.preparing.template import simulate_scan, template
 
 from ..conftest import BUNDLES, ROOT, method_of, small_settings
@@ -193,6 +195,11 @@ def test_a_run_repeats_resumes_and_is_taken_by_fine_tuning(
     for record in history:
         assert np.isfinite(list(record.values())).all()
         assert {"train_loss", "val_loss", "gradient_norm", "lr", "samples_per_second"} <= record.keys()
+    page = (tmp_path / "whole" / "out" / "progress.html").read_text("utf-8")
+    assert f"<title>{bundle}, pre-training: finished</title>" in page
+    assert "Epoch 3 of 3 is done" in page
+    assert "Latest picture, epoch 3" in page
+    assert METHODS[method_of(bundle)].error in html.unescape(page), "every method its own"
     pictures = sorted(path.name for path in (tmp_path / "whole" / "out" / "pictures").iterdir())
     assert pictures == ["epoch_2.png", "epoch_3.png"]
     assert ("embedding_collapse" in history[-1]) == (method_of(bundle) in WHOLE_BATCH)

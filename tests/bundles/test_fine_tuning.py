@@ -370,6 +370,9 @@ def test_pictures_and_curves_are_drawn(labelled: Path, tmp_path: Path) -> None:
     out = tmp_path / "run" / "out"
     assert sorted(path.name for path in (out / "pictures").iterdir()) == ["epoch_2.png", "epoch_3.png"]
     assert (out / "curves.png").stat().st_size > 10_000
+    page = (out / "progress.html").read_text("utf-8")
+    assert "Epoch 3 of 3 is done" in page
+    assert "Dice of each class in validation" in page
     assert list(out.glob("events.out.tfevents.*"))
 
 

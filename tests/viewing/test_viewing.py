@@ -79,7 +79,7 @@ def test_more_values_than_a_byte_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("megabytes", "levels", "step"), [(1.0, 256, 1), (0.075, 128, 1), (0.055, 32, 1), (0.011, 256, 2)]
+    ("megabytes", "levels", "step"), [(1.0, 256, 1), (0.075, 128, 1), (0.056, 32, 1), (0.011, 256, 2)]
 )
 def test_what_is_too_large_gets_fewer_grey_levels_then_fewer_voxels_and_says_so(
     megabytes: float, levels: int, step: int

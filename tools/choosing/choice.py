@@ -21,6 +21,7 @@ from common.errors import DataError, SettingsError, WeightsError, causes, senten
 from common.files import write_json, write_record
 from common.literals import as_data
 from common.settings import unknown_settings
+from common.terminal import progress_bar
 from common.weights.receipt import SPACING_CAVEAT, spacing_warning
 from common.weights.transfer import origin_receipt
 
@@ -140,7 +141,7 @@ class Choice:
         groups = [str(case[self.data.group]) for case in self.data.cases] if self.data.group else None
         metric = "AP"
         rules = Rules(group=self.data.group, folds=folds, resamples=resamples, seed=self.seed)
-        with tqdm(encoders.items(), desc="probing", unit="encoder") as bar:
+        with progress_bar(encoders.items(), desc="probing", unit="encoder") as bar:
             for name, encoder in bar:
                 bar.set_postfix_str(name)
                 place = self.place(name)

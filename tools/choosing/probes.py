@@ -55,6 +55,7 @@ from common.literals import as_data
 from common.metrics.statistics import bootstrap_interval, known_mean
 from common.paths import output_file
 from common.tables import write_table
+from common.terminal import progress_bar
 from common.transforms import OUTSIDE, volume_preprocessing, whole_numbers
 from common.weights.transfer import origin_receipt
 
@@ -319,7 +320,7 @@ def collect_voxels(
     found = []
     lost: dict[str, Mapping[int, int]] = {}
     near: dict[str, float] = {}
-    for number, case in enumerate(tqdm(cases, desc=name, unit="case", leave=False)):
+    for number, case in enumerate(progress_bar(cases, desc=name, unit="case", leave=False)):
         kept = output_file(keep.folder, case_name(case), ".npz") if keep else None
         before = _read_voxels(kept, case_name(case), keep.digest) if keep and kept else None
         if before is not None:
@@ -401,7 +402,7 @@ def probe_voxels(
     scores = np.full((len(voxels), len(task.names)), np.nan)
     fold = np.zeros(len(voxels), dtype=int)
     chosen: list[float] = []
-    for number, (train, test) in enumerate(tqdm(parts, desc=name, unit="fold", leave=False)):
+    for number, (train, test) in enumerate(progress_bar(parts, desc=name, unit="fold", leave=False)):
         model, strength = _fit([voxels[index] for index in train], units[train], task)
         chosen.append(strength)
         for index in test:

@@ -14,6 +14,7 @@ from common.engines.pages import label_names, volume_part
 from common.files import replace_file, write_json
 from common.paths import output_file
 from common.tables import write_table
+from common.terminal import near
 
 from ..commanding.ending import config_command, end
 from ..studies.definition import Run
@@ -172,7 +173,7 @@ def write_curve(
     write_table(folder / "curve.csv", list(rows[0]), [list(row.values()) for row in rows])
     _draw(rows, folder / "curve.png", bundle=str(asked["bundle"]))
     _write_page(folder, rows, results, notes=notes, asked=asked)
-    print(f"\n{table}\n\n{notes}\nwritten: {folder}/curve.csv, curve.json, curve.md, curve.png, report.html")
+    print(f"\n{table}\n\n{notes}\nwritten: {near(folder)}/curve.csv, curve.json, curve.md, curve.png, report.html")
     following = config_command(str(asked["bundle"]), "train", "--dataset_dir", "LABELLED_FOLDER")
     end(folder / "curve.csv", look=folder / "report.html", following=following)
     return rows

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import blosc2
-from tqdm import tqdm
 
 from common.data import StoreSettings, VolumeStore, pretraining_lists
 from common.data.storing.naming import meta_digest, stored_file
 from common.errors import DataError
 from common.files import replace_file, sha256
+from common.terminal import progress_bar
 
 from ..commanding.ending import config_command, end, tool_command
 from .settings import Prepare, Verify
@@ -110,7 +110,7 @@ def _damaged(
     damaged: dict[str, tuple[str, list[str]]] = {}
     unknown = 0
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        results = tqdm(pool.map(_check, sidecars), total=len(sidecars), desc="verifying", unit="volume")
+        results = progress_bar(pool.map(_check, sidecars), total=len(sidecars), desc="verifying", unit="volume")
         for sidecar, (problem, summed) in zip(sidecars, results, strict=True):
             name = sidecar.name.removesuffix(".json")
             unknown += not problem and not summed

@@ -21,6 +21,7 @@ from typing import Any
 
 from common.document import Heading, Part, Strong, Table, Text, write_html, write_markdown
 from common.tables import write_table
+from common.terminal import near
 
 from ..studies.results import METRICS, Block, Results, blocks_of, read_results
 from .cells import Cell, all_cells, case_rows, group_rows
@@ -94,7 +95,7 @@ def write_report(folder: str | Path) -> Path:
     write_markdown(title, parts, target / "report.md")
     write_html(title, parts, target / "report.html")
     _print(results, blocks, cells, outcome)
-    print(f"written: {target}/report.html, report.md, cases.csv, table.csv, tests.csv, ranks.csv, groups.csv")
+    print(f"written: {near(target)}/report.html, report.md, cases.csv, table.csv, tests.csv, ranks.csv, groups.csv")
     return target / "report.html"
 
 

@@ -23,6 +23,7 @@ from common.data.cases import Case, images_of, masks_of
 from common.data.identity import Origins, identity_of, same_images
 from common.errors import DataError, SettingsError
 from common.files import read_content
+from common.terminal import duration, near, over_bars
 from common.transforms import read_header, read_volume
 
 from ..commanding.environment import ROOT
@@ -82,10 +83,10 @@ class Chain:
             for line in process.stdout:
                 log.write(line)
                 if line.strip() and " - INFO - " not in line:
-                    print(line, end="", flush=True)
+                    over_bars(line)
         if process.wait():
             raise SystemExit(
-                f"Stopped: '{title}' failed, see above and {self.folder / 'log.txt'}; start again to go on"
+                f"Stopped: '{title}' failed, see above and {near(self.folder / 'log.txt')}; start again to go on"
             )
         self.seconds[title] = time.monotonic() - began
         if os.name == "posix":
@@ -213,8 +214,9 @@ def quickstart(settings: Quickstart) -> None:
             peak_mib=chain.peak_mib,
         ),
     )
-    print(f"\nEverything took {time.monotonic() - began:.0f} s and at most {chain.peak_mib:.0f} MiB in one process.")
-    print(f"Open {path} in a browser.")
+    took = duration(time.monotonic() - began)
+    print(f"\nEverything took {took} and at most {chain.peak_mib:.0f} MiB in one process.")
+    print(f"Open {near(path)} in a browser.")
 
 
 def _claim(folder: Path, settings: Quickstart) -> None:

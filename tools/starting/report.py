@@ -22,7 +22,7 @@ from common.engines.pages import volume_part
 from common.figures import Figure, plt
 from common.files import read_content
 from common.transforms import without_ending
-from common.weights.cells import METHODS
+from common.weights.cells import paper_of
 
 __all__ = ["Start", "threshold_baseline", "write_report"]
 
@@ -194,7 +194,8 @@ class Start:
 
 def write_report(folder: Path, start: Start) -> Path:
     """Write ``report.html`` into the quick start's folder and print its table; return its path."""
-    paper = METHODS[max((name for name in METHODS if start.bundle.startswith(name)), key=len)]
+    paper = paper_of(start.bundle)
+    assert paper is not None
     verdict, parts = _of_labels(folder, start) if start.labels else (_fell(folder, paper.error), [])
     parts = [Text(verdict, "lead"), *_about_data(start), *parts]
     pictures = sorted((folder / "pretraining" / "pictures").glob("*.png"), key=lambda path: path.stat().st_mtime)

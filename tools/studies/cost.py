@@ -22,14 +22,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from common.data.cases import case_name, images_of
 from common.engines.budget.parts import number_of_parts
 from common.engines.budget.starting import memory_problem
 from common.errors import SettingsError
 from common.files import read_content, write_json
 from common.networks.blocks.recompute import MODES, mode_of
+from common.terminal import progress_bar
 
 from ..commanding.environment import ROOT
 from .definition import PRETRAINING, Arm, DataSet, Run, Study, bundle_config, digest
@@ -330,7 +329,7 @@ def write_plan(
     runs = study.runs()
     kinds = _kinds(study)
     costs: dict[str, dict[str, Any]] = {}
-    for key, (run, config) in tqdm(kinds.items(), desc="measuring", unit="kind"):
+    for key, (run, config) in progress_bar(kinds.items(), desc="measuring", unit="kind"):
         costs[key] = _measured(study, run, config, place, steps=steps, again=again)
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     works = _works(study, costs)

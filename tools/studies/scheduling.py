@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from common.errors import SettingsError
 from common.files import read_content
+from common.terminal import progress_bar
 
 from ..commanding.environment import ROOT
 from .definition import Study
@@ -92,7 +93,8 @@ def run_pieces(
     running: dict[subprocess.Popen[bytes], tuple[str, Place]] = {}
     elsewhere: dict[str, float] = {}
     free = list(where)
-    with tqdm(total=len(order), initial=len(order) - len(waiting), desc=study.name, unit="run", smoothing=0.1) as bar:
+    done = len(order) - len(waiting)
+    with progress_bar(total=len(order), initial=done, desc=study.name, unit="run", smoothing=0.1) as bar:
         try:
             while waiting or running:
                 for name in _ready(study, waiting, failed) if free else ():

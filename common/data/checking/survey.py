@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import nibabel as nib
 import numpy as np
 from skimage.filters import threshold_otsu
-from tqdm import tqdm
 
 from ...errors import DataError
+from ...terminal import progress_bar
 from ...transforms import Header
 from ...transforms.checks import nearly_zero, told_nearly_zero
 from ..cases import Case, images_of
@@ -33,7 +33,7 @@ def in_threads(function: Callable[[T], Any], items: Sequence[T], *, threads: int
     results: list[Any] = []
     with (
         ThreadPoolExecutor(max_workers=max(threads, 1)) as pool,
-        tqdm(total=len(items), desc=doing, unit="volume", disable=len(items) < 2) as bar,
+        progress_bar(total=len(items), desc=doing, unit="volume") as bar,
     ):
         for first in range(0, len(items), _AT_ONCE):
             for result in pool.map(function, items[first : first + _AT_ONCE]):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from ...errors import DataError, SettingsError
 from ...files import write_json
 from ...paths import as_path
+from ...terminal import progress_bar
 from ...transforms.preprocessing import cropped_volumes
 from ...weights.transfer import origin_receipt
 from ..cases import LABEL, Case, images_of
@@ -94,7 +95,7 @@ def fingerprint(
     samples: list[list[np.ndarray]] = [[] for _ in range(channels)]
     problems: list[DataError] = []
     rng = np.random.default_rng(1234)
-    for case in tqdm(cases, desc="looking at the data", unit="case", disable=len(cases) < 2):
+    for case in progress_bar(cases, desc="looking at the data", unit="case"):
         try:
             check_channels(case, channels)
             check_grid(images_of(case)[0], case[LABEL])

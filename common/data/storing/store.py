@@ -38,6 +38,7 @@ from tqdm import tqdm
 
 from ...errors import DataError
 from ...paths import as_path
+from ...terminal import progress_bar
 from ..cases import ANATOMY, LABEL, Case, images_of, inverted_of
 from ..checking.checks import tell_nearly_zero, tell_slants
 from ..preparing.estimates import DiskEstimate
@@ -244,7 +245,8 @@ class VolumeStore:
         problems: dict[str, DataError] = {}
         disk = DiskEstimate(cases, self.settings, self.root, shares=shares, refuse=check_disk)
         results = each(self.prepare_one, cases, self.settings, num_workers=num_workers, scheduler=scheduler)
-        with tqdm(total=len(cases), desc="preparing volumes", unit="volume") as bar, contextlib.closing(results):
+        bar = progress_bar(total=len(cases), desc="preparing volumes", unit="volume")
+        with bar, contextlib.closing(results):
             for case, error in results:
                 if isinstance(error, DataError):
                     problems[images_of(case)[0]] = error

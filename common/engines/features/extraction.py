@@ -17,6 +17,7 @@ from ...data.checking.checks import check_case, explain, tell_nearly_zero
 from ...data.identity import identity_of
 from ...data.problems import settle
 from ...errors import DataError, SettingsError
+from ...terminal import progress_bar
 from ...weights.receipt import CAVEAT
 from ...weights.transfer import fine_tuning_network
 from .embedder import VolumeEmbedder
@@ -119,7 +120,7 @@ def extract_features(
     problems: dict[str, DataError] = {}
     small: list[str] = []
     near: dict[str, float] = {}
-    for item in tqdm(
+    for item in progress_bar(
         _loaded(folder.pending, preprocessing, channels, num_workers),
         total=len(folder.pending),
         desc="embedding",
