@@ -14,7 +14,6 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter
-from nibabel.openers import Opener
 from torch import Tensor
 
 from .formats.nifti import nifti_header
@@ -64,6 +63,21 @@ def _whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def _stream(path: Path) -> Iterator[Any]:
+    """Open a file to write, compressed if it ends in ``.gz``: by isal, twice as fast as zlib, and without the time, so
+    that the same voxels are the same bytes.
+    """
+    with open(path, "wb") as file:
+        if path.suffix != ".gz":
+            yield file
+            return
+        from isal import igzip
+
+        with igzip.IGzipFile("", "wb", compresslevel=2, fileobj=file, mtime=0) as packed:
+            yield packed
+
+
 class AtomicNibabelWriter(NibabelWriter):
     """MONAI's NIfTI writer for ``SaveImaged``, through a temporary file: a killed run leaves no half prediction.
 
@@ -87,7 +101,8 @@ class AtomicNibabelWriter(NibabelWriter):
             voxels = voxels.astype(self.output_dtype or voxels.dtype, copy=False)
             header = header_like(self.source, voxels.shape, voxels.dtype)
             kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-            nib.save(kind(voxels, header.get_best_affine(), header), temporary)
+            with _stream(temporary) as stream:
+                kind(voxels, header.get_best_affine(), header).to_stream(stream)
 
 
 def write_channels(volumes: Iterable[Tensor], count: int, path: Path, *, like: str) -> None:
@@ -99,7 +114,7 @@ def write_channels(volumes: Iterable[Tensor], count: int, path: Path, *, like: s
         path: file to write, compressed if it ends in ``.gz``.
         like: image with their geometry.
     """
-    with _whole(path) as temporary, Opener(str(temporary), "wb", compresslevel=1) as stream:
+    with _whole(path) as temporary, _stream(temporary) as stream:
         for index, volume in enumerate(volumes):
             if index == 0:
                 header = header_like(like, (*volume.shape, count), np.float32)
