@@ -3,7 +3,7 @@
 
 =========  ==========================================================================
 goes in    volume ``(B, C, D, H, W)`` on the device; any size
-between    tiles ``(n, C, *roi_size)``; sums ``(classes, D or roi_size[0], H, W)``
+between    tiles ``(n, C, *roi_size)``; sums ``(classes, D or roi_size[0], H, W)``, their weights along each axis
 comes out  logits ``(B, classes, D, H, W)``, float32
 =========  ==========================================================================
 
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from ..errors import DataError, SettingsError
 from ..memory import comfortable_bytes, room
+from ..networks.blocks.convolution import predicting
 from ..networks.untrained import refuse_untrained
 from ..tasks import SegmentationTask
 from ..terminal import progress_bar
@@ -58,12 +59,28 @@ def gaussian_weights(shape: Sequence[int]) -> Tensor:
         >>> float(weights[8, 8, 4]), f"{float(weights.min()):.1e}"
         (1.0, '3.8e-11')
     """
-    weights = np.ones(())
+    weights = torch.ones((), dtype=torch.float64)
     for side in shape:
-        line = np.zeros(side)
-        line[side // 2] = 1
-        weights = weights[..., None] * gaussian_filter1d(line, side / 8, mode="constant", truncate=4)
-    return torch.from_numpy(weights / weights.max()).float()
+        weights = weights[..., None] * _line(side)
+    return weights.float()
+
+
+def _line(side: int) -> Tensor:
+    """Return the Gaussian along one axis ``(side,)``, float64, 1 in the middle."""
+    line = np.zeros(side)
+    line[side // 2] = 1
+    line = gaussian_filter1d(line, side / 8, mode="constant", truncate=4)
+    return torch.from_numpy(line / line.max())
+
+
+def _covered(size: int, side: int, starts: Sequence[int]) -> Tensor:
+    """Return the sum of the weights of all tiles along one axis ``(size,)``, float32; over a volume it is their
+    product, since tiles stand in rows along every axis.
+    """
+    total = torch.zeros(size, dtype=torch.float64)
+    for start in starts:
+        total[start : start + side] += _line(side)
+    return total.float()
 
 
 class GaussianSlidingWindow(Inferer):
@@ -137,7 +154,8 @@ class GaussianSlidingWindow(Inferer):
         """
         refuse_untrained(network)
         volume = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
-        samples = [self._predict(sample, network) for sample in volume]
+        with predicting():
+            samples = [self._predict(sample, network) for sample in volume]
         logits = samples[0][None] if len(samples) == 1 else torch.stack(samples)
         if self.task is None or not getattr(network, "training", False):
             return logits
@@ -152,7 +170,8 @@ class GaussianSlidingWindow(Inferer):
             volume = F.pad(volume, [n for m in reversed(missing) for n in (m // 2, m - m // 2)])
         starts = [tile_starts(n, tile, self.overlap) for n, tile in zip(volume.shape[1:], self.roi_size, strict=True)]
         depth, height, width = self.roi_size
-        sums = result = weights = torch.empty(0)
+        covered = [_covered(*axis) for axis in zip(volume.shape[1:], self.roi_size, starts, strict=True)]
+        sums = result = torch.empty(0)
         gaussian, whole = self.weights, False
         total = math.prod(map(len, starts))
         bar = progress_bar(total=total, desc="tiles", unit="tile", leave=False, disable=total < _MANY_TILES)
@@ -167,15 +186,15 @@ class GaussianSlidingWindow(Inferer):
                     whole, place = self._plan((classes, *volume.shape[1:]), outputs.device)
                     slices = volume.shape[1] if whole else depth
                     sums = torch.zeros((classes, slices, *volume.shape[2:]), device=place)
-                    weights, gaussian = torch.zeros(sums.shape[1:], device=place), gaussian.to(place, non_blocking=True)
+                    gaussian, *covered = [one.to(place, non_blocking=True) for one in (gaussian, *covered)]
                     result = sums if whole else self._room((classes, *size))
                 first = start if whole else 0  # of the sums, the slice where this row begins
                 for (y, x), output in zip(corners, outputs, strict=True):
                     at = (slice(first, first + depth), slice(y, y + height), slice(x, x + width))
-                    sums[(slice(None), *at)] += output.to(sums.device) * gaussian
-                    weights[at] += gaussian
+                    sums[(slice(None), *at)].addcmul_(output.to(sums.device), gaussian)
                 bar.update(len(corners))
-            done = sums[:, first : first + end - start].div_(weights[first : first + end - start])
+            weights = covered[0][start:end, None, None] * covered[1][:, None] * covered[2]
+            done = sums[:, first : first + end - start].div_(weights)
             if not all_finite(done):
                 raise DataError(
                     "the network's output is not finite; add --amp false, or look whether the model's training had "
@@ -186,8 +205,7 @@ class GaussianSlidingWindow(Inferer):
                 result[:, low - inner[0].start : high - inner[0].start] = done[
                     :, low - start : high - start, inner[1], inner[2]
                 ]
-                _move_on(sums, 1, end - start)
-                _move_on(weights, 0, end - start)
+                _move_on(sums, end - start)
         bar.close()
         return result[(slice(None), *inner)] if whole else result
 
@@ -221,10 +239,10 @@ def all_finite(logits: Tensor) -> bool:
     return bool(torch.isfinite(torch.stack(ends)).all())
 
 
-def _move_on(sums: Tensor, dim: int, step: int) -> None:
-    """Drop the first ``step`` slices along ``dim`` in place; zeros follow at the end."""
-    slices = sums.shape[dim]
+def _move_on(sums: Tensor, step: int) -> None:
+    """Drop the first ``step`` slices of ``(classes, slices, H, W)`` in place; zeros follow at the end."""
+    slices = sums.shape[1]
     for start in range(0, slices - step, step):  # in pieces that do not overlap what they replace
         count = min(step, slices - step - start)
-        sums.narrow(dim, start, count).copy_(sums.narrow(dim, start + step, count))
-    sums.narrow(dim, slices - step, step).zero_()
+        sums[:, start : start + count] = sums[:, start + step : start + step + count]
+    sums[:, slices - step :] = 0

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...views.blocks import VisibleBlocks
 from ..blocks.block_sparse import BlockMap, recall_unit, run_stage, run_unit
-from ..blocks.convolution import ConvBlock, ResidualBlock, Stage
+from ..blocks.convolution import ConvBlock, Convolution, ResidualBlock, Stage
 from ..blocks.recompute import Again, convolve_joined, mode_of, recalled, selects
 from ..blocks.sparse import MaskedMap, mask_at
 from ..untrained import watch_untrained
@@ -249,7 +249,7 @@ class ResEncUNet(nn.Module):
             self.decoder = UNetDecoder(
                 features_per_stage=features_per_stage, dropout=dropout, checkpointing=checkpointing
             )
-            self.head = nn.Conv3d(features_per_stage[0], out_channels, kernel_size=1)
+            self.head = Convolution(features_per_stage[0], out_channels, kernel_size=1)
         if initialization == "he":
             initialize_he(self)
 

@@ -1,0 +1,75 @@
+# Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
+"""What only predicts takes other operations than what learns, and gives the same."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from common.networks import ResEncUNet
+from common.networks.blocks.convolution import predicting
+
+
+class _Operations(TorchDispatchMode):
+    """Names of the operations that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func).split(".")[1])
+        return func(*args, **(kwargs or {}))
+
+
+def _network() -> ResEncUNet:
+    torch.manual_seed(0)
+    network = ResEncUNet(2, 3, features_per_stage=[4, 8, 8], blocks_per_stage=[1, 2, 1]).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return network
+
+
+@pytest.mark.parametrize("size", [(1, 2, 16, 24, 8), (2, 2, 8, 8, 8), (1, 2, 4, 4, 4)])
+def test_predicting_gives_what_learning_sees(size: tuple[int, ...]) -> None:
+    network, image = _network(), torch.randn(size)
+    learned = network(image).detach()
+    with torch.no_grad(), predicting(), _Operations() as seen:
+        predicted = network(image)
+        strided = network(image.transpose(2, 4).contiguous().transpose(2, 4))
+    torch.testing.assert_close(predicted, learned, rtol=1e-5, atol=1e-5 * float(learned.abs().max()))
+    torch.testing.assert_close(strided, predicted, rtol=1e-5, atol=1e-5 * float(learned.abs().max()))
+    assert "mkldnn_convolution" in seen.names, "a single small map is left to PyTorch's slow routine"
+    assert "native_group_norm" in seen.names
+    assert not {name for name in seen.names if name.startswith("slow_conv3d") or "batch_norm" in name}
+
+
+def test_only_where_nobody_learns_and_it_is_asked_for() -> None:
+    """TorchScript, ONNX and the numbers that are recorded have the operations of training."""
+    network, image = _network(), torch.randn(1, 2, 8, 8, 8)
+    with _Operations() as seen, torch.no_grad():
+        plain = network(image)
+    with predicting(), _Operations() as learning:
+        network(image).sum().backward()
+    with predicting(), torch.no_grad():
+        exported = str(torch.export.export(network, (image,)).graph)
+    for names in (seen.names, learning.names):
+        assert not {"mkldnn_convolution", "native_group_norm"} & names
+    assert "aten.conv3d" in exported
+    assert "mkldnn" not in exported
+    with torch.no_grad():
+        assert torch.equal(torch.jit.script(network)(image), plain)
+
+
+def test_float64_and_bfloat16_are_left_alone() -> None:
+    network, image = _network(), torch.randn(1, 2, 8, 8, 8)
+    with torch.no_grad(), predicting():
+        found = network(image)
+        double = _network().double()(image.double())
+        with torch.autocast("cpu", torch.bfloat16):
+            assert network(image).dtype == torch.bfloat16
+    assert double.dtype == torch.float64
+    torch.testing.assert_close(found.double(), double, rtol=1e-4, atol=1e-4 * float(double.abs().max()))
