@@ -18,7 +18,7 @@ from skimage.transform import resize
 from torch import Tensor
 
 from .grids import AxesTurn, same_grid
-from .votes import nearest_voxels, resample_label
+from .votes import nearest_voxels, resample_label, voxel_places
 
 __all__ = [
     "OnImageGridd",
@@ -70,15 +70,45 @@ def _resample_image(volume: np.ndarray, shape: Sequence[int], axis: int | None) 
     return np.take(stack, nearest_voxels(stack.shape[axis], shape[axis]).numpy(), axis=axis)
 
 
-def resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
-    """Resample ``(C, D, H, W)`` trilinearly; with ``axis``, by nearest neighbour along it."""
+def resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None, *, slices: slice = slice(None)) -> Tensor:
+    """Resample ``(C, D, H, W)`` trilinearly; with ``axis``, by nearest neighbour along it.
+
+    Args:
+        volume: to resample.
+        shape: ``(d, h, w)`` of the result.
+        axis: that is not interpolated.
+        slices: of the result along its first axis that are wanted; the same voxels whichever they are asked for with.
+
+    Returns:
+        ``(C, d or less, h, w)``, float32.
+    """
+    depth = volume.shape[1]
+    if axis == 0:
+        chosen = nearest_voxels(depth, shape[0])[slices].to(volume.device)
+        return _resample_planes(volume[:, chosen].float(), shape[1:], None)
+    at = voxel_places(depth, shape[0])[slices].clamp_(0, depth - 1)
+    low = at.long()
+    high = (low + 1).clamp_(max=depth - 1)
+    first, end = int(low[0]), int(high[-1]) + 1
+    planes = _resample_planes(volume[:, first:end].float(), shape[1:], None if axis is None else axis - 1)
+    if depth == shape[0]:
+        return planes[:, : len(at)]
+    below, above = (planes[:, (side - first).to(planes.device)] for side in (low, high))
+    return torch.lerp(below, above, (at - low).float().to(planes.device)[:, None, None])
+
+
+def _resample_planes(planes: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
+    """Resample each plane of ``(C, D, H, W)`` bilinearly; with ``axis``, by nearest neighbour along it."""
     between = list(shape)
     if axis is not None:
-        between[axis] = volume.shape[1 + axis]
-    out = F.interpolate(volume[None].float(), size=between, mode="trilinear", align_corners=False)[0]
+        between[axis] = planes.shape[2 + axis]
+    if list(planes.shape[2:]) != between:
+        each = planes.flatten(0, 1)[:, None]  # PyTorch rounds otherwise for many channels
+        each = F.interpolate(each, size=between, mode="bilinear", align_corners=False)
+        planes = each.view(*planes.shape[:2], *between)
     if axis is not None and between[axis] != shape[axis]:
-        out = out.index_select(1 + axis, nearest_voxels(between[axis], shape[axis]).to(out.device))
-    return out
+        planes = planes.index_select(2 + axis, nearest_voxels(between[axis], shape[axis]).to(planes.device))
+    return planes
 
 
 class OnImageGridd(MapTransform):

@@ -3,13 +3,13 @@
 
 ========  ==========================================================================================
 goes in   logits ``(outputs, D, H, W)``; the image they were predicted from, with what was done to it
-between   one output after the other on the grid before resampling, the winner kept: ``(1, d, h, w)``
+between   a few slices of the grid before resampling, one output after the other, the winner kept: ``(1, n, h, w)``
 comes out label map ``(1, X, Y, Z)`` in the axes, shape and affine of the file
 ========  ==========================================================================================
 
-Nothing of the size of all outputs is ever made: interpolation takes one output at a time, and undoing crop and axes,
-which changes no value, comes after the decision. The labels are bit for bit those of MONAI's ``Invertd`` followed by an
-argmax.
+Nothing of the size of an output is ever made: interpolation takes some slices of one output at a time, and undoing crop
+and axes, which changes no value, comes after the decision. The labels are bit for bit those of MONAI's ``Invertd``
+followed by an argmax.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ __all__ = ["CASE", "SOURCE", "KeepLargestComponentd", "RestoreSegmentationd", "S
 
 CASE = "case"  # key of a case's name, under which its prediction is written
 SOURCE = "source_file"  # metadata of a prediction: the image whose geometry it has
+_SLICES = 16  # that are decided at once
 _BYTES_PER_VOXEL = 20  # an output interpolated, the best so far, where it wins, and what interpolation itself needs
 
 
@@ -67,19 +68,26 @@ class _Restoration:
         self.axis = None if axis < 0 else axis
         self.affine = torch.as_tensor(last[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
 
-    def device(self, logits: Tensor) -> torch.device:
+    def parts(self) -> Iterator[slice]:
+        """Yield the slices to decide together, until all are done; a GPU, to which logits may have to go, takes all."""
+        step = _SLICES if self.image.device.type == "cpu" else self.shape[0]
+        for start in range(0, self.shape[0], step):
+            yield slice(start, min(start + step, self.shape[0]))
+
+    def device(self, slices: slice) -> torch.device:
         """Return where to interpolate: where the image was predicted, if there is room."""
-        needed = _BYTES_PER_VOXEL * math.prod(self.shape)
+        needed = _BYTES_PER_VOXEL * len(range(self.shape[0])[slices]) * math.prod(self.shape[1:])
         fits = self.image.device.type == "cpu" or needed <= comfortable_bytes(self.image.device)
         return self.image.device if fits else torch.device("cpu")
 
-    def outputs(self, logits: Tensor) -> Iterator[Tensor]:
-        """Yield each output ``(1, d, h, w)`` on the grid before resampling."""
-        device = self.device(logits)
+    def outputs(self, logits: Tensor, slices: slice = slice(None)) -> Iterator[Tensor]:
+        """Yield each output ``(1, d or less, h, w)`` on the grid before resampling."""
+        device = self.device(slices)
         for output in logits:
-            output = output[None].to(device)
-            same = list(output.shape[1:]) == self.shape
-            yield output.float() if same else resample_linear(output, self.shape, self.axis)
+            if list(output.shape) == self.shape:
+                yield output[None, slices].to(device).float()
+            else:
+                yield resample_linear(output[None].to(device), self.shape, self.axis, slices=slices)
 
     def to_file(self, values: Tensor) -> MetaTensor:
         """Undo crop and axes of ``(1, d, h, w)``; what was cropped away is 0."""
@@ -123,7 +131,9 @@ class RestoreSegmentationd(MapTransform):
         for key in self.key_iterator(out):
             image = out[self.orig_key]
             restoration = _Restoration(image, self.transform)
-            labels = restoration.to_file(self.task.decode_outputs(restoration.outputs(_plain(out[key]))))
+            logits = _plain(out[key])
+            parts = [self.task.decode_outputs(restoration.outputs(logits, part)).cpu() for part in restoration.parts()]
+            labels = restoration.to_file(torch.cat(parts, 1))
             labels.meta[SOURCE] = _file(image)
             labels.meta["filename_or_obj"] = f"{file_name(_name(out, image))}.nii.gz"
             out[key] = labels

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["largest_share", "mixed_cells", "nearest_voxels", "resample_label"]
+__all__ = ["largest_share", "mixed_cells", "nearest_voxels", "resample_label", "voxel_places"]
 
 _CORNERS = tuple((i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1))  # of the cell that a place lies in
 _AT_ONCE = 2**20  # places that are voted on at a time
@@ -83,10 +83,10 @@ def resample_label(volume: Tensor, shape: Sequence[int], axis: int | None = None
 
 def nearest_voxels(old: int, new: int) -> Tensor:
     """Return for each of ``new`` positions the index of the old voxel that it falls in; of two, the upper one."""
-    return (_places(old, new) + 0.5).floor().long().clamp_(0, old - 1)
+    return (voxel_places(old, new) + 0.5).floor().long().clamp_(0, old - 1)
 
 
-def _places(old: int, new: int) -> Tensor:
+def voxel_places(old: int, new: int) -> Tensor:
     """Return where the centres of ``new`` voxels lie among those of ``old`` ones over the same extent."""
     return (torch.arange(new, dtype=torch.float64) + 0.5) * old / new - 0.5
 
@@ -98,7 +98,7 @@ def _voted(labels: Tensor, shape: Sequence[int]) -> Tensor:
     padded = _closed(labels)
     corners, shares = [], []
     for old, new in zip(labels.shape, shape, strict=True):
-        places = _places(old, new).clamp_(0, old - 1)
+        places = voxel_places(old, new).clamp_(0, old - 1)
         corners.append(places.floor())
         shares.append((places - corners[-1]).float().to(labels.device))
     steps = padded.stride()

@@ -16,6 +16,7 @@ from monai.transforms import Compose, Invertd
 from common.data import SegmentationTask
 from common.errors import SettingsError
 from common.transforms import KeepLargestComponentd, RestoreSegmentationd, SaveProbabilitiesd, volume_preprocessing
+from common.transforms.geometry import resample_linear
 from common.transforms.writing import header_like
 
 TASK = SegmentationTask(["background", "a", "b", "c"])
@@ -67,6 +68,17 @@ def test_labels_equal_those_of_monais_inverse(
     assert torch.equal(found.as_tensor(), expected)
     assert np.array_equal(found.affine.numpy(), nib.load(path).affine), "to the last bit"
     assert found.meta["filename_or_obj"] == "scan.nii.gz"
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((23, 9, 6), None), ((23, 9, 6), 0), ((3, 5, 23), 2), ((7, 8, 9), None)])
+def test_some_slices_are_those_of_the_whole(shape: tuple[int, int, int], axis: int | None) -> None:
+    logits = torch.randn(2, 7, 8, 9)
+    whole = resample_linear(logits, shape, axis)
+    parts = [resample_linear(logits, shape, axis, slices=slice(start, start + 4)) for start in range(0, shape[0], 4)]
+    assert torch.equal(torch.cat(parts, 1), whole)
+    if axis is None:
+        trilinear = torch.nn.functional.interpolate(logits[None], size=shape, mode="trilinear")[0]
+        torch.testing.assert_close(whole, trilinear, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("task", [TASK, REGIONS])
