@@ -29,6 +29,7 @@ from common.files import replace_file
 
 from ..commanding.environment import ROOT
 from .data_path import data_tables, measure_data_path
+from .inference import inference_table, measure_inference
 from .samples import measure_samples
 from .settings import PUBLISHED, Benchmark
 from .steps import PEER_FOLDER, measure_plain_memory, measure_precision, measure_sparse, measure_step, prepare_process
@@ -50,7 +51,7 @@ def benchmark(settings: Benchmark) -> None:
     """Measure and print Markdown; progress goes to the error stream."""
     _check_names(settings)
     check_device(settings.device)
-    if settings.peers:
+    if settings.peers and settings.parts != ("inference",):  # nnU-Net has an environment of its own
         _install_peers()
     head = _alone(_hardware, settings) + "\n"
     if "steps" in settings.parts:
@@ -66,6 +67,9 @@ def benchmark(settings: Benchmark) -> None:
     if "data" in settings.parts:
         print("data", file=sys.stderr, flush=True)
         _tell(settings, "data", [head, *data_tables(_alone(_measure_data_path, settings), _table)])
+    if "inference" in settings.parts:
+        print("inference", file=sys.stderr, flush=True)
+        _measure_inference(settings, head)
 
 
 def _tell(settings: Benchmark, section: str, text: Sequence[str]) -> None:
@@ -121,6 +125,15 @@ def _measure_sparse(settings: Benchmark, head: str) -> None:
     print("\n".join(text), flush=True)
 
 
+def _measure_inference(settings: Benchmark, head: str) -> None:
+    """Predict volumes; writes what is there after each row."""
+    found: list[dict[str, Any]] = []
+    for row in measure_inference(settings):
+        found.append(row)
+        write_section(settings.output, "inference", [head, *inference_table(found, _table)])
+    print("\n".join([head, *inference_table(found, _table)]), flush=True)
+
+
 def _measure_data_path(options: Benchmark) -> dict[str, Any]:
     """Measure the data path on volumes of 256^3 for crops of the published size."""
     prepare_process(options)
@@ -154,7 +167,9 @@ def _hardware(options: Benchmark) -> str:
     memory = psutil.virtual_memory().total / 2**30
     gpu = torch.cuda.get_device_name() if options.device == "cuda" else "no GPU"
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "monai", "blosc2", "numpy", "scipy")]
-    versions += [f"{name} {version}" for name, version in PEERS.items()] if options.peers else []
+    versions += [
+        f"{name} {version}" for name, version in PEERS.items() if options.peers and options.parts != ("inference",)
+    ]
     return (
         f"{time.strftime('%Y-%m-%d')}; {os.cpu_count()} cores of {processor}, {memory:.0f} GB, {gpu}; "
         f"{threads}; Python {platform.python_version()}, {', '.join(versions)}"

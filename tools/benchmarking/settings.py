@@ -14,7 +14,7 @@ from ..commanding.settings import Bundle, Existing, From, Reads, RefusalError, R
 
 __all__ = ["PARTS", "PUBLISHED", "Benchmark", "Sharding"]
 
-PARTS = ("steps", "sparse", "precision", "views", "store", "data")
+PARTS = ("steps", "sparse", "precision", "views", "store", "data", "inference")
 PUBLISHED = 160
 _BUNDLES = tuple(sorted(path.parent.parent.name for path in ROOT.glob("bundles/*/configs/pretrain.yaml")))
 
@@ -46,7 +46,7 @@ class Benchmark:
     parts: Annotated[tuple[str, ...], Reads(_parts, "parts with commas between, or all")] = ("all",)
     """Of steps, sparse (Spark3D's step against the dense U-Net's, crops of 96 and 160, one sample), precision (bfloat16
     against float32 on a CPU that has it), views, store, data (the data path against MONAI's datasets and .npy; needs 2
-    GB of disk)."""
+    GB of disk), inference (whole volumes on one thread; with --peers true against nnU-Net in .venv-nnunet)."""
     patch_size: Annotated[int, From(1)] = 64
     """Side of the crops of a training step, a multiple of 32 (for the U-Net at least 64). 160 is published; below that
     VoCo and SimCLR get fewer crops of each image."""

@@ -1,7 +1,8 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """What nnU-Net makes of the samples: run by the Python of its own environment, with nothing of this project.
 
-python peer.py FOLDER
+python peer.py FOLDER                     # all that is to do there
+python peer.py MODEL IMAGES OUTPUT        # predict one folder; what is mirrored, the model says
 """
 
 import functools
@@ -83,4 +84,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if sys.argv[2:]:
+        predict(*map(Path, sys.argv[1:]))
+    else:
+        main(Path(sys.argv[1]))
