@@ -289,6 +289,31 @@ def test_no_step_makes_the_host_wait_for_the_device() -> None:
         assert looks == ([1] if "inference" in name else [0] * len(looks)), (name, looks)
 
 
+LOOKS = """
+from types import SimpleNamespace
+from common.handlers import Progress, StopAtNonFiniteLoss
+found = {"stop": [], "progress": []}
+with StandIn(strict=True) as device:
+    optimizer = torch.optim.SGD([torch.empty(1, device="standin", requires_grad=True)], lr=0.1)
+    stop, progress = StopAtNonFiniteLoss("models"), Progress("run", optimizer, history_file=sys.argv[1])
+    loss = torch.empty((), device="standin")
+    state = SimpleNamespace(epoch=1, max_epochs=1, epoch_length=20, output={"loss": loss}, batch={}, gradient_norm=loss)
+    engine = SimpleNamespace(state=state)
+    progress._start_epoch(engine)
+    for state.iteration in range(1, 21):
+        for name, watch in (("stop", stop._watch), ("progress", progress._step)):
+            try:
+                watch(engine)
+            except SynchronisationError:
+                found[name].append(state.iteration)
+print(json.dumps(found))
+"""
+
+
+def test_what_has_to_look_at_a_loss_does_so_between_steps_and_every_tenth_time(tmp_path: Path) -> None:
+    assert alone(LOOKS, str(tmp_path / "history.json")) == {"stop": [10, 20], "progress": [10, 20]}
+
+
 CHECKED = """
 from tools.budgeting.checking import estimated_gib
 print(json.dumps(estimated_gib(*json.loads(sys.argv[1]))))

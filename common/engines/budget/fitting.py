@@ -50,9 +50,14 @@ def override(changes: Mapping[str, Any]) -> str:
 
 
 def recomputations(content: Mapping[str, Any]) -> list[str]:
-    """Return the values that a config's ``checkpointing`` may have, its own first, the smallest last."""
+    """Return the values to try of a config's ``checkpointing``: its own first, then what holds less than ``none``.
+
+    Example:
+        >>> recomputations({"checkpointing": "selective"}), recomputations({"checkpointing": False})
+        (['selective', 'full'], ['none', 'selective', 'full'])
+    """
     own = mode_of(content.get("checkpointing"))
-    return [own, *(mode for mode in MODES if mode != own)]
+    return [own, *(mode for mode in MODES if mode not in (own, "none"))]
 
 
 def side_name(content: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def made_up_cases(target: Any, classes: Any) -> dict[str, Any]:
 
 
 class _Phases:
-    """Tells the stand-in what new tensors are for, as the trainer goes on.
+    """Tells the stand-in what new tensors are for, as the trainer goes on after a step that left gradients and state.
 
     Args:
         device: the stand-in.
@@ -91,14 +91,20 @@ class _Phases:
     def __init__(
         self, device: StandIn, network: nn.Module, optimizer: torch.optim.Optimizer, *, copied: bool = False
     ) -> None:
-        self.device, self.optimizer = device, optimizer
+        self.device = device
         self.buckets: dict[int, Tensor] = {}
         network.register_forward_pre_hook(lambda *_: self._begin("activations"))
         for parameter in (each for each in network.parameters() if each.requires_grad):
+            with device.as_part("gradients"):
+                parameter.grad = torch.empty_like(parameter)
             if copied:
-                with device.as_part("gradients"):
-                    self.buckets[id(parameter)] = torch.empty_like(parameter)
+                self.buckets[id(parameter)] = parameter.grad
             parameter.register_post_accumulate_grad_hook(self._accumulated)  # type: ignore[no-untyped-call]
+        optimizer.step()  # which makes its state
+        for state in optimizer.state.values():
+            for value in state.values():
+                device.assign(value if isinstance(value, Tensor) else None, "optimizer")
+        device.forget()
 
     def _begin(self, phase: str) -> None:
         self.device.phase = phase
@@ -111,14 +117,6 @@ class _Phases:
         """Register with a trainer."""
         for event in (Events.ITERATION_STARTED, IterationEvents.LOSS_COMPLETED):
             engine.add_event_handler(event, lambda _: self._begin("temporaries"))
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._state)
-
-    def _state(self, engine: Engine) -> None:
-        for state in self.optimizer.state.values():
-            for value in state.values():
-                self.device.assign(value if isinstance(value, Tensor) else None, "optimizer")
-        if engine.state.iteration * 2 == engine.state.epoch_length:  # the first step is over, and its state is there
-            self.device.forget()
 
 
 def build(content: Mapping[str, Any], device: StandIn, made_up: Mapping[str, Any]) -> ConfigParser:
@@ -184,7 +182,7 @@ def _regions(parser: ConfigParser, device: StandIn, samples: int, parts: int) ->
 def training_step(
     content: Mapping[str, Any], *, processes: int = 1, like_cuda: bool = True, strict: bool = False
 ) -> Step:
-    """Run two optimizer steps of a config for pre-training or fine-tuning on the stand-in; the second one is told.
+    """Run an optimizer step of a config for training on the stand-in, with what an earlier one has left there.
 
     Args:
         content: of the config, complete and not resolved, overrides included.
@@ -210,7 +208,7 @@ def training_step(
                 group["foreach"] = like_cuda
         few = min(parts, 2)  # the first makes the gradients, and all others are like the second
         phases = _Phases(device, network, optimizer, copied=processes > 1 and not sharded)
-        made_up |= {"batches": [batch] * (2 * few), "parts": few, "phases": phases}
+        made_up |= {"batches": [batch] * few, "parts": few, "phases": phases}
         parser.get_parsed_content("made_up_trainer").run()
         made = device.flops // 2 * parts // few
         step = Step(**device.peak, highest=device.highest, multiply_adds=made, read=read)
