@@ -26,6 +26,8 @@ from tools.commanding import running
 from tools.commanding.locks import pins
 from tools.commanding.parsing import parse
 from tools.commanding.settings import filled
+from tools.exporting.new_task import new_task
+from tools.exporting.settings import NewTask
 from tools.opening import doctor, runs, weights
 from tools.opening.entering import WORKFLOWS, enter
 from tools.opening.listing import list_bundles
@@ -252,6 +254,16 @@ def test_the_whole_chain_from_a_folder_of_the_users(here: Path, capsys: pytest.C
     assert np.array_equal(mask.affine, nib.load("task/images/case_1.nii.gz").affine)
     assert set(np.unique(np.asanyarray(mask.dataobj))) <= {0, 1}
     assert sorted(path.name for path in Path("masks").glob("*.nii.gz")) == ["case_1.nii.gz"]
+
+    new_task(filled(NewTask, "mae_resenc_l", "ball", model=run / "models" / "model.pt"))
+    one = "task/images/case_1.nii.gz"
+    call = runs.predict(filled(Predict, "ball", one, output="others", num_workers=0, pictures=0))
+    assert call.command.startswith(
+        "PYTHONPATH=ball python -m monai.bundle run --config_file ball/configs/inference.json"
+    )
+    other = nib.load("others/case_1.nii.gz")
+    assert np.array_equal(np.asanyarray(mask.dataobj), np.asanyarray(other.dataobj)), "the same by its own code"
+    assert "scripts.engines" in sys.modules
 
     runs.embed(filled(Embed, "mae_resenc_l", "task/images", output="vectors", **narrow, pooling="mean+std"))
     with open("vectors/features.csv", newline="") as stream:

@@ -75,7 +75,7 @@ def _on_its_own(value: Any, bundle: str) -> Any:
     if isinstance(value, dict):
         if value.get("_target_") == f"{PACKAGE}.bundles.bundle_name":
             return bundle
-        if value.get("_target_") == "common.engines.check_settings" and "presets" in value:
+        if value.get("_target_") == f"{PACKAGE}.engines.check_settings" and "presets" in value:
             workflow, backbone = value["presets"]
             files = sorted((ROOT / "common" / "configs").glob(f"preset_*_{backbone}.yaml"))
             names = [file.stem.split("_")[1] for file in files]

@@ -146,15 +146,17 @@ def predict(
     call = _run(
         "predict", Predict, os.fspath(model), images, output=output, show_command=show_command, settings=settings
     )
-    folder = _folder(call, "output_dir", "output/predictions")
+    if show_command:
+        return {}
     from common.data import image_list
     from common.data.cases import case_name
     from common.paths import output_file
+    from common.weights import trained_settings
 
-    if show_command:
-        return {}
+    folder = _folder(call, "output_dir", "output/predictions")
+    told = trained_settings(str(_folder(call, "model", "models/model.pt")))
     where = {name: call.settings[name] for name in ("dataset_dir", "datalist") if name in call.settings}
-    cases = image_list(**where, channels=int(settings.get("channels", 1)), output_dir=str(folder))
+    cases = image_list(**where, channels=told.get("channels", 1), output_dir=str(folder))
     found = {case_name(case): output_file(folder, case_name(case), ".nii.gz") for case in cases}
     return {name: file for name, file in found.items() if file.is_file()}
 

@@ -32,11 +32,13 @@ class Call:
         config: its file.
         folder: where weights and results go unless told otherwise, MONAI's bundle_root.
         settings: words by name.
+        code: folder of an exported bundle, whose code has to be found.
     """
 
     config: Path
     folder: Path
     settings: Mapping[str, str]
+    code: Path | None = None
 
     @property
     def words(self) -> list[str]:
@@ -47,7 +49,8 @@ class Call:
     @property
     def command(self) -> str:
         """The equal command of MONAI."""
-        return shlex.join(["python", "-m", "monai.bundle", *self.words])
+        line = shlex.join(["python", "-m", "monai.bundle", *self.words])
+        return line if self.code is None else f"PYTHONPATH={shlex.quote(_shown(self.code))} {line}"
 
 
 def _option(name: str, value: str) -> list[str]:
@@ -74,8 +77,10 @@ def run(call: Call, *, show: bool = False) -> Call:
     if show:
         print(call.command)
         return call
-    before = sys.argv
+    before, path = sys.argv, [*sys.path]
     sys.argv = ["monai.bundle", *call.words]
+    if call.code is not None:
+        sys.path.insert(0, str(call.code.absolute()))
     try:
         with warnings.catch_warnings():
             if call.config.is_relative_to(BUNDLES):  # the collection's own
@@ -83,7 +88,7 @@ def run(call: Call, *, show: bool = False) -> Call:
             # __main__ is then MONAI's, so that the config knows a command line, with its words
             runpy.run_module("monai.bundle", run_name="__main__", alter_sys=True)
     finally:
-        sys.argv = before
+        sys.argv, sys.path[:] = before, path
     return call
 
 
@@ -162,7 +167,7 @@ def predict(settings: Predict) -> Call:
         where["output_dir"] = _shown(settings.output)
     if exported is None and Path(model) != folder / "models" / "model.pt":
         where["model"] = model if "*" in model else _shown(Path(model))
-    return run(Call(config, folder, where | told), show=settings.show_command)
+    return run(Call(config, folder, where | told, code=exported), show=settings.show_command)
 
 
 def classify(settings: Classify) -> Call:
