@@ -184,10 +184,23 @@ def test_weights_that_are_needed_are_announced_or_named(
     with pytest.raises(SettingsError, match="simmim_resenc_l has no published weights and none are here; pre-train it"):
         runs.finetune(filled(Finetune, "simmim_resenc_l", "task", labels="background,ball"))
 
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no network")
+
     def offline(*_: Any, **__: Any) -> None:
         raise WeightsError("cannot be reached from here")
 
     monkeypatch.setattr("tools.checkpoints.importing.import_checkpoint", offline)
+    monkeypatch.setattr(weights, "_in_cache", lambda source: False)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setattr(weights.urllib.request, "urlopen", refuse)
+    with pytest.raises(WeightsError) as error:
+        runs.embed(filled(Embed, "mae_resenc_l", "task/images"))
+    place = here / "kept" / "mae_resenc_l" / "models" / "openmind" / "checkpoint_final.pth"
+    assert f"checkpoint_final.pth cannot be reached; fetch it where there is a network, put it at {place}" in str(
+        error.value
+    )
+    assert capsys.readouterr().out == ""
     monkeypatch.setattr(weights, "_size", lambda source: "491 MB")
     with pytest.raises(WeightsError, match="cannot be reached"):
         runs.embed(filled(Embed, "mae_resenc_l", "task/images"))
