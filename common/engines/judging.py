@@ -8,6 +8,7 @@ causes. Here the reason itself is what a caller in Python gets.
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Mapping
 from numbers import Integral
 from types import FrameType
@@ -120,7 +121,7 @@ def end_plainly(parser: Any, problem: Exception | None = None) -> bool:
     """
     if not _goes_on(parser):
         return False
-    ours = type(parser).get_parsed_content
+    ours, itself = type(parser).get_parsed_content, weakref.ref(parser)  # or nothing of a run would go when it ends
 
     def get_parsed_content(id: str = "", **kwargs: Any) -> Any:
         nonlocal problem
@@ -128,7 +129,7 @@ def end_plainly(parser: Any, problem: Exception | None = None) -> bool:
             found, problem = problem, None  # once: who mends a setting may run it again
             raise found
         try:
-            return ours(parser, id, **kwargs)
+            return ours(itself(), id, **kwargs)
         except Exception as error:
             reason = plainly(error)
             if reason is None:

@@ -191,7 +191,7 @@ def _write_page(
     largest = rows[-1]
     verdict = f"With {largest['cases']} labelled cases: {_verdict(largest)} ({_difference(largest)} Dice)."
     parts: list[Part] = [Text(verdict, "lead"), Heading("Cases to look through", short="Cases")]
-    parts += _kept_cases(folder, results, largest["cases"], label_names(asked["labels"]))
+    parts += _kept_cases(folder, results, largest["cases"], label_names(asked.get("labels")))
     parts.append(Heading("Dice against the number of labelled cases", short="Curve"))
     parts.append(Table(_HEADS, [_cells(row) for row in rows], words=True))
     parts.append(Picture("curve.png", (folder / "curve.png").read_bytes(), "Dice against the number of labelled cases"))
