@@ -115,6 +115,9 @@ def test_the_record_says_what_was_used(tmp_path: Path, capsys: pytest.CaptureFix
     with open(tmp_path / "curve.csv", newline="") as stream:
         assert [row["cases"] for row in csv.DictReader(stream)] == ["2", "8"]
     assert (tmp_path / "curve.png").stat().st_size > 20_000
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "With 8 labelled cases: pre-trained is better (" in page
+    assert "No prediction is kept." in page
     assert "| labelled cases |" in capsys.readouterr().out
 
 
