@@ -18,7 +18,10 @@ __all__ = ["check"]
 _MOST_WORKERS = 8  # each holds a gigabyte or more
 _LONG = (  # train, or have networks of full size
     *("tests/bundles", "tests/ecosystem", "tests/parity", "tests/studies"),
-    *("tests/engines/test_precision.py", "tests/tools/test_probe.py"),
+    *("tests/engines/test_budget.py", "tests/engines/test_precision.py", "tests/tools/test_budget.py"),
+    *("tests/tools/test_gpu_report.py", "tests/tools/test_memory.py", "tests/tools/test_openmind.py"),
+    *("tests/tools/test_probe.py", "tests/tools/test_wheel.py", "tests/weights/test_exchange.py"),
+    "tests/weights/test_nnunet.py",
 )
 _APART = ("--dist", "loadscope", "--no-loadscope-reorder")  # a file's fixtures are made in one process
 
