@@ -164,11 +164,20 @@ def callers() -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def calling_objects() -> Iterator[Any]:
+    """Yield the objects whose methods called the calling function, the nearest first.
+
+    Of other functions nothing is looked at: a frame whose variables were looked at holds them until its function ends.
+    """
+    for frame in callers():
+        if frame.f_code.co_varnames[:1] == ("self",):
+            yield frame.f_locals.get("self")
+
+
 def running_parser() -> Any | None:
     """Return the parser of MONAI that evaluates the entry of a config from which this is called."""
     monai = sys.modules.get("monai.bundle")
-    for frame in callers():
-        owner = frame.f_locals.get("self")
+    for owner in calling_objects():
         if monai is not None and isinstance(owner, monai.ConfigParser):
             return owner
     return None
@@ -208,10 +217,8 @@ def running_bundle() -> Path | None:
     """Return the folder of the bundle whose config runs, None if it lies in none."""
     if (folder := bundle_of(running_call().get("config_file"))) is not None:
         return folder
-    for frame in callers():
-        own = getattr(
-            frame.f_locals.get("self"), "__dict__", {}
-        )  # not hasattr: a workflow looks names up in its config
+    for owner in calling_objects():
+        own = getattr(owner, "__dict__", {})  # not hasattr: a workflow looks names up in its config
         if "config_root_path" in own:
             return bundle_of(str(own["config_root_path"] / "x"))
     return None

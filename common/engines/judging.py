@@ -144,8 +144,8 @@ def _goes_on(parser: Any) -> bool:
     """Return whether a workflow of this parser evaluates a list of entries, and not the last one."""
 
     def ours(frame: FrameType) -> bool:
-        here = frame.f_locals
-        return frame.f_code.co_name == "_run_expr" and getattr(here.get("self"), "parser", None) is parser
+        named = frame.f_code.co_name == "_run_expr"  # before its variables are looked at, which keeps them alive
+        return named and getattr(frame.f_locals.get("self"), "parser", None) is parser
 
     for frame in filter(ours, callers()):
         entries = parser.get().get(frame.f_locals.get("id"), ())

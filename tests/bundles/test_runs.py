@@ -281,7 +281,7 @@ def test_a_training_shorter_than_its_validation_interval_writes_a_model(labelled
         *("mae_resenc_l", "train", "--dataset_dir", labelled, "--labels", "['background','ball']", *arguments),
         *("--epochs", "1", "--iterations_per_epoch", "2", "--batch_size", "2", "--accumulation_steps", "2"),
     )
-    assert "val_dice" in result.stdout
+    assert "validation Dice" in result.stdout
     about = json.loads((tmp_path / "m" / "model.json").read_text())
     expected = {"labels": ["background", "ball"], "spacing_mm": 1.0, "reorient": True, "normalization": ["zscore"]}
     assert {name: about["settings"][name] for name in expected} == expected

@@ -297,7 +297,8 @@ with StandIn(strict=True) as device:
     optimizer = torch.optim.SGD([torch.empty(1, device="standin", requires_grad=True)], lr=0.1)
     stop, progress = StopAtNonFiniteLoss("models"), Progress("run", optimizer, history_file=sys.argv[1])
     loss = torch.empty((), device="standin")
-    state = SimpleNamespace(epoch=1, max_epochs=1, epoch_length=20, output={"loss": loss}, batch={}, gradient_norm=loss)
+    state = SimpleNamespace(epoch=1, max_epochs=1, epoch_length=20, iteration=0, output={"loss": loss}, batch={})
+    state.gradient_norm = loss
     engine = SimpleNamespace(state=state)
     progress._start_epoch(engine)
     for state.iteration in range(1, 21):

