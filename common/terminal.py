@@ -14,7 +14,7 @@ from typing import Any, TextIO, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["duration", "near", "over_bars", "progress_bar", "warn", "warned"]
+__all__ = ["duration", "ending", "near", "over_bars", "progress_bar", "speaks", "warn", "warned"]
 
 _Item = TypeVar("_Item")
 _LINE_EVERY = 60  # seconds between the lines that stand for a bar where there is no terminal
@@ -88,8 +88,26 @@ def duration(seconds: float) -> str:
 
 
 def near(path: str | Path) -> str:
-    """Return a path from where the user stands, if it lies below; else as it is."""
+    """Return a path from where the user stands, if it lies below; else whole."""
     try:
-        return str(Path(path).absolute().relative_to(Path.cwd()))
-    except (ValueError, OSError):
+        whole, here = Path(path).absolute(), Path.cwd()
+    except OSError:  # the folder in which the user stood is gone
         return str(path)
+    return os.path.normpath(whole.relative_to(here) if whole.is_relative_to(here) else whole)
+
+
+def ending(result: str, *, look: str, following: str | None) -> str:
+    """Return the lines with which a run ends: where the result is, where to look, and the next command if there is one.
+
+    Example:
+        >>> print(ending("models/model.pt", look="output/curves.png", following=None))
+        result:  models/model.pt
+        look at: output/curves.png
+    """
+    told = {"result:": result, "look at:": look, "next:": following}
+    return "\n".join(f"{name:<8} {each}" for name, each in told.items() if each is not None)
+
+
+def speaks() -> bool:
+    """Return whether this process is the one that tells what a run does: the first, of several."""
+    return int(os.environ.get("RANK", "0")) == 0

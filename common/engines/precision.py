@@ -10,7 +10,6 @@ any other CPU                  float32, with a note: without these instructions 
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from ..bundles import runs_for_a_user
 from ..errors import SettingsError
+from ..terminal import speaks
 
 __all__ = ["AtPrecision", "Precision", "cpu_has_bfloat16"]
 
@@ -66,7 +66,7 @@ class Precision:
         self.on_gpu, self.on_cpu = bool(amp and gpu), bool(amp and not gpu and has)
         self.mixed = self.on_gpu or self.on_cpu
         self.dtype = torch.float16 if dtype == "float16" or (gpu and not has and dtype is None) else torch.bfloat16
-        if gpu or not runs_for_a_user() or int(os.environ.get("RANK", "0")):
+        if gpu or not runs_for_a_user() or not speaks():
             return
         if amp and not has:
             tqdm.write("note: this CPU has no instructions for bfloat16, --amp true would be slower: float32 is used")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from tqdm import tqdm
 
 from ..bundles import FOLDER, bundle_name, read_config, runs_for_a_user
 from ..errors import SettingsError
+from ..terminal import speaks
 from ..weights.made import NETWORK, PATCH, crop_of, made_with, same
 
 __all__ = ["chosen_settings", "preset_settings", "tell_small"]
@@ -109,7 +109,7 @@ def _of_encoder(parser: Any, said: Collection[str], preset: Collection[str]) -> 
     for name in _READ:
         if name in theirs and name in config and name not in said and not same(config[name], theirs[name]):
             found[name] = theirs[name]
-    if found and int(os.environ.get("RANK", "0")) == 0:
+    if found and speaks():
         read = ", ".join(f"{name} {value}" for name, value in found.items())
         tqdm.write(f"as {file} was made, by the JSON beside it: {read}")
     return found

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from ..bundles import FOLDER, running_bundle, running_parser
 from ..paths import as_path
 from ..tasks import ClassificationTask, SegmentationTask
+from ..terminal import ending, near, speaks
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["shown", "tell_beginning", "tell_end"]
+__all__ = ["tell_beginning", "tell_end"]
 
 _RECENT = 5  # epochs whose time tells that of the next
 _WIDTH = 9
@@ -53,7 +54,7 @@ def tell_beginning(
         length: of an epoch, in words.
         history: JSON of the epochs that were done before, by which the time is estimated.
     """
-    if int(os.environ.get("RANK", "0")):
+    if not speaks():
         return
     counts = {name: each if isinstance(each, int) else len(each) for name, each in cases.items()}
     lines = {"cases": ", ".join(f"{count:,} {name}" for name, count in counts.items())}
@@ -126,15 +127,6 @@ def _in_words(seconds: float) -> str:
     return f"{seconds / 3600:.0f} h"
 
 
-def shown(path: str | Path) -> str:
-    """Return a path as it is shortest from where the user stands."""
-    whole = as_path(path).absolute()
-    try:
-        return os.path.normpath(whole.relative_to(Path.cwd()))
-    except ValueError:
-        return os.path.normpath(whole)
-
-
 def tell_end(
     result: str,
     *,
@@ -153,18 +145,18 @@ def tell_end(
         settings: of either; those that are None are left out, and those that a bundle has anyway. ``BUNDLE`` becomes
             the name of the bundle that runs.
     """
-    if int(os.environ.get("RANK", "0")):
+    if not speaks():
         return
     there = next((path for each in look for path in _found(each)), result)
-    lines = {"result": shown(result), "look at": shown(there)}
+    command = None
     folder, settings = running_bundle(), dict(settings or {})
     if folder is not None and settings.get("bundle") == "BUNDLE":
         settings["bundle"] = folder.name
     if tool is not None and (file := FOLDER.parents[1] / "tools" / f"{tool}.py").is_file():
-        lines["next"] = f"python {shlex.quote(shown(file))}{_options(settings)}"
+        command = f"python {shlex.quote(near(file))}{_options(settings)}"
     elif following is not None and (line := _next(following, {} if tool else settings)):
-        lines["next"] = line
-    tqdm.write("\n".join(f"{name + ':':<{_WIDTH}}{told}" for name, told in lines.items()))
+        command = line
+    tqdm.write(ending(near(as_path(result)), look=near(as_path(there)), following=command))
 
 
 def _found(pattern: str) -> list[Path]:
@@ -184,11 +176,11 @@ def _next(kind: str, settings: Mapping[str, Any]) -> str:
     if file is None:
         return ""
     root = as_path(parser.get().get("bundle_root", folder))
-    own = {} if root.absolute() == folder.absolute() else {"bundle_root": shown(root)}
+    own = {} if root.absolute() == folder.absolute() else {"bundle_root": near(root)}
     given = own | {name: value for name, value in settings.items() if not _as_ever(name, value, root)}
     if data := given.get("dataset_dir"):
         given["dataset_dir"] = _folder_for(kind, as_path(data))
-    return f"python -m monai.bundle run --config_file {shlex.quote(shown(file))}{_options(given)}"
+    return f"python -m monai.bundle run --config_file {shlex.quote(near(file))}{_options(given)}"
 
 
 def _as_ever(name: str, value: Any, root: Path) -> bool:
@@ -218,4 +210,4 @@ def _options(settings: Mapping[str, Any]) -> str:
 def _quoted(value: Any) -> str:
     if isinstance(value, (list, tuple, dict)):
         return f'"{value!r}"' if not set('"$`\\') & set(repr(value)) else shlex.quote(repr(value))
-    return shlex.quote(shown(value) if isinstance(value, Path) else str(value))
+    return shlex.quote(near(value) if isinstance(value, Path) else str(value))

@@ -13,8 +13,9 @@ from monai.bundle import ConfigWorkflow
 from torch import nn
 
 from common.bundles import FOLDER
-from common.engines.telling import shown, tell_beginning, tell_end
+from common.engines.telling import tell_beginning, tell_end
 from common.tasks import ClassificationTask, SegmentationTask
+from common.terminal import near
 
 
 def test_it_begins_with_what_it_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,5 +106,5 @@ def test_it_ends_with_the_result_where_to_look_and_what_is_next(
         ][1:]
     )
     told = ended(bundle, capsys, result="p", tool="probe", settings={"features": "p", "table": "T.csv"})
-    assert told[2] == f"next:    python {shown(FOLDER.parents[1] / 'tools' / 'probe.py')} --features p --table T.csv"
+    assert told[2] == f"next:    python {near(FOLDER.parents[1] / 'tools' / 'probe.py')} --features p --table T.csv"
     assert len(ended(bundle, capsys, result="p", tool="none", following="absent")) == 2

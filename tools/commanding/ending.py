@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
+
+from common.terminal import ending, near
 
 from .environment import ROOT
 
 __all__ = ["config_command", "end", "tool_command"]
-
-_WIDTH = 9
 
 
 def end(result: str | Path, *, look: str | Path | None = None, following: str) -> None:
@@ -22,9 +21,8 @@ def end(result: str | Path, *, look: str | Path | None = None, following: str) -
         look: picture or page; the result unless given.
         following: command, ready to paste; words in capitals in it stand for what is the user's.
     """
-    told = {"result": result, "look at": look or result, "next": following}
-    lines = (f"{name + ':':<{_WIDTH}}{_shown(each) if isinstance(each, Path) else each}" for name, each in told.items())
-    print("\n".join(lines), flush=True)
+    last = ending(_told(result), look=_told(look or result), following=following)
+    print(last, flush=True)
 
 
 def tool_command(name: str, *words: str | Path) -> str:
@@ -44,10 +42,8 @@ def config_command(bundle: str, config: str, *words: str | Path) -> str:
 
 
 def _line(words: list[str | Path]) -> str:
-    return " ".join(shlex.quote(_shown(each) if isinstance(each, Path) else each) for each in words)
+    return " ".join(shlex.quote(_told(each)) for each in words)
 
 
-def _shown(path: Path) -> str:
-    """Return a path as it is shortest from where the user stands."""
-    whole = path.absolute()
-    return os.path.normpath(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else whole)
+def _told(each: str | Path) -> str:
+    return near(each) if isinstance(each, Path) else each

@@ -215,16 +215,16 @@ def _run(verb: str, cls: type, *needed: Any, **others: Any) -> Call:
 @contextmanager
 def _in_a_sentence() -> Iterator[None]:
     """Raise what a user can mend as such an error with its sentence, whatever MONAI wraps it into."""
-    from common.errors import DataError, SettingsError, WeightsError, causes, sentence
+    from common.errors import plainly
 
     before = sys.excepthook  # which a run on the command line replaces
     try:
         yield
     except Exception as error:
-        if (told := sentence(error)) is None:
+        if (reason := plainly(error)) is None:
             raise
-        ours = (DataError, SettingsError, WeightsError)
-        kind = next((type(each) for each in causes(error) if isinstance(each, ours)), SettingsError)
-        raise kind(told) from error
+    else:
+        return
     finally:
         sys.excepthook = before
+    raise reason

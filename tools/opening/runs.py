@@ -15,6 +15,7 @@ from pathlib import Path
 
 from common.errors import SettingsError
 from common.files import write_json
+from common.terminal import near
 
 from ..commanding.environment import RUNS
 from .options import BUNDLES, config_file, judged
@@ -43,25 +44,18 @@ class Call:
     @property
     def words(self) -> list[str]:
         """The arguments of ``python -m monai.bundle``."""
-        named = {"config_file": _shown(self.config), "bundle_root": _shown(self.folder), **self.settings}
+        named = {"config_file": near(self.config), "bundle_root": near(self.folder), **self.settings}
         return ["run", *(word for name, value in named.items() for word in _option(name, value))]
 
     @property
     def command(self) -> str:
         """The equal command of MONAI."""
         line = shlex.join(["python", "-m", "monai.bundle", *self.words])
-        return line if self.code is None else f"PYTHONPATH={shlex.quote(_shown(self.code))} {line}"
+        return line if self.code is None else f"PYTHONPATH={shlex.quote(near(self.code))} {line}"
 
 
 def _option(name: str, value: str) -> list[str]:
     return [f"--{name}={value}"] if value.startswith("-") else [f"--{name}", value]
-
-
-def _shown(path: Path) -> str:
-    """Return a path as it is from where the user stands, if it lies below, and whole else."""
-    whole = Path(os.path.abspath(path))
-    here = Path.cwd()
-    return whole.relative_to(here).as_posix() if whole.is_relative_to(here) else str(whole)
 
 
 def run(call: Call, *, show: bool = False) -> Call:
@@ -106,7 +100,7 @@ def _data(data: Sequence[str], folder: Path, part: str = "test") -> dict[str, st
         return {"datalist": data[0]}
     file = folder / "images.json"
     write_json({part: [{"image": os.path.abspath(each)} for each in data]}, file)
-    return {"datalist": _shown(file)}
+    return {"datalist": near(file)}
 
 
 def pretrain(settings: Pretrain) -> Call:
@@ -128,16 +122,22 @@ def finetune(settings: Finetune) -> Call:
     description = one / "dataset.json"
     if "labels" not in told and description.is_file():
         where["labels"] = str(description)
-    if told.get("from_scratch") != "true" and "pretrained" not in told:
-        where |= _pretrained(settings.bundle, folder, show=settings.show_command)
+    where |= _pretrained(settings.bundle, folder, told, show=settings.show_command)
     return run(Call(config_file(settings.bundle, "train"), folder, where | told), show=settings.show_command)
 
 
-def _pretrained(bundle: str, folder: Path, *, show: bool) -> dict[str, str]:
-    """Return the setting that names the encoder, unless it is that of the run itself, where the config looks."""
+def _pretrained(bundle: str, folder: Path, told: Mapping[str, str], *, show: bool) -> dict[str, str]:
+    """Return the setting that names the encoder, unless the user did, wants none, or the config looks where it is."""
+    if told.get("from_scratch") == "true" or "pretrained" in told:
+        return {}
     file = find_or_fetch(bundle, folder, show=show)
     own = folder / "models" / "pretrained_encoder.pt"
-    return {} if file == own else {"pretrained": _shown(file)}
+    return {} if file == own else {"pretrained": near(file)}
+
+
+def _output(folder: Path | None) -> dict[str, str]:
+    """Return the setting that names the folder of what is written, where the user names one."""
+    return {} if folder is None else {"output_dir": near(folder)}
 
 
 def embed(settings: Embed) -> Call:
@@ -145,10 +145,8 @@ def embed(settings: Embed) -> Call:
     folder = RUNS / settings.bundle
     told = judged(settings.bundle, "features", settings.settings)
     where = _data(settings.data, settings.output or folder / "output" / "features")
-    if settings.output is not None:
-        where["output_dir"] = _shown(settings.output)
-    if told.get("from_scratch") != "true" and "pretrained" not in told:
-        where |= _pretrained(settings.bundle, folder, show=settings.show_command)
+    where |= _output(settings.output)
+    where |= _pretrained(settings.bundle, folder, told, show=settings.show_command)
     return run(Call(config_file(settings.bundle, "features"), folder, where | told), show=settings.show_command)
 
 
@@ -163,10 +161,9 @@ def predict(settings: Predict) -> Call:
         bundle = _bundle_of(model)
         config, told = config_file(bundle, "inference"), judged(bundle, "inference", settings.settings)
     where = _data(settings.data, settings.output or folder / "output" / "predictions")
-    if settings.output is not None:
-        where["output_dir"] = _shown(settings.output)
+    where |= _output(settings.output)
     if exported is None and Path(model) != folder / "models" / "model.pt":
-        where["model"] = model if "*" in model else _shown(Path(model))
+        where["model"] = model if "*" in model else near(Path(model))
     return run(Call(config, folder, where | told, code=exported), show=settings.show_command)
 
 
@@ -183,13 +180,11 @@ def classify(settings: Classify) -> Call:
                 f"{exported}/configs/inference_classification.json --bundle_root {exported}"
             )
         bundle, workflow, folder = _bundle_of(model), "inference_classification", _run_of(Path(model))
-        where = {"model": _shown(Path(model))}
-        if settings.output is not None:
-            where["output_dir"] = _shown(settings.output)
+        where = {"model": near(Path(model)), **_output(settings.output)}
     told = judged(bundle, workflow, settings.settings)
     where |= _data(settings.data, folder)
-    if workflow.startswith("train") and told.get("from_scratch") != "true" and "pretrained" not in told:
-        where |= _pretrained(bundle, folder, show=settings.show_command)
+    if workflow.startswith("train"):
+        where |= _pretrained(bundle, folder, told, show=settings.show_command)
     return run(Call(config_file(bundle, workflow), folder, where | told), show=settings.show_command)
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from ...bundles import running_parser
 from ...errors import SettingsError
+from ...terminal import speaks
 
 __all__ = ["check_memory", "memory_problem"]
 
@@ -54,7 +55,7 @@ def check_memory(device: torch.device | str, *, memory_gib: float | None = None)
         return
     if told["sure"]:
         raise SettingsError(told["text"])
-    if int(os.environ.get("RANK", "0")) == 0:
+    if speaks():
         tqdm.write(f"note: {told['text']}")
 
 
