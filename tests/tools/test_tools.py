@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from common.errors import SettingsError
-from tools.benchmarking.benchmark import write_section
 from tools.benchmarking.memory import step_memory
+from tools.benchmarking.sections import write_section
 from tools.benchmarking.settings import Benchmark
 from tools.benchmarking.steps import measure_sparse
 from tools.checking.configs import config_problems

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -25,16 +25,16 @@ from common.bundles import read_config
 from common.engines.judging import check_device
 from common.engines.precision import cpu_has_bfloat16
 from common.errors import SettingsError
-from common.files import replace_file
 
 from ..commanding.environment import ROOT
 from .data_path import data_tables, measure_data_path
 from .inference import inference_table, measure_inference
 from .samples import measure_samples
+from .sections import write_section
 from .settings import PUBLISHED, Benchmark
 from .steps import PEER_FOLDER, measure_plain_memory, measure_precision, measure_sparse, measure_step, prepare_process
 
-__all__ = ["benchmark", "write_section"]
+__all__ = ["benchmark"]
 
 T = TypeVar("T")
 PEERS = {
@@ -55,27 +55,38 @@ def benchmark(settings: Benchmark) -> None:
         _install_peers()
     head = _alone(_hardware, settings) + "\n"
     if "steps" in settings.parts:
-        _measure_steps(settings, head)
+        _tell(settings, "steps", head, _measure_steps(settings))
     if "sparse" in settings.parts:
-        _measure_sparse(settings, head)
+        _tell(settings, "sparse", head, _measure_sparse(settings))
     if "precision" in settings.parts and settings.device == "cpu":
         print("precision", file=sys.stderr, flush=True)
-        _tell(settings, "precision", [head, *_precision_table(settings)])
+        _tell(settings, "precision", head, [_precision_table(settings)])
     if {"views", "store"} & {*settings.parts}:
         print("views and store", file=sys.stderr, flush=True)
-        _tell(settings, "samples", [head, *_data_tables(_alone(measure_samples, settings), settings)])
+        _tell(settings, "samples", head, [_data_tables(_alone(measure_samples, settings), settings)])
     if "data" in settings.parts:
         print("data", file=sys.stderr, flush=True)
-        _tell(settings, "data", [head, *data_tables(_alone(_measure_data_path, settings), _table)])
+        _tell(settings, "data", head, [data_tables(_alone(_measure_data_path, settings), _table)])
     if "inference" in settings.parts:
         print("inference", file=sys.stderr, flush=True)
-        _measure_inference(settings, head)
+        _tell(settings, "inference", head, _measure_inference(settings))
 
 
-def _tell(settings: Benchmark, section: str, text: Sequence[str]) -> None:
-    """Print the figures of a section, and write them into the page."""
+def _tell(settings: Benchmark, section: str, head: str, states: Iterable[Sequence[str]]) -> None:
+    """Write the figures of a section into the page as they grow, so that none is lost if a later one fails; print them.
+
+    Args:
+        settings: of the command.
+        section: of the page.
+        head: machine and versions.
+        states: the tables with what is measured so far, complete at last.
+    """
+    text: list[str] = []
+    for tables in states:
+        text = [head, *tables]
+        if settings.output is not None:
+            write_section(settings.output, section, text)
     print("\n".join(text), flush=True)
-    write_section(settings.output, section, text)
 
 
 def _check_names(settings: Benchmark) -> None:
@@ -92,8 +103,8 @@ def _check_names(settings: Benchmark) -> None:
             raise SettingsError(f"--{name} is neither an option nor a setting of these bundles")
 
 
-def _measure_steps(settings: Benchmark, head: str) -> None:
-    """Measure the step of every bundle, each in processes of its own; writes what is there after each."""
+def _measure_steps(settings: Benchmark) -> Iterator[list[str]]:
+    """Measure the step of every bundle, each in processes of its own; yield the tables after each."""
     steps: list[dict[str, Any]] = []
     for index, cell in enumerate(settings.cells):
         step = _alone(measure_step, cell, settings)
@@ -103,35 +114,28 @@ def _measure_steps(settings: Benchmark, head: str) -> None:
         print(
             f"[{index + 1}/{len(settings.cells)}] {cell}: {step['seconds']:.2f} s, {told}", file=sys.stderr, flush=True
         )
-        # what is measured is not lost if a later bundle fails
-        write_section(settings.output, "steps", [head, *_step_tables(steps, settings)])
-    print("\n".join([head, *_step_tables(steps, settings)]), flush=True)
+        yield _step_tables(steps, settings)
 
 
-def _measure_sparse(settings: Benchmark, head: str) -> None:
-    """Measure spark3d_resenc_l against the dense U-Net, a row at a time; writes what is there after each."""
+def _measure_sparse(settings: Benchmark) -> Iterator[list[str]]:
+    """Measure spark3d_resenc_l against the dense U-Net; yield the table after each row."""
     columns = ["crop", "hidden", "checkpointing", "s", "time / dense", "memory / dense"]
     rows: list[list[str]] = []
-    text: list[str] = []
-    for side, mode in itertools.product(_SPARSE_SIDES, ("none", "selective")):
-        for ratio in _SPARSE_RATIOS:
-            alike = {**settings.settings, "checkpointing": mode, "hidden_ratio": ratio}
-            found = _alone(measure_sparse, replace(settings, patch_size=side, batch_size=1, settings=alike))
-            times, memory = f"**{found['time']:.2f}**", f"**{found['memory']:.2f}**"
-            rows.append([f"{side}^3", f"{ratio:.0%}", f"`{mode}`", f"{found['seconds']:.3g}", times, memory])
-            print(f"sparse: {', '.join(rows[-1])}", file=sys.stderr, flush=True)
-            text = [head, _table(columns, rows)]
-            write_section(settings.output, "sparse", text)
-    print("\n".join(text), flush=True)
+    for side, mode, ratio in itertools.product(_SPARSE_SIDES, ("none", "selective"), _SPARSE_RATIOS):
+        alike = {**settings.settings, "checkpointing": mode, "hidden_ratio": ratio}
+        found = _alone(measure_sparse, replace(settings, patch_size=side, batch_size=1, settings=alike))
+        times, memory = f"**{found['time']:.2f}**", f"**{found['memory']:.2f}**"
+        rows.append([f"{side}^3", f"{ratio:.0%}", f"`{mode}`", f"{found['seconds']:.3g}", times, memory])
+        print(f"sparse: {', '.join(rows[-1])}", file=sys.stderr, flush=True)
+        yield [_table(columns, rows)]
 
 
-def _measure_inference(settings: Benchmark, head: str) -> None:
-    """Predict volumes; writes what is there after each row."""
+def _measure_inference(settings: Benchmark) -> Iterator[list[str]]:
+    """Predict volumes; yield the table after each row."""
     found: list[dict[str, Any]] = []
     for row in measure_inference(settings):
         found.append(row)
-        write_section(settings.output, "inference", [head, *inference_table(found, _table)])
-    print("\n".join([head, *inference_table(found, _table)]), flush=True)
+        yield inference_table(found, _table)
 
 
 def _measure_data_path(options: Benchmark) -> dict[str, Any]:
@@ -276,24 +280,3 @@ def _data_tables(data: dict[str, Any], options: Benchmark) -> list[str]:
             _table(["what", "yardstick", "ours, ms", "yardstick, ms", "ratio", "at most"], rows),
         ]
     return text
-
-
-def write_section(path: Path | None, section: str, text: Sequence[str]) -> None:
-    """Write the figures of a part of the page between its marks, or at its end where there are none yet.
-
-    Args:
-        path: of the page; all else in it is kept. None writes nothing.
-        section: name of the part.
-        text: its paragraphs and tables.
-    """
-    if path is None:
-        return
-    begin, end = f"<!-- figures: {section} -->", f"<!-- end of figures: {section} -->"
-    page = path.read_text("utf-8") if path.exists() else ""
-    figures = "\n".join([begin, "", *text, end])
-    if begin in page and end in page:
-        before, rest = page.split(begin, 1)
-        page = before + figures + rest.split(end, 1)[1]
-    else:
-        page = f"{page}\n{figures}\n" if page else f"{figures}\n"
-    replace_file(path, lambda temporary: Path(temporary).write_text(page, "utf-8"))

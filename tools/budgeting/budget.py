@@ -19,10 +19,10 @@ from common.engines.budget.parts import number_of_parts
 from common.engines.budget.step import Step
 from common.engines.inferers import tile_starts
 from common.errors import SettingsError
-from common.files import replace_file
 from common.networks.blocks.recompute import mode_of
 from common.settings import meant_values, unknown_settings
 
+from ..benchmarking.sections import replace_section
 from ..commanding.environment import ROOT
 from .checking import check
 from .settings import BUNDLES, Budget
@@ -211,12 +211,7 @@ def _write(file: Path, page: str) -> None:
     Raises:
         SettingsError: if it has none.
     """
-    text = file.read_text("utf-8") if file.is_file() else ""
-    before, first, rest = text.partition(MARKS[0])
-    _, second, after = rest.partition(MARKS[1])
-    if not first or not second:
+    if not replace_section(file, MARKS, page):
         raise SettingsError(
             f"{file} has no line {MARKS[0]} with a line {MARKS[1]} after it, between which tables belong"
         )
-    whole = f"{before}{first}\n\n{page}\n{second}{after}"
-    replace_file(file, lambda temporary: Path(temporary).write_text(whole, "utf-8"))
