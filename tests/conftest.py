@@ -93,14 +93,19 @@ def images(tmp_path: Path) -> Path:
     return tmp_path / "images"
 
 
+def write_cases(folder: Path, count: int) -> Path:
+    """Write images/ and labels/ of some cases."""
+    for index in range(count):
+        image, mask = blobs(index)
+        write_volume(folder / "images" / f"case_{index}.nii.gz", image)
+        write_volume(folder / "labels" / f"case_{index}.nii.gz", mask)
+    return folder
+
+
 @pytest.fixture
 def labelled(tmp_path: Path) -> Path:
     """A folder with images/ and labels/ of five cases."""
-    for index in range(5):
-        image, mask = blobs(index)
-        write_volume(tmp_path / "labelled" / "images" / f"case_{index}.nii.gz", image)
-        write_volume(tmp_path / "labelled" / "labels" / f"case_{index}.nii.gz", mask)
-    return tmp_path / "labelled"
+    return write_cases(tmp_path / "labelled", 5)
 
 
 def command(bundle: str, config: str, *arguments: str | Path) -> list[str]:

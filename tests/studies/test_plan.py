@@ -28,7 +28,7 @@ from tools.studies.reading import read_study
 from tools.studies.scheduling import Place
 from tools.studies.settings import Measure, Piece, Slurm, WriteCard
 
-from ..conftest import ROOT, blobs, write_volume
+from ..conftest import ROOT, write_cases
 
 TOOLS = {name: getattr(study_command, name) for name in ("plan", "run", "slurm", "one")}
 ARMS = {
@@ -42,10 +42,7 @@ STEPS = 10  # of an epoch
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Twelve labelled cases and a card; commands may change the folder of the process."""
     monkeypatch.chdir(ROOT)
-    for index in range(12):
-        image, mask = blobs(index)
-        write_volume(tmp_path / "task" / "images" / f"case_{index}.nii.gz", image)
-        write_volume(tmp_path / "task" / "labels" / f"case_{index}.nii.gz", mask)
+    write_cases(tmp_path / "task", 12)
     card = {"name": "Balls", "task": "segmentation", "labels": ["background", "ball"]}
     (tmp_path / "ball.yaml").write_text(yaml.safe_dump(card), "utf-8")
     return tmp_path

@@ -31,7 +31,7 @@ from tools.studies.reading import read_study
 from tools.studies.scheduling import ELSEWHERE, Place, places, run_pieces
 from tools.studies.settings import Run, Slurm, WriteCard
 
-from ..conftest import ROOT, blobs, write_volume
+from ..conftest import ROOT, write_cases, write_volume
 from ..starts import python
 
 NARROW: dict[str, Any] = {
@@ -57,10 +57,7 @@ TWO = {
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
     """Six labelled cases, and a card."""
-    for index in range(6):
-        image, mask = blobs(index)
-        write_volume(tmp_path / "task" / "images" / f"case_{index}.nii.gz", image)
-        write_volume(tmp_path / "task" / "labels" / f"case_{index}.nii.gz", mask)
+    write_cases(tmp_path / "task", 6)
     card = {"name": "Balls", "task": "segmentation", "labels": ["background", "ball"]}
     (tmp_path / "ball.yaml").write_text(yaml.safe_dump(card), "utf-8")
     return tmp_path / "task"

@@ -27,7 +27,7 @@ from packaging.version import Version
 from tools.commanding.locks import normal, pins
 from tools.packing import backend
 
-from ..conftest import BUNDLES, ROOT, blobs, write_volume
+from ..conftest import BUNDLES, ROOT, write_cases
 from ..starts import python
 
 ABOUT = "openmind_bundles-0.1.0.dist-info"
@@ -80,10 +80,7 @@ def unpacked(wheel: Path) -> Path:
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
-    for index in range(4):
-        image, mask = blobs(index)
-        write_volume(tmp_path / "task" / "images" / f"case_{index}.nii.gz", image)
-        write_volume(tmp_path / "task" / "labels" / f"case_{index}.nii.gz", mask)
+    write_cases(tmp_path / "task", 4)
     return tmp_path
 
 
