@@ -1,12 +1,12 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""What a segmentation task asks for: classes or overlapping regions, and a label that is not scored."""
+"""What a task asks for: of voxels, classes or overlapping regions; of whole volumes, classes, labels or a number."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["TARGET", "ClassificationTask", "SegmentationTask"]
+__all__ = ["TARGET", "ClassificationTask", "RegressionTask", "SegmentationTask"]
 
 BACKGROUND = "background"
 # what a list of names may begin with; any other name of the value 0 is to be said with its value
 _BACKGROUNDS = {BACKGROUND, *("back ground", "bg", "clear label", "unlabeled", "unlabelled", "outside", "exterior")}
 _BACKGROUNDS |= {*("none", "nothing", "other", "others", "rest", "air", "void", "hintergrund", "fond", "fondo", "0")}
-TARGET = "target"  # key of a case: index of its class, or a list of 0 and 1
+TARGET = "target"  # key of a case: index of its class, a list of 0 and 1, or a number
 
 
 @dataclass(frozen=True)
@@ -276,19 +276,20 @@ class ClassificationTask:
     Example:
         >>> import torch
         >>> task = ClassificationTask(("AD", "CN"))
-        >>> task.probabilities(torch.tensor([[0.0, 0.0]])), task.decide(torch.tensor([[0.2, 0.8]]))
+        >>> task.decode(torch.tensor([[0.0, 0.0]])), task.decide(torch.tensor([[0.2, 0.8]]))
         (tensor([[0.5000, 0.5000]]), tensor([1]))
     """
 
     names: tuple[str, ...]
     multilabel: bool = False
+    key_score: ClassVar[str] = "ap"  # that decides which model is the best
 
     @property
     def outputs(self) -> int:
         """Number of network outputs."""
         return len(self.names)
 
-    def probabilities(self, logits: Tensor) -> Tensor:
+    def decode(self, logits: Tensor) -> Tensor:
         """Turn logits ``(B, outputs)`` into probabilities, float32."""
         return logits.float().sigmoid() if self.multilabel else logits.float().softmax(1)
 
@@ -314,3 +315,47 @@ class ClassificationTask:
             return {name: sum(int(case[TARGET][index]) for case in cases) for index, name in enumerate(self.names)}
         found = Counter(case[TARGET] for case in cases)
         return {name: found[index] for index, name in enumerate(self.names)}
+
+
+@dataclass(frozen=True)
+class RegressionTask:
+    """A number for each volume, learned in units of its spread: minus its mean, over its standard deviation.
+
+    Args:
+        name: of the number.
+        mean: of the training cases, in the number's own units.
+        std: standard deviation of the training cases.
+        units: in words, None where they are not said.
+
+    Example:
+        >>> import torch
+        >>> task = RegressionTask("age", mean=60.0, std=10.0, units="years")
+        >>> task.encode([75.0, 60.0]).tolist(), task.decode(torch.tensor([[1.5], [0.0]])).tolist()
+        ([[1.5], [0.0]], [75.0, 60.0])
+    """
+
+    name: str
+    mean: float = 0.0
+    std: float = 1.0
+    units: str | None = None
+    key_score: ClassVar[str] = "r2"  # that decides which model is the best
+
+    @property
+    def outputs(self) -> int:
+        """Number of network outputs."""
+        return 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the outputs are."""
+        return (self.name,)
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Turn what the network says ``(B, 1)`` into numbers in their own units ``(B,)``, float32."""
+        return outputs.float()[:, 0] * self.std + self.mean
+
+    def encode(self, targets: Sequence[float]) -> Tensor:
+        """Stack targets of cases, standardised: ``(B, 1)`` float32."""
+        import torch  # not at the top: listing cases takes no tensors
+
+        return torch.tensor([[(value - self.mean) / self.std] for value in targets], dtype=torch.float32)

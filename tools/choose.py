@@ -5,6 +5,7 @@
   python tools/choose.py --data FOLDER --labels dataset.json --bundles mae_resenc_l,mae_primus_m --best 1
   python tools/choose.py --data FOLDER --labels dataset.json --weights mae_resenc_l/mine=encoder.pt
   python tools/choose.py --data FOLDER --table labels.csv --target diagnosis      # classification
+  python tools/choose.py --data FOLDER --table ages.csv --target age --task regression
 
 Asked are all bundles whose models/pretrained_encoder.pt is there, or those of --bundles (none for none), and the files
 of --weights: NAME=PATH with commas, where NAME is a bundle, or a bundle, a slash and a name of yours.

@@ -8,6 +8,7 @@
   openmind predict openmind_runs/mae_resenc_l new/ -o masks
   openmind evaluate masks truth --labels background,edema,core
   openmind classify mae_primus_m scans/ --table labels.csv --target diagnosis
+  openmind classify mae_primus_m scans/ --table ages.csv --target age --task regression
   openmind embed mae_primus_m scans/ -o embeddings --pooling mean+std
   openmind probe embeddings --table labels.csv --target diagnosis
   openmind new-task mae_resenc_l --labels edema,core --output glioma
@@ -84,7 +85,7 @@ def embed(settings: Embed) -> None:
 
 
 def classify(settings: Classify) -> None:
-    """Train a classifier of whole volumes, or predict with one."""
+    """Train a classifier of whole volumes, or a regression with --task regression, or predict with one."""
     from tools.opening.runs import classify as run
 
     run(settings)

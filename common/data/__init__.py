@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..lazy import on_demand
 
 if TYPE_CHECKING:
-    from ..tasks import ClassificationTask, SegmentationTask
+    from ..tasks import ClassificationTask, RegressionTask, SegmentationTask
     from .checking.checks import usable_cases
     from .cropping.crops import CropDataset, EpochSampler, crop_loader, prepare_pretraining_data
     from .cropping.patches import PatchDataset
@@ -32,6 +32,7 @@ __all__ = [
     "EpochSampler",
     "PatchDataset",
     "PredictionDataset",
+    "RegressionTask",
     "SegmentationTask",
     "StoreSettings",
     "StoredVolume",

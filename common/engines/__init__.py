@@ -10,7 +10,14 @@ from ..lazy import on_demand
 if TYPE_CHECKING:
     from .batches import SegmentationBatch, ViewsBatch, loss_of
     from .budget.starting import check_memory
-    from .classification import ClassificationBatch, check_new_file, classifier_settings, read_classifier_settings
+    from .classification import (
+        ClassificationBatch,
+        check_new_file,
+        classifier_settings,
+        read_classifier_settings,
+        target_task,
+        tell_resized,
+    )
     from .evaluation import evaluate_predictions
     from .features import FeatureFolder, VolumeEmbedder, embed_files, extract_features, frozen_encoder
     from .inferers import GaussianSlidingWindow
@@ -42,8 +49,10 @@ __all__ = [
     "loss_of",
     "model_settings",
     "read_classifier_settings",
+    "target_task",
     "tell_beginning",
     "tell_end",
+    "tell_resized",
 ]
 
 __getattr__ = on_demand(globals())

@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""What training and prediction of a classifier share: its batches, and the settings that go with a model."""
+"""What training and prediction of a classifier, or of a regression, share: batches, settings that go with a model."""
 
 from __future__ import annotations
 
@@ -8,13 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..errors import SettingsError, WeightsError
 from ..files import read_record
 from ..paths import as_path
-from ..tasks import ClassificationTask
+from ..tasks import ClassificationTask, RegressionTask
+from ..terminal import speaks
 
-__all__ = ["ClassificationBatch", "check_new_file", "classifier_settings", "read_classifier_settings"]
+__all__ = [
+    "ClassificationBatch",
+    "check_new_file",
+    "classifier_settings",
+    "read_classifier_settings",
+    "target_task",
+    "tell_resized",
+]
 
 
 class ClassificationBatch:
@@ -25,7 +34,9 @@ class ClassificationBatch:
         task: that says how targets are written.
     """
 
-    def __init__(self, views: Callable[[dict[str, Any]], dict[str, Tensor]], *, task: ClassificationTask) -> None:
+    def __init__(
+        self, views: Callable[[dict[str, Any]], dict[str, Tensor]], *, task: ClassificationTask | RegressionTask
+    ) -> None:
         self.views, self.task = views, task
 
     def __call__(
@@ -41,17 +52,20 @@ class ClassificationBatch:
 
 
 def classifier_settings(
-    task: ClassificationTask,
+    task: ClassificationTask | RegressionTask,
     *,
     target: str | Sequence[str],
     data: Mapping[str, Any],
     network: Mapping[str, Any],
     **others: Any,
 ) -> dict[str, Any]:
-    """Gather what a classifier was made for and how, in plain values: classes, preprocessing, network, and the rest."""
+    """Gather what a model was made for and how, in plain values: classes or number, preprocessing, network, others."""
+    if isinstance(task, RegressionTask):
+        asked: dict[str, Any] = {"regression": {"mean": task.mean, "std": task.std, "units": task.units}}
+    else:
+        asked = {"classes": list(task.names), "multilabel": task.multilabel}
     return {
-        "classes": list(task.names),
-        "multilabel": task.multilabel,
+        **asked,
         "target": target if isinstance(target, str) else list(target),
         "data": dict(data),
         "network": dict(network),
@@ -74,8 +88,9 @@ def read_classifier_settings(path: str) -> dict[str, Any]:
         )
     try:
         settings: dict[str, Any] = read_record(sidecar, error=WeightsError)["settings"]
-        if not {"classes", "multilabel", "target", "data", "network", "input_size"} <= settings.keys():
-            raise KeyError("classes")
+        if not {"target", "data", "network", "input_size"} <= settings.keys():
+            raise KeyError("target")
+        target_task(settings)
     except WeightsError:
         raise
     except (OSError, KeyError, TypeError, AttributeError) as error:
@@ -84,6 +99,39 @@ def read_classifier_settings(path: str) -> dict[str, Any]:
             "together, as training wrote them"
         ) from error
     return settings
+
+
+def target_task(settings: Mapping[str, Any]) -> ClassificationTask | RegressionTask:
+    """Return what a model was made for, from the settings beside it.
+
+    Raises:
+        KeyError: if they do not say it.
+
+    Example:
+        >>> target_task({"target": "age", "regression": {"mean": 60.5, "std": 9.0, "units": "years"}})
+        RegressionTask(name='age', mean=60.5, std=9.0, units='years')
+    """
+    if "regression" in settings:
+        about = settings["regression"]
+        return RegressionTask(settings["target"], about["mean"], about["std"], about["units"])
+    return ClassificationTask(tuple(settings["classes"]), settings["multilabel"])
+
+
+def tell_resized(task: ClassificationTask | RegressionTask, *, fit: str, zoom_probability: float) -> None:
+    """Say so if the network cannot see how large things are, while a number is to be predicted.
+
+    Args:
+        task: of the network.
+        fit: resize or crop.
+        zoom_probability: of the augmentation.
+    """
+    ways = ["--fit resize shows every volume at one size"] if fit == "resize" else []
+    ways += [f"--zoom_probability {zoom_probability:g} shows some larger or smaller"] if zoom_probability else []
+    if isinstance(task, RegressionTask) and ways and speaks():
+        tqdm.write(
+            f"note: {' and '.join(ways)}; if {task.name} depends on size, as a volume or a thickness does, add --fit "
+            "crop --zoom_probability 0"
+        )
 
 
 def check_new_file(path: str, *, overwrite: bool = False) -> None:

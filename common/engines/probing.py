@@ -9,10 +9,12 @@ comes out  out-of-fold predictions, scores with bootstrap intervals over cases o
 
 Classification is scored by balanced accuracy and macro F1 of the decisions, and by macro average precision and AUROC
 of the scores. AUROC compares cases of the same fold only: scores of models that were trained on other folds are not on
-one scale. The intervals say how much the scores depend on which cases were drawn to be judged, not on which were
-trained on, and so are a little too narrow: on 60 cases of noise, drawn 25 times, those of AUROC held 0.5 in 80 to 96 %.
-Where there is nothing to tell, small sets tend to score a little below chance, not above: what is tested is what the
-training part has less of.
+one scale. Numbers are scored as in :mod:`common.metrics.regression`.
+
+The intervals say how much the scores depend on which cases were drawn to be judged, not on which were trained on, and
+so are a little too narrow: on 60 cases of noise, drawn 25 times, those of AUROC held 0.5 in 80 to 96 %. Where there is
+nothing to tell, small sets tend to score a little below chance, not above: what is tested is what the training part has
+less of.
 """
 
 from __future__ import annotations
@@ -35,12 +37,23 @@ from sklearn.preprocessing import StandardScaler
 
 from ..data.cases import stem
 from ..errors import DataError, SettingsError
+from ..metrics.regression import REGRESSION_SCORES, regression_scores
 from ..metrics.statistics import bootstrap_interval, known_mean
 from ..tables import read_table
 from ..terminal import progress_bar
 from ..transforms import without_ending
 
-__all__ = ["Probe", "ProbeResult", "Target", "compare_probes", "outer_folds", "probe_features", "read_target"]
+__all__ = [
+    "Probe",
+    "ProbeResult",
+    "Target",
+    "compare_probes",
+    "is_missing",
+    "outer_folds",
+    "probe_features",
+    "read_target",
+    "task_of",
+]
 
 CLASSIFICATION, REGRESSION = "classification", "regression"
 NEIGHBOURS = (1, 3, 5, 11)
@@ -119,7 +132,7 @@ def read_target(
     if extra:
         notes.append(f"{len(extra)} case(s) of the table, such as {extra[0]}, have no features: left out")
     texts = {case: (named[case][target] or "").strip() for case in known}
-    empty = [case for case, text in texts.items() if text.lower() in ("", "nan", "na", "n/a", "null", "none")]
+    empty = [case for case, text in texts.items() if is_missing(text)]
     if empty:
         notes.append(f"{len(empty)} case(s), such as {empty[0]}, have no {target}: left out")
         texts = {case: text for case, text in texts.items() if case not in {*empty}}
@@ -132,7 +145,7 @@ def read_target(
             raise DataError(f"{table}: {lost} has no {group!r}; add it, or drop --group")
         groups = np.array([*members.values()])
     if task is None:
-        task, told = _task_of([*texts.values()], target)
+        task, told = task_of([*texts.values()], target)
         notes.append(told)
     values, classes = (_quantities if task == REGRESSION else _classes)(texts, target, table)
     index = {case: row for row, case in enumerate(cases)}
@@ -154,8 +167,13 @@ def _rows_by_case(
     return named
 
 
-def _task_of(texts: Sequence[str], target: str) -> tuple[str, str]:
-    """Return what values are taken for, and a sentence of it."""
+def is_missing(text: str) -> bool:
+    """Return whether a cell of a table says nothing."""
+    return text.strip().lower() in ("", "nan", "na", "n/a", "null", "none")
+
+
+def task_of(texts: Sequence[str], target: str) -> tuple[str, str]:
+    """Return what values are taken for, classification or regression, and a sentence of it."""
     numbers, distinct = [_number(text) for text in texts], len({*texts})
     quantity = None not in numbers and (
         distinct > MANY_VALUES or (distinct > 2 and any(n != int(n) for n in numbers if n is not None))
@@ -277,7 +295,8 @@ class ProbeResult:
         fold: which fold tests a case, ``(cases, repeats)``.
         decisions: class indices or numbers predicted by each model, ``(cases, repeats)``.
         scores: probabilities, ``(cases, repeats, classes)``; none in regression.
-        metrics: by model and metric: ``estimate``, ``interval``, ``folds`` (mean and standard deviation).
+        metrics: by model and metric: ``estimate``, ``interval``, ``folds`` (mean and standard deviation); None where a
+            metric is not defined, as the correlation of a constant.
         chosen: settings that the inner cross-validations chose, with how often.
         notes: what the user should know.
     """
@@ -398,14 +417,14 @@ def compare_probes(
 
 
 def _metric_names(target: Target) -> list[str]:
-    return ["balanced accuracy", "AUROC", "AP", "F1"] if target.classes else ["MAE", "R2"]
+    return ["balanced accuracy", "AUROC", "AP", "F1"] if target.classes else [*REGRESSION_SCORES.values()]
 
 
 def _score_rows(result: ProbeResult, model: str, rows: np.ndarray, repeat: int) -> np.ndarray:
     """Return all metrics of one model on some rows in one repeat."""
     truth, decisions = result.target.values[rows], result.decisions[model][rows, repeat]
     if not result.target.classes:
-        return _regression_scores(truth, decisions)
+        return np.array([*regression_scores(decisions, truth).values()])
     return _classification_scores(truth, result.fold[rows, repeat], decisions, result.scores[model][rows, repeat])
 
 
@@ -485,12 +504,6 @@ def _classification_scores(
     return np.array([recall[seen].mean(), np.mean(ranking), known_mean(np.array(precision)), known_mean(f1[seen])])
 
 
-def _regression_scores(truth: np.ndarray, decisions: np.ndarray) -> np.ndarray:
-    """Return mean absolute error and R2, of one repeat."""
-    residual, spread = ((truth - decisions) ** 2).sum(), ((truth - truth.mean()) ** 2).sum()
-    return np.array([np.abs(truth - decisions).mean(), 1 - residual / spread if spread > 0 else np.nan])
-
-
 def _measure(
     target: Target, fold: np.ndarray, decisions: np.ndarray, scores: np.ndarray | None, *, resamples: int, seed: int
 ) -> dict[str, dict[str, Any]]:
@@ -501,7 +514,7 @@ def _measure(
     def one(rows: np.ndarray, repeat: int) -> np.ndarray:
         truth = target.values[rows]
         if scores is None:
-            return _regression_scores(truth, decisions[rows, repeat])
+            return np.array([*regression_scores(decisions[rows, repeat], truth).values()])
         return _classification_scores(truth, fold[rows, repeat], decisions[rows, repeat], scores[rows, repeat])
 
     def statistic(rows: np.ndarray) -> np.ndarray:
@@ -522,7 +535,7 @@ def _measure(
     for index, name in enumerate(names):
         known = by_fold[~np.isnan(by_fold[:, index]), index]
         found[name] = {
-            "estimate": float(estimate[index]),
+            "estimate": None if np.isnan(estimate[index]) else float(estimate[index]),
             "interval": (
                 None
                 if interval is None or np.isnan(interval[:, index]).any()

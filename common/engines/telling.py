@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from ..bundles import FOLDER, running_bundle, running_parser
 from ..paths import as_path
-from ..tasks import ClassificationTask, SegmentationTask
+from ..tasks import ClassificationTask, RegressionTask, SegmentationTask
 from ..terminal import ending, near, speaks
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def tell_beginning(
     what: str,
     *,
     cases: Mapping[str, Sized | int],
-    task: SegmentationTask | ClassificationTask | None = None,
+    task: SegmentationTask | ClassificationTask | RegressionTask | None = None,
     network: nn.Module | None = None,
     device: str | torch.device | None = None,
     crop: int | Sequence[int] | None = None,
@@ -45,7 +45,7 @@ def tell_beginning(
     Args:
         what: it does.
         cases: by what they are for.
-        task: whose classes are named with their values.
+        task: whose classes are named with their values, or whose number is.
         network: whose size is said.
         device: that it runs on.
         crop: sides of the input in voxels.
@@ -63,6 +63,9 @@ def tell_beginning(
         if task.regions is not None:
             regions = (f"{name} ({', '.join(map(str, values))})" for name, values in task.regions.items())
             lines["regions"] = ", ".join(regions)
+    elif isinstance(task, RegressionTask):
+        units = f" {task.units}" if task.units else ""
+        lines["number"] = f"{task.name}, in training {task.mean:.4g} ± {task.std:.3g}{units}"
     elif task is not None:
         lines["classes"] = ", ".join(task.names) + (", each yes or no" if task.multilabel else "")
     if network is not None:

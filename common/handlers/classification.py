@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from ..metrics.classification import (
     format_classification,
     summarise_classification,
 )
+from ..metrics.regression import draw_regression, format_regression, regression_scores, summarise_regression
 from ..paths import as_path
 from ..tables import write_table
-from ..tasks import TARGET, ClassificationTask
+from ..tasks import TARGET, ClassificationTask, RegressionTask
 
 __all__ = ["PooledScores", "Predictions"]
 
@@ -34,18 +35,19 @@ __all__ = ["PooledScores", "Predictions"]
 class PooledScores(Metric):
     """Scores of all validation cases together, in every epoch; the engine's metrics get them all.
 
-    The metric itself is the average precision. Beside it come ``loss`` and the other scores of
-    :mod:`common.metrics.classification`, named as this one but for its ending: ``val_ap``, ``val_loss``, ``val_auroc``.
+    The metric itself is the task's key score: the average precision, or R2 of a number. Beside it come ``loss`` and the
+    other scores of :mod:`common.metrics.classification` or :mod:`common.metrics.regression`, named as this one but for
+    its ending: ``val_ap``, ``val_loss``, ``val_auroc``.
 
     Args:
-        task: classes or labels.
-        loss: function of logits and targets.
+        task: classes, labels or a number.
+        loss: function of outputs and targets.
         output_transform: turns the engine's output into both.
     """
 
     def __init__(
         self,
-        task: ClassificationTask,
+        task: ClassificationTask | RegressionTask,
         *,
         loss: Callable[[Tensor, Tensor], Tensor],
         output_transform: Callable[[Any], Any] = lambda x: x,
@@ -67,20 +69,24 @@ class PooledScores(Metric):
     def all_scores(self) -> dict[str, float]:
         """Return the loss and every score."""
         logits, targets = torch.cat(self.logits), torch.cat(self.targets)
-        probabilities = self.task.probabilities(logits).cpu().numpy()
-        scores = classification_scores(probabilities, targets.long().cpu().numpy())
-        return {"loss": float(self.loss(logits, targets)), **{name: scores[name] for name in SCORES}}
+        predicted = self.task.decode(logits).cpu().numpy()
+        if isinstance(self.task, RegressionTask):
+            scores = regression_scores(predicted, self.task.decode(targets).cpu().numpy())
+        else:
+            known = classification_scores(predicted, targets.long().cpu().numpy())
+            scores = {name: known[name] for name in SCORES}
+        return {"loss": float(self.loss(logits, targets)), **scores}
 
     def compute(self) -> float:
-        """Return the average precision."""
-        return self.all_scores()["ap"] if self.logits else float("nan")
+        """Return the key score."""
+        return self.all_scores()[self.task.key_score] if self.logits else float("nan")
 
     def completed(self, engine: Engine, name: str) -> None:
         """Put all scores into the engine's metrics."""
         if not self.logits:
             return
         for score, value in self.all_scores().items():
-            engine.state.metrics[f"{name.removesuffix('ap')}{score}"] = value
+            engine.state.metrics[f"{name.removesuffix(self.task.key_score)}{score}"] = value
 
 
 class Predictions:
@@ -89,11 +95,13 @@ class Predictions:
     Writes, each atomically, after every run of the evaluator:
 
     * ``file``: a CSV with ``case``, ``probability_<class>`` for each class, ``predicted`` (of labels
-      ``predicted_<label>``, 0 or 1 each) and, where it is known, ``true`` in the same form;
-    * with ``scores``, the scores with intervals as JSON and, beside it, a picture of ROC curves and decisions.
+      ``predicted_<label>``, 0 or 1 each) and, where it is known, ``true`` in the same form; of a number ``predicted``
+      and, where it is known, ``true`` and ``error``, and the ``units`` if they were named;
+    * with ``scores``, the scores with intervals as JSON and, beside it, a picture: of ROC curves and decisions, or of
+      predicted against true numbers.
 
     Args:
-        task: classes or labels.
+        task: classes, labels or a number.
         file: CSV to write.
         scores: JSON to write, None for none.
         group: key of the cases that says which belong together, for the intervals.
@@ -104,7 +112,7 @@ class Predictions:
 
     def __init__(
         self,
-        task: ClassificationTask,
+        task: ClassificationTask | RegressionTask,
         *,
         file: str | Path,
         scores: str | Path | None = None,
@@ -127,11 +135,11 @@ class Predictions:
             engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _start(self, _: Engine) -> None:
-        self.probabilities: list[Tensor] = []
+        self.predicted: list[Tensor] = []
         self.cases: list[dict[str, Any]] = []
 
     def _add(self, engine: Engine) -> None:
-        self.probabilities.append(self.task.probabilities(engine.state.output["pred"].detach()).cpu())
+        self.predicted.append(self.task.decode(engine.state.output["pred"].detach()).cpu())
         self.cases += engine.state.batch["case"]
 
     def _write(self, _: Engine) -> None:
@@ -143,48 +151,85 @@ class Predictions:
             path.unlink(missing_ok=True)
         if self.skipped:
             write_json(self.skipped, self.file.with_name("skipped.json"))
-        probabilities = torch.cat(self.probabilities)
+        predicted = torch.cat(self.predicted)
         known = [index for index, case in enumerate(self.cases) if case.get(TARGET) is not None]
-        write_table(self.file, *self._table(probabilities))
+        write_table(self.file, *self._table(predicted))
         if self.scores is None:
             return
         if not known:
             tqdm.write(f"{len(self.cases)} case(s) predicted; written to {self.file}")
             return
-        truth = self.task.encode([self.cases[index][TARGET] for index in known]).long().numpy()
         groups = [str(self.cases[index].get(self.group)) for index in known] if self.group else None
-        values = probabilities[known].numpy()
-        summary = summarise_classification(values, truth, self.task.names, groups=groups, resamples=self.resamples)
+        picture = self.scores.with_suffix(".png")
+        targets = [self.cases[index][TARGET] for index in known]
+        summary, told = self._judged(predicted[known].numpy(), targets, groups, picture)
         summary["trained_on"] = sum(name in self.trained_on for name in fingerprints([self.cases[i] for i in known]))
         write_json(summary, self.scores)
-        picture = self.scores.with_suffix(".png")
-        draw_classification(values, truth, self.task.names, picture)
-        tqdm.write(format_classification(summary))
+        tqdm.write(told)
         if summary["trained_on"]:
             tqdm.write(
                 f"beware: the model was trained on {summary['trained_on']} of these {len(known)} cases, so that these "
                 "scores are too good; output_dir/validation_predictions.csv of the training has the others"
             )
         if len(known) < len(self.cases):
-            tqdm.write(f"{len(self.cases) - len(known)} of {len(self.cases)} cases have no known class: not scored")
+            tqdm.write(f"{len(self.cases) - len(known)} of {len(self.cases)} cases have no known target: not scored")
         tqdm.write(f"written to {self.file}, {self.scores} and {picture}")
 
-    def _table(self, probabilities: Tensor) -> tuple[list[str], list[list[Any]]]:
+    def _judged(
+        self, predicted: np.ndarray, targets: list[Any], groups: list[str] | None, picture: Path
+    ) -> tuple[dict[str, Any], str]:
+        """Draw the cases whose truth is known, and return their scores, also in words."""
+        how: dict[str, Any] = {"groups": groups, "resamples": self.resamples}
+        if isinstance(self.task, RegressionTask):
+            numbers = np.array(targets, dtype=np.float64)
+            draw_regression(predicted, numbers, self.task, picture)
+            summary = summarise_regression(predicted, numbers, self.task, **how)
+            return summary, format_regression(summary)
+        truth = self.task.encode(targets).long().numpy()
+        draw_classification(predicted, truth, self.task.names, picture)
+        summary = summarise_classification(predicted, truth, self.task.names, **how)
+        return summary, format_classification(summary)
+
+    def _table(self, predicted: Tensor) -> tuple[list[str], list[list[Any]]]:
         """Return the names of the columns, and the rows."""
-        task = self.task
-        decided = task.decide(probabilities).tolist()
-        columns = ["case", *(f"probability_{name}" for name in task.names)]
-        endings = [f"_{name}" for name in task.names] if task.multilabel else [""]
-        columns += [f"predicted{ending}" for ending in endings]
-        with_truth = any(case.get(TARGET) is not None for case in self.cases)
-        columns += [f"true{ending}" for ending in endings] if with_truth else []
-        rows = []
-        for case, row, decision in zip(self.cases, np.asarray(probabilities), decided, strict=True):
-            values = decision if task.multilabel else [task.names[decision]]
-            truth: list[Any] = []
-            if with_truth:
-                target = case.get(TARGET)
-                truth = [None] * len(endings) if target is None else target
-                truth = truth if isinstance(truth, list) else [task.names[truth]]
-            rows.append([case["case"], *(f"{value:.6f}" for value in row), *values, *truth])
-        return columns, rows
+        if isinstance(self.task, RegressionTask):
+            return _numbers(self.task, self.cases, predicted.tolist())
+        return _classes(self.task, self.cases, predicted)
+
+
+def _classes(
+    task: ClassificationTask, cases: Sequence[Mapping[str, Any]], probabilities: Tensor
+) -> tuple[list[str], list[list[Any]]]:
+    """Return a table of probabilities, decisions and the truth, where any is known."""
+    decided = task.decide(probabilities).tolist()
+    columns = ["case", *(f"probability_{name}" for name in task.names)]
+    endings = [f"_{name}" for name in task.names] if task.multilabel else [""]
+    columns += [f"predicted{ending}" for ending in endings]
+    with_truth = any(case.get(TARGET) is not None for case in cases)
+    columns += [f"true{ending}" for ending in endings] if with_truth else []
+    rows = []
+    for case, row, decision in zip(cases, np.asarray(probabilities), decided, strict=True):
+        values = decision if task.multilabel else [task.names[decision]]
+        truth: list[Any] = []
+        if with_truth:
+            target = case.get(TARGET)
+            truth = [None] * len(endings) if target is None else target
+            truth = truth if isinstance(truth, list) else [task.names[truth]]
+        rows.append([case["case"], *(f"{value:.6f}" for value in row), *values, *truth])
+    return columns, rows
+
+
+def _numbers(
+    task: RegressionTask, cases: Sequence[Mapping[str, Any]], predicted: Sequence[float]
+) -> tuple[list[str], list[list[Any]]]:
+    """Return a table of predicted numbers, and of the true ones and the errors, where any is known."""
+    with_truth = any(case.get(TARGET) is not None for case in cases)
+    columns = ["case", "predicted", *(["true", "error"] if with_truth else []), *(["units"] if task.units else [])]
+    rows = []
+    for case, value in zip(cases, predicted, strict=True):
+        row = [case["case"], f"{value:.7g}"]
+        if with_truth:
+            target = case.get(TARGET)
+            row += [None, None] if target is None else [target, f"{value - target:.7g}"]
+        rows.append([*row, *([task.units] if task.units else [])])
+    return columns, rows

@@ -25,7 +25,8 @@ _Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
 _LINE_EVERY = 600  # seconds, where there is no terminal, beside the lines of epochs
 _MOST_CLASSES = 4  # in a line
-_SCORES = {"val_ap": "AP", "val_auroc": "AUROC", "val_balanced_accuracy": "balanced accuracy"}
+_SCORES = {"val_ap": "AP {:.3f}", "val_auroc": "AUROC {:.3f}", "val_balanced_accuracy": "balanced accuracy {:.3f}"}
+_SCORES |= {"val_mae": "MAE {:.4g}", "val_r2": "R2 {:.3f}"}  # of a number
 ON_TRAINING = "validation_on_training_cases"  # a remark: whoever reads such scores is to know it
 
 
@@ -219,6 +220,5 @@ def in_words(record: Mapping[str, float]) -> list[str]:
         more = [f"{len(classes) - _MOST_CLASSES} more"] if len(classes) > _MOST_CLASSES else []
         inside = ", ".join([*(f"{name} {value:.3f}" for name, value in classes[:_MOST_CLASSES]), *more])
         told.append(f"validation Dice {record['val_dice']:.3f}" + (f" ({inside})" if inside else ""))
-    scores = [(k.removeprefix("val_"), v) for k, v in record.items() if k in _SCORES]
-    told += [f"validation {_SCORES[f'val_{name}']} {value:.3f}" for name, value in scores]
+    told += [f"validation {_SCORES[name].format(value)}" for name, value in record.items() if name in _SCORES]
     return [*told, duration(record["seconds"])]

@@ -5,6 +5,16 @@ from .classification import ClassificationLoss
 from .contrastive import NTXentLoss
 from .masked_mse import MaskedMSELoss
 from .reduction import gather, weighted_mean
+from .regression import RegressionLoss, target_loss
 from .segmentation import DiceCrossEntropy
 
-__all__ = ["ClassificationLoss", "DiceCrossEntropy", "MaskedMSELoss", "NTXentLoss", "gather", "weighted_mean"]
+__all__ = [
+    "ClassificationLoss",
+    "DiceCrossEntropy",
+    "MaskedMSELoss",
+    "NTXentLoss",
+    "RegressionLoss",
+    "gather",
+    "target_loss",
+    "weighted_mean",
+]

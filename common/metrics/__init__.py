@@ -13,24 +13,36 @@ if TYPE_CHECKING:
         format_classification,
         summarise_classification,
     )
+    from .regression import (
+        REGRESSION_SCORES,
+        draw_regression,
+        format_regression,
+        regression_scores,
+        summarise_regression,
+    )
     from .reports import draw_scores, format_summary, summarise, write_scores
     from .segmentation import METRICS, score_maps, score_masks
     from .statistics import bootstrap_interval, known_mean
 
 __all__ = [
     "METRICS",
+    "REGRESSION_SCORES",
     "SCORES",
     "bootstrap_interval",
     "classification_scores",
     "draw_classification",
+    "draw_regression",
     "draw_scores",
     "format_classification",
+    "format_regression",
     "format_summary",
     "known_mean",
+    "regression_scores",
     "score_maps",
     "score_masks",
     "summarise",
     "summarise_classification",
+    "summarise_regression",
     "write_scores",
 ]
 

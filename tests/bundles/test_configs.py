@@ -250,7 +250,7 @@ def test_a_classifier_has_the_pre_trained_encoder_and_the_published_recipe(
 ) -> None:
     monkeypatch.chdir(ROOT)
     parser = ConfigParser(read_config(f"bundles/{bundle}/configs/train_classification.yaml"))
-    parser["task"] = ClassificationTask(("a", "b"))
+    parser["target_task"] = ClassificationTask(("a", "b"))
     with torch.device("meta"):
         classifier = {key: value.shape for key, value in parser.get_parsed_content("network_def").state_dict().items()}
     parser = ConfigParser(read_config(f"bundles/{bundle}/configs/train.yaml"))

@@ -292,7 +292,7 @@ def test_cases_to_predict_carry_the_truth_where_it_is_known(folder: Path, capsys
     text = rows(4).replace("case_1,CN", "case_1,").replace("case_2,AD", "case_2,MCI")
     cases = prediction_cases(str(folder), task=task, target="diagnosis", table=table(folder.parent / "t.csv", text))
     assert [case["target"] for case in cases] == [0, None, None, 1]
-    assert "2 of 4 cases are classified but cannot be scored" in capsys.readouterr().out
+    assert "2 of 4 cases are predicted but cannot be scored" in capsys.readouterr().out
 
 
 # volumes

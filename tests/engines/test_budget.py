@@ -283,6 +283,7 @@ def test_no_step_makes_the_host_wait_for_the_device() -> None:
         cases = classification(bundle) | amp | {"batch_size": 4} | often
         told += [(bundle, "train_classification", cases | {"balance": True})]
         told += [(bundle, "train_classification", cases | {"target": ["a", "b"], "tuning": "linear_probe"})]
+        told += [(bundle, "train_classification", cases | {"target": "age", "task": "regression"})]
     found = alone(STRICT, json.dumps(told))
     assert len(found) == len(BUNDLES) + 6
     for name, looks in found.items():

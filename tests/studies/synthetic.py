@@ -136,6 +136,13 @@ def _result(
                 "probabilities": [1 - sure, sure],
             }
         return {"cases": cases, "classes": ["healthy", "ill"], "target": "diagnosis"}
+    if card.get("task") == "regression":
+        cases = {}
+        for i in own:
+            age = 40 + 60 * level[i, 0]
+            told = age + (10 - 100 * extra) * rng.standard_normal()
+            cases[f"case_{i}"] = {"group": groups[i % len(groups)], "truth": age, "predicted": [told]}
+        return {"cases": cases, "classes": ["age"], "target": "age", "units": "years"}
     cases = {}
     for i in own:
         scores = {}

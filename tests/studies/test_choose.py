@@ -98,6 +98,26 @@ def pretend_classes(right: dict[str, float]) -> Any:
     return run_pieces
 
 
+def pretend_numbers(error: dict[str, float]) -> Any:
+    """Return a stand-in for the fine-tunings of a regression: runs end at once, so far off."""
+
+    def run_pieces(study: Any, where: Any, **_: Any) -> dict[str, str]:
+        for run in study.runs():
+            rng = np.random.default_rng([run.seed, run.fold])
+            cases = {}
+            for case in study.data_sets[run.data_set].parts[run.fold]["validation"]:
+                truth = float(case["bright"])
+                told = truth + error[run.arm] * rng.standard_normal()
+                cases[case["name"]] = {"group": None, "truth": truth, "predicted": [told]}
+            folder = study.folder / "runs" / run.name
+            folder.mkdir(parents=True)
+            about = {"name": run.name, "task": "regression"}
+            (folder / "result.json").write_text(json.dumps({"run": about, "classes": ["bright"], "cases": cases}))
+        return {}
+
+    return run_pieces
+
+
 # what is said
 
 
@@ -395,6 +415,35 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pyt
         tool.choose(filled(Choose, str(tmp_path / "images"), target="grade", output=str(tmp_path / "x"), **options))
     with pytest.raises(SettingsError, match="needs both"):
         tool.choose(filled(Choose, str(tmp_path / "images"), output=str(tmp_path / "x"), **options))
+
+
+def test_numbers_are_probed_by_ridge_regression_and_fine_tuned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["case,bright"]
+    for index in range(16):
+        image, labels = textured(rng, side=16)
+        values = (image + 0.4 * index * (labels > 0)).astype(np.float32)
+        write_volume(tmp_path / "images" / f"c{index:02d}.nii.gz", values)
+        rows.append(f"c{index:02d},{10 + 0.4 * index:.1f}")
+    (tmp_path / "t.csv").write_text("\n".join(rows) + "\n")
+    weights = train(tmp_path / "w", steps=[0], bundle=B, seed=3)[0]
+    options: dict[str, Any] = {**SMALL, "resamples": 100, "num_workers": 0, "seeds": 3, "best": 1}
+    options |= {"table": str(tmp_path / "t.csv"), "weights": f"{B}={weights}", "patch_size": [16, 16, 16]}
+    options |= {"target": "bright", "input_size": [16, 16, 16], "epochs": 2, "units": "grey levels"}
+    monkeypatch.setattr(choice, "run_pieces", pretend_numbers({B: 0.1, "scratch resenc_l": 3.0}))
+    tool.choose(filled(Choose, str(tmp_path / "images"), output=str(tmp_path / "out"), **options))
+    content = read(tmp_path / "out")
+    assert content["task"] == "regression"
+    assert content["metric"] == {"probe": "R2", "fine_tuning": "r2"}
+    assert content["verdict"]["by"] == "fine-tuning"
+    assert (content["verdict"]["decided"], content["verdict"]["best"]) == (True, B)
+    assert content["fine_tuning"]["arms"][B]["estimate"] > 0.9
+    assert "R2 of the probe" in (tmp_path / "out" / "choose.md").read_text()
+    told = json.loads((tmp_path / "out" / "fine-tuning" / "study.json").read_text())
+    assert told["data_sets"]["data"]["card"]["task"] == "regression"
+    assert told["backbones"]["resenc_l"]["settings"]["units"] == "grey levels"
+    with pytest.raises(SettingsError, match="which needs --table"):
+        filled(Choose, str(tmp_path / "images"), task="regression")
 
 
 def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: list[Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import friedmanchisquare, wilcoxon
 from sklearn.metrics import average_precision_score
 
-from common.metrics import classification_scores
+from common.metrics import classification_scores, regression_scores
 from tools.reporting import comparison, significance
 from tools.reporting.cells import all_cells, case_ranks, data_set_ranks
 from tools.reporting.comparison import (
@@ -159,6 +159,45 @@ def test_bootstrap_of_segmentation_is_that_of_copied_cases(tmp_path: Path) -> No
     found = _evaluate(block, "mae_resenc_l", runs[None], rows[None])[0, 0]
     copied = block.values[0][[0, 0, 2, 3, 4], 0, :, 0]
     assert found == pytest.approx(copied.mean(0).mean())
+
+
+def test_numbers_are_scored_as_everywhere_and_resampled_as_copied_cases(tmp_path: Path) -> None:
+    _, (block,) = blocks(tmp_path, data_sets={"ages": {"task": "regression"}})
+    assert block.metrics == ("r2", "pearson")
+    assert block.truth is not None
+    arm = block.arms.index("mae_resenc_l")
+    by_hand = []
+    for fold in (0, 1):
+        own = block.fold == fold
+        for seed in (0, 1):
+            found = regression_scores(block.values[arm, own, seed, 0, 0], block.truth[own])
+            by_hand.append([found["r2"], found["pearson"]])
+    assert score(block, "mae_resenc_l") == pytest.approx(np.mean(by_hand, axis=0))
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 3, (5, len(block.rows))).astype(float)
+    weighted = _evaluate(block, "mae_resenc_l", np.ones((5, 2, 2)), counts)
+    for row, own in zip(weighted, counts, strict=True):
+        copied = []
+        for fold in (0, 1):
+            places = np.repeat(np.arange(len(own)), (own * (block.fold == fold)).astype(int))
+            for seed in (0, 1):
+                found = regression_scores(block.values[arm, places, seed, 0, 0], block.truth[places])
+                copied.append([found["r2"], found["pearson"]])
+        assert row == pytest.approx(np.mean(copied, axis=0))
+
+
+@pytest.mark.parametrize(("gain", "better"), [(0.08, "mae_resenc_l"), (0.0, "")])
+def test_a_better_regression_is_found_and_an_equal_one_is_not(tmp_path: Path, gain: float, better: str) -> None:
+    gains, ages = TWO | {"mae_resenc_l": gain}, {"ages": {"task": "regression"}}
+    _, found = blocks(tmp_path, gains=gains, data_sets=ages, cases=40, seeds=5)
+    (test,) = pair_tests(found)
+    assert test["metric"] == "r2"
+    assert test["test"] == "permutation of cases"
+    assert test["better"] == better
+    assert (test["p"] < 0.01) == bool(better)
+    difference = compare(found[0], "mae_resenc_l", "scratch_resenc_l")
+    assert difference is not None
+    assert test["difference"] == pytest.approx(difference["difference"][0])
 
 
 def test_units_are_patients_where_groups_are(tmp_path: Path) -> None:

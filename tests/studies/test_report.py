@@ -221,6 +221,16 @@ def test_classification_alone_and_with_segmentation(tmp_path: Path) -> None:
     assert "No segmentation is finished" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_a_report_of_numbers(tmp_path: Path) -> None:
+    cards = {"ages": {"task": "regression", "groups": ["a", "b"]}}
+    report(tmp_path, data_sets=cards)
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert "Regression" in text
+    assert "R2, %" in text
+    assert {row["metric"] for row in rows(tmp_path, "table")} == {"r2", "pearson"}
+    assert {row["score"] for row in rows(tmp_path, "cases")} == {"predicted", "truth"}
+
+
 def test_pictures_that_cannot_be_drawn_are_said(tmp_path: Path) -> None:
     study = {"folder": tmp_path, "pictures": True}
     report(**study)

@@ -533,6 +533,36 @@ def test_what_was_cut_after_its_training_is_not_trained_again(task: Path, monkey
     assert not (study.folder / "runs" / run.name / "models").exists()
 
 
+def test_a_number_is_studied_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = ["case,volume"]
+    for index in range(8):
+        write_volume(tmp_path / "images" / f"case_{index}.nii.gz", rng.normal(100, 10, (18, 18, 18)).astype(np.float32))
+        rows.append(f"case_{index},{1000 + 50 * index}")
+    (tmp_path / "table.csv").write_text("\n".join(rows), "utf-8")
+    card = {"name": "Volumes", "task": "regression", "target": "volume", "units": "ml", "input_size": [16, 16, 16]}
+    (tmp_path / "volumes.yaml").write_text(yaml.safe_dump(card), "utf-8")
+    content = {
+        "arms": {"scratch": TWO["scratch"]},
+        "data_sets": {"volumes": {"card": "volumes.yaml", "folder": "images", "table": "table.csv"}},
+        "settings": {"epochs": 1, "num_workers": 0, "batch_size": 2, "accumulation_steps": 1},
+        "backbones": {"resenc_l": {"settings": NARROW["backbones"]["resenc_l"]["settings"]}},
+        "budgets": [2],
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
+    study = read_study(tmp_path / "study.yaml")
+    (run,) = study.runs()
+    assert execution.do(study, f"runs/{run.name}") == "finished"
+    found = json.loads((study.folder / "runs" / run.name / "result.json").read_text("utf-8"))
+    assert (found["run"]["task"], found["target"]) == ("regression", "volume")
+    assert len(found["cases"]) == 4
+    for name, case in found["cases"].items():
+        assert case["truth"] == 1000 + 50 * int(name[-1])
+        assert 700 < case["predicted"][0] < 1700, "in the target's own units"
+    told = json.loads((study.folder / "runs" / run.name / "train.json").read_text("utf-8"))
+    assert (told["task"], told["units"], told["input_size"]) == ("regression", "ml", [16, 16, 16])
+
+
 def test_classification_is_studied_too_and_what_a_table_says_is_no_command(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     mark = tmp_path / "mark"

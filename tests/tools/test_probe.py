@@ -10,14 +10,13 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, r2_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, f1_score, roc_auc_score
 
 from common.engines.features import read_features
 from common.engines.probing import (
     _auroc,
     _average_precision,
     _classification_scores,
-    _regression_scores,
     compare_probes,
     outer_folds,
     probe_features,
@@ -76,8 +75,6 @@ def test_metrics_are_those_of_scikit_learn() -> None:
         precision = [average_precision_score(truth == index, scores[:, index]) for index in range(classes)]
         assert found[2] == pytest.approx(np.mean(precision))
         assert found[3] == pytest.approx(f1_score(truth, decisions, average="macro"))
-    y, p = rng.standard_normal((2, 30))
-    assert _regression_scores(y, p) == pytest.approx([np.abs(y - p).mean(), r2_score(y, p)])
 
 
 def test_ranking_is_undefined_without_both_classes() -> None:
@@ -145,6 +142,11 @@ def test_a_linear_function_is_recovered(tmp_path: Path) -> None:
     assert found["linear"]["MAE"]["estimate"] < 0.1 * found["baseline"]["MAE"]["estimate"]
     assert found["linear"]["R2"]["estimate"] > found["kNN"]["R2"]["estimate"] > found["baseline"]["R2"]["estimate"]
     assert found["baseline"]["R2"]["estimate"] == pytest.approx(0)
+    assert list(found["linear"]) == ["MAE", "RMSE", "R2", "Pearson", "Spearman"]
+    assert found["linear"]["RMSE"]["estimate"] >= found["linear"]["MAE"]["estimate"]
+    assert found["linear"]["Spearman"]["interval"][0] > 0.97
+    undefined = {name: found["baseline"]["Pearson"][name] for name in ("estimate", "interval", "fold_mean", "fold_std")}
+    assert set(undefined.values()) == {None}
 
 
 def test_two_kinds_of_features_are_compared_case_by_case(tmp_path: Path) -> None:

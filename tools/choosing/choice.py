@@ -107,6 +107,11 @@ class Choice:
                 f"{', '.join(self.far)}. {SPACING_CAVEAT} Fine-tuning is therefore compared with that too."
             )
 
+    @property
+    def metric(self) -> str:
+        """The score of the probes."""
+        return "R2" if self.data.kind == "regression" else "AP"
+
     def random_encoders(self) -> dict[str, Encoder]:
         """Return an untrained encoder of each backbone and size, as a baseline."""
         found: dict[str, Encoder] = {}
@@ -139,7 +144,7 @@ class Choice:
         held: dict[str, Any] = {}
         names = list(self.data.task.names) if self.data.task else []
         groups = [str(case[self.data.group]) for case in self.data.cases] if self.data.group else None
-        metric = "AP"
+        metric = self.metric
         rules = Rules(group=self.data.group, folds=folds, resamples=resamples, seed=self.seed)
         with progress_bar(encoders.items(), desc="probing", unit="encoder") as bar:
             for name, encoder in bar:
@@ -164,10 +169,14 @@ class Choice:
                         found[name] = {key: result[key] for key in ("estimate", "interval", "notes", "settings")}
                     else:
                         told = probe_cases(
-                            encoder, self.data.cases, target=str(self.data.target), folder=place, rules=rules
+                            encoder,
+                            self.data.cases,
+                            target=str(self.data.target),
+                            task=self.data.kind,
+                            folder=place,
+                            rules=rules,
                         )
                         held[name] = told
-                        metric = "AP" if told.target.classes else "R2"
                         own = told.metrics["linear"][metric]
                         found[name] = {"estimate": own["estimate"], "interval": own["interval"], "notes": told.notes}
                 except Exception as error:
@@ -177,7 +186,6 @@ class Choice:
                     tqdm.write(f"left out: {name}: {self.left_out[name]}")
         if not any(name in found for name in self.candidates):
             raise WeightsError(next(iter(self.left_out.values())))
-        self.metric = metric
 
         def difference(first: str, second: str) -> Difference | None:
             if self.data.kind == "segmentation":

@@ -15,7 +15,7 @@ from common.files import write_json
 
 from ..commanding.ending import end, tool_command
 from ..commanding.environment import ROOT
-from ..studies.results import read_json
+from ..studies.results import METRICS, read_json
 from ..studies.scheduling import places
 from .candidates import backbone_of, find_candidates, not_at_hand, origin
 from .choice import Choice, check_settings
@@ -28,7 +28,12 @@ __all__ = ["choose"]
 
 _SHORT = {"epochs": 20}
 _SHORTER = {"epochs": 10, "iterations_per_epoch": 25, "num_workers": 0}  # without a GPU
-_PATCH = {"segmentation": {"patch_size": [64, 64, 64]}, "classification": {"input_size": [64, 64, 64]}}
+_PATCH = {
+    "segmentation": {"patch_size": [64, 64, 64]},
+    "classification": {"input_size": [64, 64, 64]},
+    "regression": {"input_size": [64, 64, 64]},
+}
+_SCORES = {"segmentation": "Dice", "classification": "average precision", "regression": "R2"}  # of fine-tuning
 
 
 def choose(settings: Choose) -> None:
@@ -47,7 +52,7 @@ def choose(settings: Choose) -> None:
     for warning in choice.warnings:
         print(f"warning: {warning}")
     content, verdict, ranked = _probed(choice, settings)
-    if settings.best and choice.metric == "AP":
+    if settings.best:
         verdict = _tuned(choice, settings, ranked[: settings.best], content, verdict)
     write_json(content, folder / "choose.json")
     show(content, folder, candidates, verdict)
@@ -86,7 +91,7 @@ def _probed(choice: Choice, settings: Choose) -> tuple[dict[str, Any], Verdict, 
         "cases": len(data.cases),
         "units": data.units,
         "spacing_mm": data.spacing_mm,
-        "metric": {"probe": choice.metric, "fine_tuning": "dice" if data.kind == "segmentation" else "ap"},
+        "metric": {"probe": choice.metric, "fine_tuning": METRICS[data.kind][0]},
         "weights": {name: encoder.weights for name, encoder in candidates.items()},
         "origins": {name: origin(receipt) for name, receipt in choice.receipts.items()},
         "not_asked": not_at_hand(choice.receipts.values(), [encoder.bundle for encoder in candidates.values()]),
@@ -124,7 +129,7 @@ def _tuned(
             complete,
             difference,
             units=data.units,
-            what="Dice" if data.kind == "segmentation" else "average precision",
+            what=_SCORES[data.kind],
             scratch=[name for name in tuned if name.startswith("scratch")],
             seeds=settings.seeds,
         )

@@ -15,6 +15,7 @@ from common.data.cases import Case, images_of
 from common.data.checking.checks import usable_cases
 from common.data.listing.classified import classified_cases
 from common.data.listing.descriptions import check_names_of_classes
+from common.engines.probing import is_missing, task_of
 from common.errors import DataError, SettingsError
 from common.transforms import read_header
 from common.transforms.grids import prepared_sides
@@ -30,7 +31,7 @@ CASES = 40  # labelled cases that segmentation is probed and fine-tuned on
 class Data:
     """Labelled cases of the user."""
 
-    kind: str  # segmentation or classification
+    kind: str  # segmentation, classification or regression
     cases: list[Case]
     task: Any = None
     target: str | None = None
@@ -80,7 +81,13 @@ def _classified(settings: Choose) -> Data:
     for column in (settings.target, settings.group):
         if column and cases and column not in cases[0]:
             raise DataError(f"{table} has no column {column!r}; correct --target or --group")
-    return Data("classification", cases, target=settings.target, group=settings.group, channels=channels)
+    target = str(settings.target)
+    texts = [str(case[target]).strip() for case in cases if not is_missing(str(case.get(target, "")))]
+    kind: str | None = settings.task
+    if kind is None and texts:
+        kind, told = task_of(texts, target)
+        print(told)
+    return Data(kind or "classification", cases, target=target, group=settings.group, channels=channels)
 
 
 def _labelled(settings: Choose) -> Data:
@@ -90,7 +97,7 @@ def _labelled(settings: Choose) -> Data:
     if labels is None:
         raise SettingsError(
             "name the classes, background first: --labels \"['background','lesion']\", or the path of a "
-            "dataset.json; for classification give --table and --target"
+            "dataset.json; for classification or regression give --table and --target"
         )
     check_names_of_classes(labels, settings.data)
     task = segmentation_task(labels)

@@ -695,6 +695,7 @@ def probe_cases(
     cases: Sequence[Case],
     *,
     target: str,
+    task: str,
     folder: Path,
     rules: Rules,
 ) -> ProbeResult:
@@ -704,6 +705,7 @@ def probe_cases(
         encoder: which.
         cases: with ``image`` and the columns ``target`` and ``group``.
         target: column to tell.
+        task: classification or regression.
         folder: of this encoder.
         rules: how it is probed.
     """
@@ -732,6 +734,6 @@ def probe_cases(
     table = folder / "targets.csv"
     columns = [target, *([group] if group else [])]
     write_table(table, ["case", *columns], ([case_name(case), *map(case.get, columns)] for case in cases))
-    wanted = read_target(table, names, target=target, group=group)
+    wanted = read_target(table, names, target=target, group=group, task=task)
     how = {name: getattr(rules, name) for name in ("folds", "repeats", "resamples", "seed")}
     return probe_features(values, wanted, **how)

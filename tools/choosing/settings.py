@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from common.errors import SettingsError
 
@@ -19,7 +19,7 @@ class Choose:
     """What ``choose`` is told."""
 
     data: Existing
-    """Folder of labelled cases as train.yaml reads them, or a datalist; for classification one of images."""
+    """Folder of labelled cases as train.yaml reads them, or a datalist; or, with a table, one of images."""
     labels: Labels | None = None
     """Class names, background first, or the path of a dataset.json."""
     bundles: tuple[str, ...] = ()
@@ -29,15 +29,17 @@ class Choose:
     best: Annotated[int, From(0)] = 2
     """How many go on from the probes to fine-tuning; 0 ends after the probes."""
     table: Existing | None = None
-    """CSV with a column case and the target, for classification."""
+    """CSV with a column case and the target, for classification and regression."""
     target: str | None = None
     """Its column."""
+    task: Literal["classification", "regression"] | None = None
+    """Of the table; default regression if the target holds many different numbers, or fractions."""
     groups: Existing | None = None
     """CSV with a column case and further columns."""
     group: str | None = None
     """Column whose values are never torn apart, such as the patient."""
     cases: Annotated[int, From(2)] | None = None
-    """Labelled cases to use at most, drawn at random; default 40 in segmentation, all in classification."""
+    """Labelled cases to use at most, drawn at random; default 40 in segmentation, all of a table."""
     channels: Annotated[int, From(1)] = 1
     """Images of a case."""
     folds: Annotated[int, From(2)] = 5
@@ -61,4 +63,8 @@ class Choose:
 
     def __post_init__(self) -> None:
         if bool(self.table) != bool(self.target):
-            raise SettingsError("classification needs both: --table FILE.csv with the classes and --target COLUMN")
+            raise SettingsError("a table needs both: --table FILE.csv with classes or numbers and --target COLUMN")
+        if self.task and not self.table:
+            raise SettingsError(
+                f"task is {self.task!r}, which needs --table FILE.csv and --target COLUMN; add them, or drop it"
+            )

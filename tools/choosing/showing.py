@@ -50,7 +50,7 @@ def show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enco
             ],
         ),
     ]
-    score = {"dice": "Dice", "ap": "average precision"}[content["metric"]["fine_tuning"]]
+    score = {"dice": "Dice", "ap": "average precision", "r2": "R2"}[content["metric"]["fine_tuning"]]
     if tuned:
         lines += [
             "",

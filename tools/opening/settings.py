@@ -127,8 +127,8 @@ class Classify:
     show_command: bool = False
     """Only print the equal command of MONAI."""
     settings: Written = field(default_factory=dict)
-    """Any setting of train_classification.yaml, above all --table labels.csv --target diagnosis; of a trained one, of
-    inference_classification.yaml."""
+    """Any setting of train_classification.yaml, above all --table labels.csv --target diagnosis, for a number also
+    --task regression; of a trained one, of inference_classification.yaml."""
 
 
 @settings

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..studies.results import METRICS, Block, Results, every_run
-from .comparison import baseline, case_scores, compare, interval, paired_case_scores, resampled, score
+from .comparison import baseline, bounded, case_scores, compare, interval, paired_case_scores, resampled, score
 from .significance import Ranks, by_unit, rank
 
 __all__ = [
@@ -37,7 +37,7 @@ class Cell:
     Attributes:
         budget: of labelled cases.
         column: data set, ID, OOD or All.
-        task: segmentation or classification.
+        task: segmentation, classification or regression.
         metric: which score.
         arm: which row.
         value: the score.
@@ -121,7 +121,7 @@ def kind_of(data_set: Mapping[str, Any]) -> str:
 def _cell(members: Sequence[Block], column: str, arm: str, against: str | None, metric: int) -> Cell:
     first = members[0]
     samples = np.mean([resampled(block, arm)[:, metric] for block in members], axis=0)
-    low, high = interval(np.clip(samples, 0, 1))
+    low, high = interval(bounded(first, samples))
     cell = Cell(
         *(first.budget, column, first.task, first.metrics[metric], arm),
         float(np.mean([score(block, arm)[metric] for block in members])),
@@ -185,7 +185,7 @@ def group_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
                     continue
                 values, samples = score(block, arm, rows=inside), resampled(block, arm, rows=inside)
                 for index, metric in enumerate(block.metrics):
-                    low, high = interval(np.clip(samples[:, index], 0, 1))
+                    low, high = interval(bounded(block, samples[:, index]))
                     rows.append(
                         {
                             "data_set": block.data_set,
@@ -204,7 +204,7 @@ def group_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
 
 def case_rows(results: Results) -> list[dict[str, Any]]:
-    """Return every score of every case and class of every run, and of classifications every probability."""
+    """Return every score of every case and class of every run, or every probability, or every predicted number."""
     rows = []
     for run in results.about["runs"]:
         result = results.finished.get(run["name"])
@@ -217,6 +217,8 @@ def case_rows(results: Results) -> list[dict[str, Any]]:
                 rows += [{**here, "class": name, "score": key, "value": value} for key, value in scores.items()]
             for name, value in zip(result.get("classes", ()), entry.get("probabilities", ()), strict=False):
                 rows.append({**here, "class": name, "score": "probability", "value": value})
+            for value in entry.get("predicted", ()):
+                rows.append({**here, "class": "", "score": "predicted", "value": value})
             if "truth" in entry:
                 rows.append({**here, "class": "", "score": "truth", "value": entry["truth"]})
     return rows

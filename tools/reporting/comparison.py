@@ -3,7 +3,8 @@
 
 Score of a data set: each case's score is averaged over seeds; a class's over the cases in which it is defined; then the
 plain mean over classes. Of classification, AP and balanced accuracy of each run on its own unseen cases, then the mean
-over runs: models of different folds need not be calibrated alike, so that their cases are not ranked together.
+over runs: models of different folds need not be calibrated alike, so that their cases are not ranked together. Of
+regression, R2 and Pearson's correlation likewise.
 
 Intervals draw the units again and add the luck of runs, as far as seeds tell it, for all arms alike. Two arms are only
 ever compared on the folds and seeds that both have.
@@ -24,6 +25,7 @@ __all__ = [
     "RESAMPLES",
     "average_precision",
     "baseline",
+    "bounded",
     "case_scores",
     "compare",
     "interval",
@@ -110,7 +112,7 @@ def _evaluate(block: Block, arm: str, run_weights: np.ndarray, row_weights: np.n
     """
     values = block.values[block.arms.index(arm)]
     step = max(1, _CHUNK // max(values[:, 0].size, 1))
-    evaluate = _segmentation if block.task == "segmentation" else _classification
+    evaluate = _segmentation if block.task == "segmentation" else _by_run
     parts = [
         evaluate(block, values, run_weights[i : i + step], row_weights[i : i + step])
         for i in range(0, len(run_weights), step)
@@ -131,14 +133,16 @@ def _segmentation(block: Block, values: np.ndarray, run_weights: np.ndarray, row
     return known_mean(means.reshape(-1, classes, metrics), axis=1)
 
 
-def _classification(block: Block, values: np.ndarray, run_weights: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
+def _by_run(block: Block, values: np.ndarray, run_weights: np.ndarray, row_weights: np.ndarray) -> np.ndarray:
+    """Score each run on its own unseen cases, and return the mean over runs."""
     assert block.truth is not None
-    true = one_hot(block)
+    score_run = _numbers_of_run if block.task == "regression" else _classes_of_run
+    true = block.truth if block.task == "regression" else one_hot(block)
     total = np.zeros((len(run_weights), 2))
     count = np.zeros((len(run_weights), 2))
     for fold, seed in zip(*np.nonzero(run_weights.any(0)), strict=True):
         own = np.flatnonzero(block.fold == fold)
-        found = np.stack(_run_scores(block, values[own, seed, :, 0], true[own], row_weights[:, own]), axis=1)
+        found = np.stack(score_run(block, values[own, seed, :, 0], true[own], row_weights[:, own]), axis=1)
         weight = run_weights[:, fold, seed][:, None] * ~np.isnan(found)
         total += weight * np.nan_to_num(found)
         count += weight
@@ -153,7 +157,7 @@ def one_hot(block: Block) -> np.ndarray:
     return own.astype(bool)
 
 
-def _run_scores(
+def _classes_of_run(
     block: Block, probabilities: np.ndarray, true: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return AP and balanced accuracy ``(resamples,)`` as common.metrics has them, with a weight for each case."""
@@ -169,6 +173,20 @@ def _run_scores(
         specificity = (weights @ (~true & ~chosen)) / (weights @ ~true)
     balanced = (recall + specificity) / 2 if labels else recall
     return known_mean(np.stack(precision)), known_mean(balanced, axis=1)
+
+
+def _numbers_of_run(
+    block: Block, predicted: np.ndarray, true: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return R2 and Pearson's correlation ``(resamples,)`` as common.metrics has them, with a weight for each case."""
+    total = weights.sum(1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        away = true - (weights @ true / total)[:, None]  # (resamples, cases)
+        other = predicted[:, 0] - (weights @ predicted[:, 0] / total)[:, None]
+        spread, own = (weights * away**2).sum(1), (weights * other**2).sum(1)
+        r2 = 1 - weights @ (predicted[:, 0] - true) ** 2 / np.where(spread > 0, spread, np.nan)
+        correlation = (weights * away * other).sum(1) / np.sqrt(np.where(spread * own > 0, spread * own, np.nan))
+    return r2, correlation
 
 
 def average_precision(probabilities: np.ndarray, own: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -219,6 +237,11 @@ def paired_case_scores(
         told = np.any(~np.isnan(values), axis=(0, 2), keepdims=True)  # truth or a prediction holds the class
         values = np.where(inside & told & np.isnan(values), best, values)
     return np.asarray(known_mean(known_mean(values, axis=2), axis=2))
+
+
+def bounded(block: Block, samples: np.ndarray) -> np.ndarray:
+    """Return samples of a score within what it can be: 0 to 1, of regression also below 0."""
+    return np.clip(samples, None if block.task == "regression" else 0, 1)
 
 
 def interval(samples: np.ndarray) -> tuple[float, float]:

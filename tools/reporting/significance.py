@@ -28,8 +28,8 @@ def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Test each pair of arms in each block, and correct all p values of the study together after Holm.
 
     Segmentation: Wilcoxon's signed-rank test of the units' Dice, averaged over seeds and classes; a class that one arm
-    alone rightly leaves empty counts as 1 (see :func:`.comparison.paired_case_scores`). Classification: a
-    permutation test of AP, in which the two arms' probabilities of a unit are exchanged at random.
+    alone rightly leaves empty counts as 1 (see :func:`.comparison.paired_case_scores`). Classification and regression:
+    a permutation test of AP or R2, in which what the two arms say of a unit is exchanged at random.
 
     Returns:
         a row for each: both arms, ``difference`` with its interval, ``cases`` (units), ``test``, ``p``, ``p_holm`` and
@@ -94,9 +94,10 @@ def _wilcoxon(block: Block, arm: str, other: str) -> tuple[float, int, int | Non
 
 
 def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | None, float]:
-    """Return p, the number of units, None (no case has an AP of its own), and the sign of the difference in AP."""
+    """Return p, the number of units, None (no case has an AP or R2 of its own), and the sign of the difference."""
     runs = shared_runs(block, arm, other)
-    true, own = one_hot(block), np.flatnonzero(np.asarray(runs.any(1))[block.fold])
+    differ = _r2_difference if block.task == "regression" else _ap_difference
+    own = np.flatnonzero(np.asarray(runs.any(1))[block.fold])
     units = len(np.unique(block.unit[own]))
     swapped = np.random.default_rng(_SEED).random((_PERMUTATIONS, block.unit.max() + 1)) < 0.5
     swapped[0] = False  # the first is what was seen
@@ -104,19 +105,33 @@ def _permutation(block: Block, arm: str, other: str) -> tuple[float, int, int | 
     differences = []
     for fold, seed in zip(*np.nonzero(runs), strict=True):
         rows = np.flatnonzero(block.fold == fold)
-        swap, weights = swapped[:, block.unit[rows]], np.ones((_PERMUTATIONS, len(rows)))
-        of_class = []
-        for index in range(len(block.classes)):
-            p, q = one[rows, seed, index], two[rows, seed, index]
-            pair = (np.where(swap, q, p), np.where(swap, p, q))
-            first, second = (average_precision(each, true[rows, index], weights) for each in pair)
-            of_class.append(first - second)
-        differences.append(known_mean(np.stack(of_class)))
+        differences.append(differ(block, rows, one[rows, seed], two[rows, seed], swapped[:, block.unit[rows]]))
     signed = known_mean(np.stack(differences))
     if units < 2 or np.isnan(signed[0]):
         return float("nan"), units, None, 0.0
     found = np.abs(signed)
     return float((found >= found[0] - 1e-12).mean()), units, None, float(np.sign(signed[0]))
+
+
+def _ap_difference(block: Block, rows: np.ndarray, one: np.ndarray, two: np.ndarray, swap: np.ndarray) -> np.ndarray:
+    """Return the difference in AP of one run with each exchange of rows ``(permutations,)``."""
+    true, weights = one_hot(block)[rows], np.ones(swap.shape)
+    of_class = []
+    for index in range(len(block.classes)):
+        p, q = one[:, index], two[:, index]
+        pair = (np.where(swap, q, p), np.where(swap, p, q))
+        first, second = (average_precision(each, true[:, index], weights) for each in pair)
+        of_class.append(first - second)
+    return np.asarray(known_mean(np.stack(of_class)))
+
+
+def _r2_difference(block: Block, rows: np.ndarray, one: np.ndarray, two: np.ndarray, swap: np.ndarray) -> np.ndarray:
+    """Return the difference in R2 of one run with each exchange of rows ``(permutations,)``: each turns one sign."""
+    assert block.truth is not None
+    true = block.truth[rows]
+    gained = (two[:, 0] - true) ** 2 - (one[:, 0] - true) ** 2
+    spread = ((true - true.mean()) ** 2).sum()
+    return np.where(swap, -gained, gained).sum(1) / (spread if spread > 0 else np.nan)
 
 
 def by_unit(block: Block, values: np.ndarray) -> np.ndarray:

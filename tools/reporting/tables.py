@@ -32,7 +32,14 @@ __all__ = [
     "rank_table",
 ]
 
-TITLES = {"dice": "DSC", "nsd": "NSD", "ap": "AP", "balanced_accuracy": "balanced accuracy"}
+TITLES = {
+    "dice": "DSC",
+    "nsd": "NSD",
+    "ap": "AP",
+    "balanced_accuracy": "balanced accuracy",
+    "r2": "R2",
+    "pearson": "Pearson correlation",
+}
 BACKBONES = {"resenc_l": "ResEnc-L", "primus_m": "Primus-M"}
 NOT_ALL, FEWER = "†", "‡"  # marks of cells of which not all unseen cases, or not all runs, are in
 

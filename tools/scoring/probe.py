@@ -87,6 +87,8 @@ def _table(result: ProbeResult, repeats: int) -> str:
 
 
 def _cell(score: dict[str, Any]) -> str:
+    if score["estimate"] is None:
+        return "undefined"
     interval = score["interval"]
     return f"{score['estimate']:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 

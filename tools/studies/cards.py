@@ -35,12 +35,17 @@ __all__ = ["Card", "Published", "Row", "Table", "card_for_folder", "card_table",
 
 FOLDER = Path(__file__).parent / "cards"
 PUBLISHED = Path(__file__).parent / "published.yaml"
-TASKS = ("segmentation", "classification")
+TASKS = ("segmentation", "classification", "regression")
 GROUPS = ("ID", "OOD")
 KINDS = ("data_set", "method", "quantity")
 _OF_SEGMENTATION = ("labels", "regions", "ignore_label", "regions_class_order")
-_OF_CLASSIFICATION = ("target", "classes", "input_size")
-_TEXTS = ("name", "code", "source", "licence", "modality", "notes", "download", "citation")
+_OF_VOLUMES = ("target", "classes", "units", "input_size")
+_FOREIGN = {  # fields that a card of each task has no use for
+    "segmentation": _OF_VOLUMES,
+    "classification": (*_OF_SEGMENTATION, "units"),
+    "regression": (*_OF_SEGMENTATION, "classes"),
+}
+_TEXTS = ("name", "code", "source", "licence", "modality", "notes", "download", "citation", "units")
 _IGNORED = 255  # value that marks voxels without a verdict where nothing says so
 _MOST_CLASSES = 256
 _FINE_MM = 0.75  # voxels so much finer than the published 1 mm lose what is small
@@ -52,7 +57,7 @@ class Card:
 
     Attributes:
         name: full name.
-        task: segmentation or classification.
+        task: segmentation, classification or regression.
         code: short name in the tables of the papers.
         source: address of the official download.
         licence: of the data, as their provider states it.
@@ -62,12 +67,13 @@ class Card:
         regions: overlapping classes instead, as in train.yaml.
         ignore_label: value of voxels without a verdict.
         regions_class_order: label value that each region is painted with, as in train.yaml.
-        target: column of the class, or list of columns of 0 and 1.
+        target: column of the class or number, or list of columns of 0 and 1.
         classes: of the one column, in order.
+        units: of the number, in words.
         group: ID or OOD, for the means of segmentation.
         cases: labelled cases of the public release.
         spacing_mm: of the files, ``(slice, row, column)``.
-        input_size: voxels that a classifier sees, ``(slice, row, column)``.
+        input_size: voxels that a classifier or regression sees, ``(slice, row, column)``.
         settings: of the train config that this data set wants otherwise.
         notes: what to look out for.
         download: how the official download becomes a labelled folder.
@@ -88,6 +94,7 @@ class Card:
     regions_class_order: list[int] | None = None
     target: str | list[str] | None = None
     classes: list[str] | None = None
+    units: str | None = None
     group: str | None = None
     cases: int | None = None
     spacing_mm: list[float] | None = None
@@ -436,15 +443,16 @@ def _card(told: Mapping[str, Any], where: str) -> Card:
         if name in given and not (isinstance(given[name], str) and given[name].strip()):
             refuse(name, "write a text, in quotes if it looks like a number, or null if it is not known")
     if given["task"] not in TASKS:
-        refuse("task", f"it must be {' or '.join(TASKS)}")
-    foreign = _OF_CLASSIFICATION if given["task"] == "segmentation" else _OF_SEGMENTATION
-    for name in foreign:
+        refuse("task", f"it must be {', '.join(TASKS[:-1])} or {TASKS[-1]}")
+    for name in _FOREIGN[given["task"]]:
         if name in given:
             refuse(name, f"a card of {given['task']} has none; drop the line")
     if given.get("group", GROUPS[0]) not in GROUPS:
         refuse("group", f"it must be {' or '.join(GROUPS)}, or null")
     if "channels" in given and not _are_texts(given["channels"]):
         refuse("channels", "list a different name for each image of a case: [T1w, FLAIR]")
+    if given["task"] == "regression" and isinstance(given.get("target"), list):
+        refuse("target", "a regression predicts one number; name one column")
     _check_classes(given, refuse)
     if "cases" in given and (
         isinstance(given["cases"], bool) or not isinstance(given["cases"], int) or given["cases"] < 1

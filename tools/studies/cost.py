@@ -102,7 +102,7 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
         else:
             whole: dict[str, Any] = {"schedule": "default"}
             samples = 1
-            if data.task == "classification":
+            if data.task != "segmentation":
                 samples = _micro_batch(study, run, changes)
                 whole = {"batch_size": samples, "accumulation_steps": 1}
                 cases = (cases * samples)[: max(samples, _CASES)]

@@ -41,7 +41,7 @@ SCRATCH, PRETRAINING = "scratch", "pretraining"  # weights that are no file
 OWN = {
     *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "pretrained", "from_scratch", "labels", "seed"),
     *("fold", "folds", "splits", "groups", "group", "table", "target", "classes", "regions", "ignore_label", "strict"),
-    "regions_class_order",
+    *("regions_class_order", "task"),
 }
 # and of the inference configs
 OWN_INFERENCE = {
@@ -98,7 +98,7 @@ class DataSet:
 
     @property
     def task(self) -> str:
-        """Segmentation or classification."""
+        """Segmentation, classification or regression."""
         return str(self.card["task"])
 
 

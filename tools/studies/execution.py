@@ -288,6 +288,8 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
     task = {name: data.card.get(name) for name in ("regions", "ignore_label")}
     if order := data.card.get("regions_class_order"):
         task["regions_class_order"] = order
+    if data.task == "regression":
+        task["regression"] = True
     cases = [*study.training_cases(run), *part["validation"]]
     return {
         **asdict(run),
@@ -366,7 +368,7 @@ def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     with _timed(seconds, "inference"):
         predict(study, run, folder)
     with _timed(seconds, "evaluation"):
-        content = (_segmented if data.task == "segmentation" else _classified)(study, run, folder, unseen)
+        content = _GATHER[data.task](study, run, folder, unseen)
     history = read_content(folder / "train" / "history.json")
     trained.unlink()
     if "models" not in study.keep:
@@ -399,10 +401,12 @@ def train(
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
     own: dict[str, Any] = {"val_iterations": 0, "picture_interval": 0}
     settings: dict[str, Any] = {}
-    if data.task == "classification":
+    if data.task != "segmentation":
         own["val_interval"] = 10**6
-        settings = {"target": data.target, "group": data.group}
-        if not isinstance(data.target, list):
+        settings = {"task": data.task, "target": data.target, "group": data.group}
+        if data.card.get("units"):
+            settings["units"] = data.card["units"]
+        if data.task == "classification" and not isinstance(data.target, list):
             settings["classes"] = data.classes
     else:
         settings["labels"] = data.labels
@@ -438,7 +442,7 @@ def predict(study: Study, run: Run, folder: Path, **changes: Any) -> None:
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
     trained = study.training_settings(arm, data)
     told: dict[str, Any] = {name: trained[name] for name in ("num_workers", "device", "amp") if name in trained}
-    if data.task == "classification":
+    if data.task != "segmentation":
         told["resamples"] = 0
         model = "classifier.pt"
     else:
@@ -521,6 +525,24 @@ def _classified(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) ->
             "probabilities": [float(row[f"probability_{each}"]) for each in names],
         }
     return {"cases": found, "classes": names, "target": data.target}
+
+
+def _regressed(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> dict[str, Any]:
+    """Gather predicted and true numbers."""
+    data = study.data_sets[run.data_set]
+    groups = {case_name(case): case.get(data.group) for case in unseen} if data.group else {}
+    found: dict[str, dict[str, Any]] = {}
+    for _, row in read_table(folder / "predictions" / "predictions.csv", exact=True):
+        group = groups.get(row["case"])
+        found[row["case"]] = {
+            "group": None if group is None else str(group),
+            "truth": float(row["true"]),
+            "predicted": [float(row["predicted"])],
+        }
+    return {"cases": found, "classes": [data.target], "target": data.target}
+
+
+_GATHER = {"segmentation": _segmented, "classification": _classified, "regression": _regressed}
 
 
 def _keep(folder: Path, kept: Collection[Path]) -> None:

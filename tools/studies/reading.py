@@ -336,7 +336,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
     if segmentation and not labels:
         raise SettingsError(f"{where} has no labels; add labels: [background, ...] or the path of a dataset.json")
     if not segmentation and not target:
-        raise SettingsError(f"{where} has no target; name the column of its table with the classes")
+        raise SettingsError(f"{where} has no target; name the column of its table with the classes or numbers")
     try:
         count = _split_count(splits) if splits else folds
         parts = []
@@ -353,12 +353,12 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
                     datalist,
                     table=path("table"),
                     target=target or "",
-                    classes=None if isinstance(target, list) else classes,
                     fold=None if count == 1 and not splits else fold,
                     validation_share=0.5,
+                    **_asked(about, target, classes),
                     **places,
                 )
-                classes = list(lists["task"].names)
+                classes = None if about["task"] == "regression" else list(lists["task"].names)
                 parts.append({part: [_columns(case) for case in lists[part]] for part in ("training", "validation")})
         if segmentation:
             told = {name: about.get(name) for name in ("regions", "ignore_label", "regions_class_order")}
@@ -383,6 +383,15 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         pretraining=_settings(entry, "pretraining", where),
         inference=_settings(entry, "inference", where),
     )
+
+
+def _asked(card: Mapping[str, Any], target: Any, classes: Any) -> dict[str, Any]:
+    """Return what is to be told of whole volumes, as the listing takes it."""
+    return {
+        "task": card["task"],
+        "classes": None if isinstance(target, list) else classes,
+        "units": card.get("units"),
+    }
 
 
 def _split_count(splits: str) -> int:
@@ -416,7 +425,7 @@ def _of_card(card: Mapping[str, Any]) -> dict[str, Any]:
 def _task_settings(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a card says of the network's input."""
     size = card.get("input_size")
-    return {"input_size": list(size)} if size and card["task"] == "classification" else {}
+    return {"input_size": list(size)} if size and card["task"] != "segmentation" else {}
 
 
 def _segmentation_part(

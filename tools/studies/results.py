@@ -34,7 +34,11 @@ __all__ = [
     "shared_runs",
 ]
 
-METRICS = {"segmentation": ("dice", "nsd"), "classification": ("ap", "balanced_accuracy")}  # the first one is tested
+METRICS = {  # the first one is tested
+    "segmentation": ("dice", "nsd"),
+    "classification": ("ap", "balanced_accuracy"),
+    "regression": ("r2", "pearson"),
+}
 
 
 @dataclass
@@ -65,7 +69,7 @@ class Block:
     Attributes:
         data_set: its name.
         budget: its name.
-        task: segmentation or classification.
+        task: segmentation, classification or regression.
         arms: those with a finished run.
         classes: scored classes.
         folds: those with a finished run.
@@ -75,8 +79,10 @@ class Block:
         unit: index of each row's unit, ``(rows,)``.
         patients: whether groups are patients, so that they are the units.
         groups: centre, scanner or patient of each row.
-        values: scores ``(arms, rows, seeds, classes, metrics)``; of classification probabilities, last axis 1.
-        truth: of classification: index of the class ``(rows,)``, or labels ``(rows, classes)``.
+        values: scores ``(arms, rows, seeds, classes, metrics)``; of classification probabilities, of regression
+            predicted numbers, last axis 1.
+        truth: of classification: index of the class ``(rows,)``, or labels ``(rows, classes)``; of regression: the
+            number ``(rows,)``.
         ran: ``(arms, folds, seeds)``.
         planned: number of runs planned of each arm.
     """
@@ -190,7 +196,7 @@ def _block(
                     numbers = [scores.get(metric) for metric in METRICS[task]]
                     values[arm, row, seed, classes.index(name)] = [np.nan if n is None else n for n in numbers]
             else:
-                values[arm, row, seed, :, 0] = entry["probabilities"]
+                values[arm, row, seed, :, 0] = entry["probabilities" if task == "classification" else "predicted"]
     groups = [entries[row].get("group") for row in rows]
     small = _are_patients(groups)
     units = [
@@ -210,7 +216,7 @@ def _block(
         small,
         groups,
         values,
-        np.array([entries[row]["truth"] for row in rows]) if task == "classification" else None,
+        np.array([entries[row]["truth"] for row in rows]) if task != "segmentation" else None,
         ran,
         {arm: len(results.planned(arm=arm, data_set=data_set, budget=budget)) for arm in arms},
     )

@@ -1,11 +1,12 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Whole volumes with classes: a folder of images, a CSV with a row for each case, and how both are split.
+"""Whole volumes with classes or a number: a folder of images, a CSV with a row for each case, how both are split.
 
 ==========================  =========================================================================================
 column ``case``             name of the image without its ending, or its path from the folder, where names repeat; of
                             several channels, what ``<case>_0000``, ``<case>_0001``, ... have in common
 target, one column          a class for each case: binary or multi-class, of classes that exclude each other
 target, a list of columns   0 or 1 in each: multi-label, of labels that may come together
+target of a regression      a number for each case, such as an age
 group column                cases with one value, such as a patient's scans, stay on one side of every split
 ==========================  =========================================================================================
 
@@ -26,13 +27,14 @@ from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
 from ...tables import read_table
-from ...tasks import TARGET, ClassificationTask
+from ...tasks import TARGET, ClassificationTask, RegressionTask
 from ...transforms import without_ending
 from ..cases import Case, case_name, images_of
 from ..problems import settle
 from .datalists import channel_cases, read_datalist
 from .folders import LABELLED, existing_folder, volumes_in
 from .labelled import split_cases
+from .quantities import check_numbers, number_of, ranges, spread, standardised
 
 __all__ = [
     "class_weights",
@@ -46,6 +48,8 @@ __all__ = [
 _MISSING = {"", "na", "n/a", "nan", "null", "?"}  # not none, which may be a class: none, mild, severe
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 _START = 2**16  # bytes of a file that tell it from others
+_MANY_NUMBERS = 10  # different ones; more are classes only if --classes lists them
+CLASSIFICATION, REGRESSION = "classification", "regression"
 
 
 def classified_cases(
@@ -115,8 +119,10 @@ def classified_lists(
     datalist: str | None = None,
     *,
     table: str | None = None,
+    task: str = CLASSIFICATION,
     target: str | Sequence[str] = "",
     classes: Sequence[str] | None = None,
+    units: str | None = None,
     channels: int = 1,
     group: str | None = None,
     fold: int | str | None = None,
@@ -128,16 +134,18 @@ def classified_lists(
 ) -> dict[str, Any]:
     """List cases with their targets for training and validation.
 
-    Every part of a split holds each class, or combination of labels, in about its share of all cases, as far as groups
-    allow it. (The published splits are drawn without regard to class or patient.) Cases without a target, or of a class
-    that is not among ``classes``, are told and left out.
+    Every part of a split holds each class, combination of labels, or range of the numbers in about its share of all
+    cases, as far as groups allow it. (The published splits are drawn without regard to class or patient.) Cases without
+    a target, or of a class that is not among ``classes``, are told and left out.
 
     Args:
         dataset_dir: folder of images.
         datalist: MONAI datalist JSON to use instead; its validation list, if any, is used as it is.
         table: CSV with the columns ``case``, target and group; not needed if the datalist's entries hold them.
-        target: column with the class, or list of columns with 0 and 1.
+        task: classification or regression.
+        target: column with the class or the number, or list of columns with 0 and 1.
         classes: of the one column, in the order of the outputs; by default its distinct values, sorted.
+        units: of the number, in words.
         channels: images of a case.
         group: column whose values are never torn apart by a split.
         fold: which of ``folds`` is validated on, from 0; ``all`` trains and validates on everything; None holds out
@@ -155,20 +163,17 @@ def classified_lists(
         DataError: if table, folder or list cannot be used.
         SettingsError: if a setting is missing or does not fit.
     """
-    _check_told(target, table or datalist, classes)
+    _check_told(task, target, table or datalist, classes=classes, units=units)
     source = table or str(datalist)
     lists = classified_cases(dataset_dir, datalist, table=table, channels=channels, strict=strict)
     cases, given = lists["training"], lists["validation"]
     columns = [target] if isinstance(target, str) else [str(name) for name in target]
     _check_columns(cases + given, [*columns, *([group] if group else [])], source)
-    if isinstance(target, str):
-        task = _one_column(cases + given, columns[0], classes, source)
-    else:
-        task = ClassificationTask(tuple(columns), multilabel=True)
+    asked = _asked(cases + given, target, task=task, classes=classes, units=units, source=source)
     problems: list[DataError] = []
     for case in cases + given:
         try:
-            case[TARGET] = _target(case, columns, task, source)
+            case[TARGET] = _target(case, columns, asked, source)
         except DataError as error:
             problems.append(error)
     usable = [[case for case in part if TARGET in case] for part in (cases, given)]
@@ -184,21 +189,48 @@ def classified_lists(
             group=group,
             validation_share=validation_share,
             seed=seed,
-            stratify=task.stratum,
+            stratify=ranges(usable[0], parts=folds) if isinstance(asked, RegressionTask) else asked.stratum,
         )
+    return {"task": _settled(asked, split, source), **split}
+
+
+def _settled(
+    task: ClassificationTask | RegressionTask, split: Mapping[str, Sequence[Case]], source: str
+) -> ClassificationTask | RegressionTask:
+    """Say what the parts of a split hold, and return the task, of a number with the mean of the training cases."""
     if not split["training"]:
         raise DataError(f"there are no cases to train on: {source} has all of them for validation")
-    _tell(split, task)
-    return {"task": task, **split}
+    if isinstance(task, RegressionTask):
+        task = standardised(task, split["training"], source=source)
+        known = {part: cases for part, cases in split.items() if cases}
+        tqdm.write("; ".join(f"{part} {len(cases)} case(s): {spread(task, cases)}" for part, cases in known.items()))
+    else:
+        _tell(split, task)
+    return task
 
 
-def _check_told(target: str | Sequence[str], source: str | None, classes: Sequence[str] | None) -> None:
-    """Refuse what is lacking, or said twice, before any file is read."""
+def _check_told(
+    task: str,
+    target: str | Sequence[str],
+    source: str | None,
+    *,
+    classes: Sequence[str] | None,
+    units: str | None,
+) -> None:
+    """Refuse what is lacking, said twice or of the other task, before any file is read."""
+    if task not in (CLASSIFICATION, REGRESSION):
+        raise SettingsError(f"task is {task!r}; it must be {CLASSIFICATION} or {REGRESSION}")
     if not target:
         raise SettingsError(
             "no target given; add --target COLUMN with the classes, or --target \"['first','second']\" for columns of "
-            "0 and 1"
+            "0 and 1; a column of numbers, such as an age, also needs --task regression"
         )
+    if task == REGRESSION and not isinstance(target, str):
+        raise SettingsError(f"target is {list(target)}, but a regression predicts one number; name one column")
+    if task == REGRESSION and classes is not None:
+        raise SettingsError(f"classes is {classes!r}, but a regression predicts a number; drop --classes")
+    if task == CLASSIFICATION and units is not None:
+        raise SettingsError(f"units is {units!r}, but classes have none; drop it, or add --task regression")
     if not source:
         raise SettingsError("no table given; add --table FILE.csv with a column case and the target columns")
     if not isinstance(target, str) and classes is not None:
@@ -209,24 +241,24 @@ def prediction_cases(
     dataset_dir: str = "",
     datalist: str | None = None,
     *,
-    task: ClassificationTask,
+    task: ClassificationTask | RegressionTask,
     target: str | Sequence[str],
     table: str | None = None,
     group: str | None = None,
     channels: int = 1,
     strict: bool = False,
 ) -> list[Case]:
-    """List the cases to classify, with their targets where a table or the datalist knows them.
+    """List the cases to predict, with their targets where a table or the datalist knows them.
 
     Args:
         dataset_dir: folder of images.
         datalist: MONAI datalist JSON to use instead: its ``test`` entries, else ``validation``, else ``training``.
-        task: of the classifier.
+        task: of the model.
         target: column or columns of the truth.
-        table: CSV with the columns ``case`` and target, for scores; only its cases are then classified.
+        table: CSV with the columns ``case`` and target, for scores; only its cases are then predicted.
         group: column of the patients, for intervals.
         channels: images of a case.
-        strict: stop at a row without image, or a case without a known class.
+        strict: stop at a row without image, or a case without a known target.
 
     Raises:
         DataError: if there are none, or the table cannot be used.
@@ -255,11 +287,13 @@ def prediction_cases(
         told = "\n".join(f"  - {problem}" for problem in problems)
         if strict:
             raise DataError(f"{len(problems)} of {len(cases)} cases cannot be scored:\n{told}")
-        tqdm.write(f"{len(problems)} of {len(cases)} cases are classified but cannot be scored:\n{told}")
+        tqdm.write(f"{len(problems)} of {len(cases)} cases are predicted but cannot be scored:\n{told}")
     return cases
 
 
-def class_weights(cases: Sequence[Case], task: ClassificationTask, *, balance: bool = True) -> list[float] | None:
+def class_weights(
+    cases: Sequence[Case], task: ClassificationTask | RegressionTask, *, balance: bool = True
+) -> list[float] | None:
     """Return weights that make up for unequal numbers of cases; None without ``balance``.
 
     Of classes: ``n / (classes * n_class)``, so that their mean over the cases is 1; of labels: ``without / with``, the
@@ -267,6 +301,7 @@ def class_weights(cases: Sequence[Case], task: ClassificationTask, *, balance: b
 
     Raises:
         DataError: if a class has no case to weigh.
+        SettingsError: if there are no classes.
 
     Example:
         >>> class_weights([{"target": 0}, {"target": 0}, {"target": 0}, {"target": 1}], ClassificationTask(("a", "b")))
@@ -274,6 +309,8 @@ def class_weights(cases: Sequence[Case], task: ClassificationTask, *, balance: b
     """
     if not balance:
         return None
+    if isinstance(task, RegressionTask):
+        raise SettingsError("--balance true weighs classes, and a regression has none; drop it")
     counts = task.counts(cases)
     lacking = [name for name, count in counts.items() if not count or (task.multilabel and count == len(cases))]
     if lacking:
@@ -345,10 +382,34 @@ def _is_missing(value: Any) -> bool:
     return str(value).strip().lower() in _MISSING
 
 
+def _known(cases: Sequence[Case], column: str) -> list[str]:
+    """Return what a column says of the cases that it says something of."""
+    return [_plain(case[column]) for case in cases if not _is_missing(case.get(column, ""))]
+
+
+def _asked(
+    cases: Sequence[Case],
+    target: str | Sequence[str],
+    *,
+    task: str,
+    classes: Sequence[str] | None,
+    units: str | None,
+    source: str,
+) -> ClassificationTask | RegressionTask:
+    """Return what the target asks for; of a number, before its mean is known."""
+    if not isinstance(target, str):
+        return ClassificationTask(tuple(map(str, target)), multilabel=True)
+    if task == CLASSIFICATION:
+        return _one_column(cases, target, classes, source)
+    check_numbers(_known(cases, target), target, source)
+    return RegressionTask(target, units=None if units is None else str(units))
+
+
 def _one_column(cases: Sequence[Case], column: str, classes: Sequence[str] | None, source: str) -> ClassificationTask:
-    values = [_plain(case[column]) for case in cases if not _is_missing(case.get(column, ""))]
+    values = _known(cases, column)
     found = sorted(set(values))
-    if all(_number(value) is not None for value in found):
+    numbers = all(_number(value) is not None for value in found)
+    if numbers:
         found.sort(key=float)
     if classes is not None:
         if isinstance(classes, (str, int)) or len({_plain(name) for name in classes}) < max(2, len(classes)):
@@ -362,10 +423,11 @@ def _one_column(cases: Sequence[Case], column: str, classes: Sequence[str] | Non
     if len(found) < 2:
         there = f"only {found[0]!r}" if found else "nothing"
         raise DataError(f"the column {column!r} of {source} holds {there}; a target needs two classes or more")
-    if len(found) > max(2, len(values) // 2):
+    if len(found) > max(2, len(values) // 2) or (numbers and len(found) > _MANY_NUMBERS):
+        remedy = "predict the number with --task regression" if numbers else "choose another --target"
         raise DataError(
             f"the column {column!r} of {source} holds {len(found)} different values in {len(values)} cases, such as "
-            f"{found[0]} and {found[1]}; these are no classes: choose another --target, or list them with --classes"
+            f"{found[0]} and {found[1]}; these are no classes: {remedy}, or list them with --classes"
         )
     return ClassificationTask(tuple(found))
 
@@ -377,13 +439,15 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _target(case: Case, columns: Sequence[str], task: ClassificationTask, source: str) -> Any:
+def _target(case: Case, columns: Sequence[str], task: ClassificationTask | RegressionTask, source: str) -> Any:
     values = []
     for column in columns:
         value = case.get(column, "")
         if _is_missing(value):
             raise DataError(f"{source}: {case['case']} has no {column!r}")
         values.append(_plain(value))
+    if isinstance(task, RegressionTask):
+        return number_of(case, columns[0], source)
     if not task.multilabel:
         if values[0] not in task.names:
             raise DataError(f"{source}: {case['case']} is {values[0]!r}, which is none of {', '.join(task.names)}")

@@ -19,7 +19,7 @@ from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from ...tasks import ClassificationTask
+from ...tasks import ClassificationTask, RegressionTask
 from ...views import reading_stream
 from ...weights.tuning import prepare_tuning
 from .. import inferers
@@ -70,12 +70,14 @@ def tuned(network: nn.Module, tuning: str, lora_rank: int) -> nn.Module:
     return network if tuning == "full" else prepare_tuning(network, tuning, rank=lora_rank)
 
 
-def made_up_cases(target: Any, classes: Any) -> dict[str, Any]:
-    """Return the lists of a classification without data: two classes where none are named, and a case with each."""
+def made_up_cases(target: Any, classes: Any, task: str) -> dict[str, Any]:
+    """Return the lists of a classification or regression without data: a case with each class, two if none is named."""
+    if task == "regression":
+        return {"task": RegressionTask(str(target)), "training": [{"target": 0.0}], "validation": []}
     multilabel = isinstance(target, (list, tuple))
-    task = ClassificationTask(tuple(map(str, target if multilabel else classes or "ab")), multilabel)
-    values = [[value] * task.outputs for value in (0, 1)] if multilabel else list(range(task.outputs))
-    return {"task": task, "training": [{"target": value} for value in values], "validation": []}
+    asked = ClassificationTask(tuple(map(str, target if multilabel else classes or "ab")), multilabel)
+    values = [[value] * asked.outputs for value in (0, 1)] if multilabel else list(range(asked.outputs))
+    return {"task": asked, "training": [{"target": value} for value in values], "validation": []}
 
 
 class _Phases:
@@ -132,7 +134,7 @@ def build(content: Mapping[str, Any], device: StandIn, made_up: Mapping[str, Any
     name = next(each for each in ("local_network", "method", "network_def") if each in changed)
     changed["network"] = f"@{name}"  # made where it is needed
     if "table" in changed:  # of classes of whole volumes
-        names = {"target": "@target", "classes": "@classes"}
+        names = {"target": "@target", "classes": "@classes", "task": "@task"}
         changed["lists"] = {"_target_": f"{__name__}.made_up_cases", **names}
     if name == "local_network":  # which would read weights
         changed["local_network"] = {
