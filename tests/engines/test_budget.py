@@ -17,7 +17,9 @@ from monai.bundle import run as run_bundle
 from common.bundles import read_config
 from common.engines.budget.starting import memory_problem
 from common.errors import SettingsError
-from tools.budgeting.checking import ALLOWED, measured_gib
+from tools.benchmarking.settings import Benchmark
+from tools.benchmarking.steps import step_memory_gib
+from tools.budgeting.checking import ALLOWED
 
 from ..conftest import BUNDLES, ROOT, WHOLE_CHAIN, small_settings
 from ..starts import python
@@ -326,7 +328,7 @@ print(json.dumps(estimated_gib(*json.loads(sys.argv[1]))))
 def test_the_estimate_is_what_a_process_takes(bundle: str) -> None:
     """The whole table at full width: python tools/budget.py all --check 64."""
     narrow = {"features_per_stage": [16, 32, 32], "blocks_per_stage": [1, 1, 1], "depth": 4}
-    base, peak = measured_gib(bundle, 64, narrow)
+    base, peak = step_memory_gib(bundle, "ours", Benchmark(cells=(bundle,), patch_size=64, settings=narrow))
     estimate = alone(CHECKED, json.dumps([bundle, 64, narrow]))
     assert peak - base > 0.3, "enough to tell"
     assert (estimate + base) / peak == pytest.approx(1, abs=ALLOWED)

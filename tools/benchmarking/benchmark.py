@@ -32,7 +32,7 @@ from .inference import inference_table, measure_inference
 from .samples import measure_samples
 from .sections import write_section
 from .settings import PUBLISHED, Benchmark
-from .steps import PEER_FOLDER, measure_plain_memory, measure_precision, measure_sparse, measure_step, prepare_process
+from .steps import PEER_FOLDER, measure_precision, measure_sparse, measure_step, prepare_process, step_memory_gib
 
 __all__ = ["benchmark"]
 
@@ -43,6 +43,7 @@ PEERS = {
     "batchgeneratorsv2": "0.3.6",
     "fft-conv-pytorch": "1.2.0",  # which batchgeneratorsv2 needs
 }
+_PEAKS = (("peak", "ours"), ("plain_peak", "plain"))
 _SPARSE_SIDES = (96, PUBLISHED)
 _SPARSE_RATIOS = (0.6, 0.75, 0.9)
 
@@ -108,7 +109,7 @@ def _measure_steps(settings: Benchmark) -> Iterator[list[str]]:
     steps: list[dict[str, Any]] = []
     for index, cell in enumerate(settings.cells):
         step = _alone(measure_step, cell, settings)
-        step["plain_peak"] = _alone(measure_plain_memory, cell, settings)
+        step |= {name: step_memory_gib(cell, kind, settings)[1] for name, kind in _PEAKS}
         steps.append(step)
         told = ", ".join(f"{ratio:.2f} of {name}" for name, ratio in step["ratios"].items())
         print(

@@ -67,7 +67,7 @@ class Row:
     amp: bool = False
 
 
-_SMALL = (120, 120, 60)
+_SMALL = (160, 160, 80)
 ROWS = [*(Row(classes) for classes in (1, 3, 20)), Row(3, _SMALL, FULL), Row(3, _SMALL, FULL, amp=True)]
 
 

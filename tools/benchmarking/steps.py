@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
+import psutil
 import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
@@ -30,13 +35,13 @@ __all__ = [
     "build_step",
     "bundle_config",
     "clock",
-    "measure_plain_memory",
     "measure_precision",
     "measure_sparse",
     "measure_step",
     "peak_gib",
     "prepare_process",
     "regions",
+    "step_memory_gib",
 ]
 
 PEER_FOLDER = ROOT / ".venv-peers"
@@ -197,8 +202,6 @@ def measure_step(cell: str, options: Benchmark) -> dict[str, Any]:
     method, build = build_step(cell, options)
     steps = {"ours": build("ours")}
     first = {"ours": steps["ours"](norm=True)[1:]}
-    steps["ours"]()  # with the optimizer's state, which appears at the end of the first step
-    peak = peak_gib(options.device)
     method, build = build_step(cell, options)  # the same seed: the weights that the first step began with
     steps["plain"] = build("plain")
     first["plain"] = steps["plain"](norm=True)[1:]
@@ -218,7 +221,6 @@ def measure_step(cell: str, options: Benchmark) -> dict[str, Any]:
         "cell": cell,
         "input": " x ".join(map(str, next(v for v in steps["ours"].batch.values() if v.ndim == 5).shape)),
         "seconds": statistics.median(seconds["ours"]),
-        "peak": peak,
         # neighbours in time are compared, so that a machine that slows down does so for both
         "ratios": {
             name: statistics.median(a / b for a, b in zip(seconds["ours"], other, strict=True))
@@ -242,16 +244,44 @@ def measure_step(cell: str, options: Benchmark) -> dict[str, Any]:
     return result
 
 
-def measure_plain_memory(cell: str, options: Benchmark) -> float:
-    """Return the peak memory of the yardstick, in a process of its own."""
-    prepare_process(options)
+def step_memory_gib(cell: str, kind: str, options: Benchmark) -> tuple[float, float]:
+    """Measure the memory of a step (``ours`` or ``plain``) in a process of its own.
 
-    step = build_step(cell, options)[1]("plain")  # lets go of our own method
+    Pieces from 1 MiB are given back to the system there as soon as they are free, so that the peak is not what was kept
+    of steps before.
+
+    Returns:
+        GiB of that process before the step with its libraries loaded (0 of a GPU), and its peak after two steps.
+    """
+    command = [sys.executable, "-W", "ignore", "-c", f"from {__name__} import _measure_memory; _measure_memory()"]
+    answer = subprocess.run(
+        command,
+        input=json.dumps([cell, kind, asdict(options)], default=str),
+        env=os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    base, peak = json.loads(answer.stdout.splitlines()[-1])
+    return base, peak
+
+
+def _measure_memory() -> None:
+    """Read what to measure and print it; in the process that :func:`step_memory_gib` starts."""
+    cell, kind, fields = json.loads(sys.stdin.read())
+    options = Benchmark(**fields)
+    prepare_process(options)
+    torch.nn.Conv3d(2, 2, 3)(torch.randn(1, 2, 8, 8, 8)).sum().backward()  # loads what every step needs
+    build_step(cell, options)  # loads what this one needs
+    gc.collect()
+    base = 0.0 if options.device == "cuda" else psutil.Process().memory_info().rss / 2**30
+    step = build_step(cell, options)[1](kind)
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
         step()
-    return peak_gib(options.device)
+    print(json.dumps([base, peak_gib(options.device)]))
 
 
 def measure_sparse(options: Benchmark) -> dict[str, float]:

@@ -3,29 +3,20 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import psutil
-import torch
 
 from common.bundles import read_config
 from common.engines.budget.fitting import GIB
 from common.engines.budget.step import training_step
 
 from ..benchmarking.settings import Benchmark
-from ..benchmarking.steps import build_step, bundle_config, peak_gib, prepare_process
+from ..benchmarking.steps import bundle_config, step_memory_gib
 from ..commanding.environment import ROOT
 
-__all__ = ["ALLOWED", "check", "content_of", "estimated_gib", "measured_gib"]
+__all__ = ["ALLOWED", "check", "content_of", "estimated_gib"]
 
 ALLOWED = 0.15  # share of the real peak by which an estimate may be wrong
-# pieces from 1 MiB are given back to the system as soon as they are free, so that a peak is not what was kept
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**20), "MALLOC_TRIM_THRESHOLD_": str(2**20)}
 
 
 def content_of(options: Benchmark, cell: str) -> dict[str, Any]:
@@ -42,30 +33,6 @@ def estimated_gib(cell: str, size: int, settings: Mapping[str, Any]) -> float:
     return training_step({**content_of(options, cell), "amp": False}, like_cuda=False).peak / GIB
 
 
-def measured_gib(cell: str, size: int, settings: Mapping[str, Any]) -> tuple[float, float]:
-    """Return what a process of its own has before it builds anything, and its peak after two steps."""
-    asked = json.dumps([cell, size, dict(settings)])
-    command = [sys.executable, "-W", "ignore", "-c", "from tools.budgeting.checking import _measure; _measure()"]
-    answer = subprocess.run(
-        command, input=asked, env=os.environ | _ALLOCATOR, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
-    )
-    base, peak = json.loads(answer.stdout.splitlines()[-1])
-    return base, peak
-
-
-def _measure() -> None:
-    """Read what to measure and print it; in the process that :func:`measured_gib` starts."""
-    cell, size, settings = json.loads(sys.stdin.read())
-    options = Benchmark(cells=(cell,), patch_size=size, batch_size=2, settings=settings)
-    prepare_process(options)
-    torch.nn.Conv3d(2, 2, 3)(torch.randn(1, 2, 8, 8, 8)).sum().backward()  # loads what every step needs
-    base = psutil.Process().memory_info().rss / GIB
-    step = build_step(cell, options)[1]("ours")
-    for _ in range(2):
-        step()
-    print(json.dumps([base, peak_gib("cpu")]))
-
-
 def check(cells: Sequence[str], size: int) -> None:
     """Print estimate and measurement of each bundle.
 
@@ -76,7 +43,7 @@ def check(cells: Sequence[str], size: int) -> None:
     print(f"crops of {size}^3, batch 2, float32, GiB of a process with its libraries\n")
     print("| bundle | estimate | measured | estimate / measured |\n| --- | --- | --- | --- |")
     for cell in cells:
-        base, peak = measured_gib(cell, size, {})
+        base, peak = step_memory_gib(cell, "ours", Benchmark(cells=(cell,), patch_size=size, batch_size=2))
         told = estimated_gib(cell, size, {}) + base
         print(f"| {cell} | {told:.2f} | {peak:.2f} | {told / peak:.2f} |", flush=True)
         if abs(told / peak - 1) > ALLOWED:
