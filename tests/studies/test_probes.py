@@ -12,13 +12,13 @@ import torch
 from sklearn.metrics import average_precision_score
 
 from common.data import SegmentationTask, labelled_lists
+from common.engines.features import draw_voxels
 from common.errors import DataError, SettingsError, WeightsError, sentence
 from tools.choosing import probes
 from tools.choosing.probes import (
     Encoder,
     Rules,
     Voxels,
-    draw_voxels,
     mean_score,
     paired_difference,
     probe_encoder,

@@ -33,7 +33,6 @@ from typing import Any
 import numpy as np
 import torch
 from monai.bundle import ConfigParser
-from scipy.ndimage import maximum_filter
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
@@ -47,7 +46,7 @@ from common.data import SegmentationTask
 from common.data.cases import Case, case_name, images_of
 from common.data.checking.checks import read_image, tell_nearly_zero, tell_outside
 from common.data.identity import stamp_of
-from common.engines.features import FeatureFolder, VolumeEmbedder, extract_features, read_features
+from common.engines.features import FeatureFolder, VolumeEmbedder, draw_voxels, extract_features, read_features
 from common.engines.probing import ProbeResult, probe_features, read_target
 from common.errors import DataError, SettingsError, WeightsError
 from common.files import read_record, replace_file, sha256, write_record
@@ -72,7 +71,6 @@ __all__ = [
     "Voxels",
     "check_classes",
     "collect_voxels",
-    "draw_voxels",
     "mean_score",
     "paired_difference",
     "probe_cases",
@@ -85,7 +83,6 @@ __all__ = [
 NETWORK_SETTINGS = ("features_per_stage", "blocks_per_stage", "embed_dim", "depth", "num_heads", "token_size")
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # of the regularisation, the most cautious first
 FEW_CASES = 6  # below, not even the same sign in all cases would be beyond chance at 5 %: 2 / 2^5
-_NEAR = 5  # voxels around structures in which half of the background is drawn
 _ROWS = 6000  # to fit on
 
 
@@ -146,43 +143,6 @@ class VoxelProbe:
             "chosen": self.chosen,
             "notes": self.notes,
         }
-
-
-def draw_voxels(
-    labels: np.ndarray, task: SegmentationTask, *, count: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw voxels of every class, and of background near structures and far from them.
-
-    Args:
-        labels: index of the class of each voxel, ``(D, H, W)``; of one without a class, their number.
-        task: whose classes these are.
-        count: of voxels of each kind, at most.
-        rng: draws.
-
-    Returns:
-        indices ``(P, 3)``, classes ``(P,)``, and of how many voxels of its kind each is one ``(P,)``.
-
-    Example:
-        >>> labels = np.zeros((9, 9, 9), int)
-        >>> labels[4, 4, 4:6] = 1
-        >>> task = SegmentationTask(["background", "lesion"])
-        >>> _, values, weights = draw_voxels(labels, task, count=50, rng=np.random.default_rng(0))
-        >>> values.tolist().count(1), round(float(weights[values == 0].sum()))
-        (2, 727)
-    """
-    foreground = (labels > 0) & (labels < len(task.labels))
-    near = maximum_filter(foreground, size=2 * _NEAR + 1)
-    kinds = [labels == value for value in range(1, len(task.labels))]
-    kinds += [(labels == 0) & near, (labels == 0) & ~near]
-    points, weights = [], []
-    for kind in kinds:
-        there = np.flatnonzero(kind)
-        chosen = rng.permutation(len(there))[:count]
-        points.append(there[chosen])
-        weights.append(np.full(len(chosen), len(there) / max(len(chosen), 1)))
-    places = np.concatenate(points)
-    indices = np.stack(np.unravel_index(places, labels.shape), 1)
-    return indices, labels.reshape(-1)[places].astype(int), np.concatenate(weights)
 
 
 @dataclass(frozen=True)
