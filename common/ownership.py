@@ -35,6 +35,7 @@ _OUTPUTS = (
     "progress.html",
     "pictures",
     "unreadable.json",
+    "probes.json",
     "validation_predictions.csv",
     "events.out.*",
 )

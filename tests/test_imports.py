@@ -173,7 +173,7 @@ def test_looking_at_data_needs_neither_torch_nor_monai() -> None:
 
 def test_what_is_imported_on_demand_is_there() -> None:
     lazy = [path for path in COMMON.rglob("__init__.py") if "on_demand" in path.read_text()]
-    assert len(lazy) == 6
+    assert len(lazy) == 7
     for path in lazy:
         package = importlib.import_module(module(path))
         names = set(package.__all__)

@@ -26,15 +26,18 @@ if TYPE_CHECKING:
     from .serving import ModelPreprocessing
     from .settings import check_settings, model_settings
     from .telling import tell_beginning, tell_end
+    from .watching import FeatureWatch, ProbeSource
 
 __all__ = [
     "AtPrecision",
     "ClassificationBatch",
     "EachCase",
     "FeatureFolder",
+    "FeatureWatch",
     "GaussianSlidingWindow",
     "ModelPreprocessing",
     "Precision",
+    "ProbeSource",
     "SegmentationBatch",
     "ViewsBatch",
     "VolumeEmbedder",

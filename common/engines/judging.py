@@ -29,6 +29,7 @@ _WHOLE = {
     **dict.fromkeys(("accumulation_steps", "channels", "tiles_per_step", "block_size", "lora_rank"), 1),
     **dict.fromkeys(("embed_dim", "depth", "num_heads", "token_size"), 1),
     **dict.fromkeys(("val_iterations", "picture_interval", "num_workers", "warmup_epochs", "resamples", "seed"), 0),
+    "probe_interval": 0,
 }
 _READ = {"volumes", "lists", "cases", "evaluation"}  # entries, one of which reads the data of every workflow
 _OVERRIDES = ("max_epochs", "accumulation_steps")  # of the trainer, which a command line may set there
@@ -54,6 +55,10 @@ def judge(parser: Any) -> None:
             _whole(f"--{name}", parser.get_parsed_content(name), least)
     if _READ & config.keys():
         _data(*(parser.get_parsed_content(name) if name in config else None for name in ("dataset_dir", "datalist")))
+    for name in ("probe_data", "probe_table"):
+        value = parser.get_parsed_content(name) if name in config else None
+        if value and not as_path(value, f"--{name}").exists():
+            raise DataError(f"there is no {as_path(value)}; correct --{name}")
     if "device" in config:
         check_device(parser.get_parsed_content("device"))
     if {"batch_size", "accumulation_steps"} <= config.keys():

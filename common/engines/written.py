@@ -24,10 +24,11 @@ __all__ = ["PATHS", "path_settings", "plain_numbers", "typed_settings", "written
 PATHS = frozenset(
     (
         *("bundle_root", "dataset_dir", "datalist", "table", "splits", "groups", "labels", "predictions"),
-        *("output_dir", "ckpt_dir", "store_dir", "pretrained", "model"),
+        *("output_dir", "ckpt_dir", "store_dir", "pretrained", "model", "probe_data", "probe_labels", "probe_table"),
     )
 )
 _SEVERAL = "model"  # which may be a list instead
+_NAMES = ("labels", "probe_labels")  # which are names of classes, unless they are a dataset.json
 _LIKE_A_FLAG = re.compile(r"--|-[A-Za-z]")  # as the command line tells them from values
 _NOTHING = ("None", "null")
 
@@ -107,7 +108,7 @@ def path_settings(config: Mapping[str, Any], written: Mapping[str, Any]) -> dict
         several = name == _SEVERAL and isinstance(value, (list, tuple))
         if value is not None and written.get(name) not in (None, *_NOTHING):
             value = _as_read(written[name]) if several and isinstance(written[name], str) else written[name]
-        if value is None or (name == "labels" and not str(value).endswith(".json")):  # names of classes
+        if value is None or (name in _NAMES and not str(value).endswith(".json")):
             continue
         meant = [_meant(name, each) for each in value] if several else _meant(name, value)
         if meant != config[name]:

@@ -29,7 +29,7 @@ from ..terminal import warn
 from ..weights.files import read_checkpoint, write_checkpoint
 from ..weights.transfer import keep_previous
 from ..weights.tuning import merged_state_dict
-from .progress import ON_TRAINING, Progress
+from .progress import ON_TRAINING, PROBED, PROBED_FILE, Progress
 
 __all__ = ["FineTuningCheckpoint", "PretrainingCheckpoint", "check_resume", "hold_folders"]
 
@@ -309,7 +309,8 @@ class PretrainingCheckpoint(_Resumable):
     * ``pretraining_state.pt``: method, optimizer, loss scaler, epoch, history: everything to resume exactly;
     * ``pretrained_encoder.pt``: flat state dict of the backbone after the last epoch, what fine-tuning reads, with
       ``pretrained_encoder.json`` beside it: where it comes from;
-    * ``pretrained_encoder_best.pt`` and its JSON: the same at the lowest validation loss.
+    * ``pretrained_encoder_best.pt`` and its JSON: the same at the lowest validation loss;
+    * ``pretrained_encoder_probe.pt`` and its JSON: the same at the best probe of labelled cases, if there are any.
 
     Args:
         method: module with a ``backbone``.
@@ -364,7 +365,7 @@ class PretrainingCheckpoint(_Resumable):
         self._agree(engine, state)
         if state is None:
             if self.main:
-                for name in (_STATE, _ENCODER, _BEST):
+                for name in (_STATE, _ENCODER, _BEST, PROBED_FILE):
                     keep_previous(str(self.folder / name), move=True)
             self._start_again()
             return
@@ -401,6 +402,9 @@ class PretrainingCheckpoint(_Resumable):
         if score < self.best:
             self.best = score
             self._write_encoder(_BEST, epoch, weights)
+        *before, probed = [one[PROBED] for one in self.progress.history if PROBED in one] or [-math.inf]
+        if PROBED in record and probed > max(before, default=-math.inf):
+            self._write_encoder(PROBED_FILE, epoch, weights)
         if due:
             self._write_state(engine, weights, optimizer, best=self.best)
             self._write_encoder(_ENCODER, epoch, weights)

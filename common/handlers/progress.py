@@ -19,7 +19,7 @@ from ..files import write_json
 from ..paths import as_path
 from ..terminal import duration, progress_bar
 
-__all__ = ["ListedOutput", "Progress", "shared"]
+__all__ = ["ListedOutput", "Progress", "probe_in_words", "shared"]
 
 _Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
@@ -28,6 +28,9 @@ _MOST_CLASSES = 4  # in a line
 _SCORES = {"val_ap": "AP {:.3f}", "val_auroc": "AUROC {:.3f}", "val_balanced_accuracy": "balanced accuracy {:.3f}"}
 _SCORES |= {"val_mae": "MAE {:.4g}", "val_r2": "R2 {:.3f}"}  # of a number
 ON_TRAINING = "validation_on_training_cases"  # a remark: whoever reads such scores is to know it
+PROBED = "probe_linear"  # the score of features on labelled cases that decides which are best
+PROBED_FILE = "pretrained_encoder_probe.pt"  # in which these are kept
+AT_START = "start_"  # before the name of a score of the weights that a run began with, in the record of its first epoch
 
 
 def shared(handler: _Handler) -> _Handler:
@@ -73,6 +76,8 @@ class Progress:
         history: one record per finished epoch: epoch, train_loss and its terms, gradient_norm, lr, seconds,
             samples_per_second and the evaluator's metrics; times are of training alone, without validation.
         remarks: added to every record, as of validation on training cases.
+        measures: called with the engine and the record of an epoch that ends, for what is to be added to it.
+        summary: what such measures have come to so far, in a sentence.
         when_it_fails: called with the engine and the error before that ends the run.
     """
 
@@ -93,6 +98,8 @@ class Progress:
         self.history: list[dict[str, float]] = []
         self.when_it_fails: list[Callable[[Engine, BaseException], None]] = []
         self.remarks: dict[str, float] = {}
+        self.measures: list[Callable[[Engine, Mapping[str, float]], Mapping[str, float]]] = []
+        self.summary = ""
         self.main = not dist.is_initialized() or dist.get_rank() == 0
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
@@ -175,6 +182,8 @@ class Progress:
         names = {"train_loss": "train_loss_epoch"}  # TensorBoard and MLflow have that of each step under the first
         engine.state.metrics.update({names.get(name, name): value for name, value in record.items() if name != "epoch"})
         record |= {**{name: float(value) for name, value in metrics.items() if isinstance(value, (int, float))}}
+        for measure in self.measures:
+            record |= measure(engine, record)
         self.history.append(record | self.remarks)
         if self.main:
             write_json(self.history, self.history_file)
@@ -221,4 +230,15 @@ def in_words(record: Mapping[str, float]) -> list[str]:
         inside = ", ".join([*(f"{name} {value:.3f}" for name, value in classes[:_MOST_CLASSES]), *more])
         told.append(f"validation Dice {record['val_dice']:.3f}" + (f" ({inside})" if inside else ""))
     told += [f"validation {_SCORES[name].format(value)}" for name, value in record.items() if name in _SCORES]
-    return [*told, duration(record["seconds"])]
+    return [*told, *probe_in_words(record), duration(record["seconds"])]
+
+
+def probe_in_words(record: Mapping[str, float]) -> list[str]:
+    """Return what the features of an epoch told, if they were looked at.
+
+    Example:
+        >>> probe_in_words({"probe_rank": 12.34, "probe_linear": 0.7512, "probe_knn": 0.7})
+        ['linear probe 0.751', 'rank of features 12.3']
+    """
+    shown = {PROBED: ("linear probe", ".3f"), "probe_rank": ("rank of features", ".1f")}
+    return [f"{word} {record[name]:{form}}" for name, (word, form) in shown.items() if name in record]

@@ -17,7 +17,7 @@ from ..errors import sentence
 from ..paths import as_path
 from ..terminal import duration, warned
 from ..weights.cells import paper_of
-from .progress import Progress
+from .progress import AT_START, Progress
 
 __all__ = ["ProgressPage"]
 
@@ -28,6 +28,9 @@ _SILENT_SECONDS = 15 * 60  # without a word, after which a page doubts that its 
 _LAST_EPOCHS = 10
 _PARTS = {  # of a history, by how its names begin: title, and what is left of the name
     "loss": ("Loss", ("train_loss", "val_loss")),
+    "probe": ("Frozen features, on unseen labelled cases", ("probe_linear", "probe_knn")),
+    "dimensions": ("Effective rank of frozen features", ("probe_rank",)),
+    "agreement": ("Two views of one volume, more alike than of two by", ("probe_agreement",)),
     "score": ("Dice of each class in validation", ("val_dice",)),
     "other": ("Scores in validation", ("val_",)),
     "embeddings": (
@@ -36,6 +39,7 @@ _PARTS = {  # of a history, by how its names begin: title, and what is left of t
     ),
     "rate": ("Learning rate", ("lr",)),
 }
+_WHOLE_NAMES = {"loss", "embeddings", "probe", "dimensions", "agreement", "rate"}  # whose names are no beginnings
 
 
 class ProgressPage:
@@ -97,6 +101,7 @@ class ProgressPage:
             Text(self._lead(engine, what), "lead"),
             *_warnings(),
             *_charts(self.progress.history, paper.error if paper else ""),
+            *([Text(self.progress.summary, "note")] if self.progress.summary else []),
         ]
         parts += [*_latest(self.pictures), *_table(self.progress.history)]
         now = datetime.now().astimezone()
@@ -148,13 +153,19 @@ def _charts(history: Sequence[dict[str, float]], error: str) -> list[Part]:
     taken: set[str] = set()
     for key, (title, begins) in _PARTS.items():
         own = [name for name in names if name.startswith(begins) and name not in taken]
-        own = [name for name in own if name in begins] if key in ("loss", "rate", "embeddings") else own
+        own = [name for name in own if name in begins] if key in _WHOLE_NAMES else own
         taken |= set(own)
-        lines = {_word(name, key): [(r["epoch"], r[name]) for r in history if name in r] for name in own}
+        lines = {_word(name, key): _points(history, name) for name in own}
         if lines:
             title = f"{title}: {error}" if key == "loss" and error else title
             parts.append(Chart(title, lines))
     return [Heading("Curves"), *parts] if parts else []
+
+
+def _points(history: Sequence[dict[str, float]], name: str) -> list[tuple[float, float]]:
+    """Return a curve; one that begins with the weights before the first epoch begins at 0."""
+    before = history[0].get(f"{AT_START}{name}")
+    return [*([] if before is None else [(0, before)]), *((r["epoch"], r[name]) for r in history if name in r)]
 
 
 def _word(name: str, key: str) -> str:
@@ -162,6 +173,8 @@ def _word(name: str, key: str) -> str:
         return name.removeprefix("val_dice").lstrip("_") or "mean"
     words = {"train_loss": "training", "val_loss": "validation", "embedding_similarity": "mean cosine"}
     words["embedding_collapse"] = "share of directions that are not used"
+    words |= {"probe_linear": "linear probe", "probe_knn": "nearest neighbours", "probe_rank": "dimensions"}
+    words["probe_agreement"] = "difference of mean cosines"
     return words.get(name, name.removeprefix("val_").replace("_", " "))
 
 

@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from common.bundles import read_config
 from common.data import CropDataset, StoreSettings, VolumeStore
+from common.engines.watching import handler
 from common.handlers import PretrainingCheckpoint
 from common.views import VisibleBlocks
 from common.weights import fine_tuning_network, read_checkpoint
 from common.weights.cells import METHODS
 from tools.preparing.template import simulate_scan, template
 
-from ..conftest import BUNDLES, ROOT, method_of, small_settings
+from ..conftest import BUNDLES, ROOT, method_of, small_settings, write_cases
 from .conftest import Killed
 
 WHOLE_BATCH = ("simclr", "swinunetr", "voco")  # their loss needs the whole batch at once
@@ -226,3 +227,38 @@ def test_a_run_repeats_resumes_and_is_taken_by_fine_tuning(
         receipt_file=str(receipt),
     )
     assert json.loads(receipt.read_text())["encoder_share"] == 1.0
+
+
+@pytest.mark.parametrize("bundle", ["simclr_primus_m", "voco_resenc_l"])
+def test_looks_at_the_features_change_no_bit(
+    bundle: str, scans: Path, tmp_path: Path, killed: Killed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With stochastic depth, whose draws a look must not move, and with a teacher; cut and resumed as well."""
+    monkeypatch.setattr(handler, "_SHARE", 1e9)
+    labelled = {"probe_data": str(write_cases(tmp_path / "labelled", 4)), "probe_labels": ["background", "ball"]}
+    settings = {"teacher_momentum": 0.9} if method_of(bundle) == "voco" else {}
+    probed = settings | labelled | {"probe_interval": 1}
+    plain = pretrain(bundle, tmp_path / "plain", scans, probe_interval=0, **settings)
+    whole = pretrain(bundle, tmp_path / "whole", scans, **probed)
+    with killed(PretrainingCheckpoint, 2):
+        pretrain(bundle, tmp_path / "cut", scans, **probed)
+    resumed = pretrain(bundle, tmp_path / "cut", scans, **probed)
+    for other in (whole, resumed):
+        assert_same(plain, other)
+        for index, own in plain["optimizer"]["state"].items():
+            theirs = other["optimizer"]["state"][index]
+            assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(theirs[n])) for n, value in own.items())
+        assert [r["train_loss"] for r in plain["history"]] == [r["train_loss"] for r in other["history"]]
+    scores = [
+        [{name: value for name, value in r.items() if "probe_" in name} for r in state["history"]]
+        for state in (whole, resumed)
+    ]
+    assert scores[0] == scores[1]
+    assert all("probe_linear" in each for each in scores[0])
+    assert "start_probe_linear" in scores[0][0]
+    page = (tmp_path / "cut" / "out" / "progress.html").read_text("utf-8")
+    assert "Frozen features, on unseen labelled cases" in page
+    assert "linear probe of voxels of background, ball (balanced accuracy, chance 0.5)" in page
+    best = read_checkpoint(tmp_path / "whole" / "models" / "pretrained_encoder_probe.pt")
+    again = read_checkpoint(tmp_path / "cut" / "models" / "pretrained_encoder_probe.pt")
+    assert all(torch.equal(value, again[name]) for name, value in best.items())

@@ -15,6 +15,7 @@ from ignite.engine import Engine, Events
 from torch import nn
 
 from common import terminal
+from common.document import Chart
 from common.errors import DataError
 from common.handlers import Progress, ProgressPage, progress_page
 
@@ -163,3 +164,17 @@ def test_paths_are_told_from_where_the_user_stands(tmp_path: Path, monkeypatch: 
     assert terminal.near(tmp_path / "a" / "b.txt") == str(Path("a/b.txt"))
     assert terminal.near("a/b.txt") == str(Path("a/b.txt"))
     assert terminal.near(tmp_path.parent / "c") == str(tmp_path.parent / "c")
+
+
+def test_scores_of_features_begin_with_the_random_weights(tmp_path: Path) -> None:
+    history: list[dict[str, float]] = [
+        {"epoch": 1, "train_loss": 2.0, "start_probe_linear": 0.5, "start_probe_rank": 3.0},
+        {"epoch": 2, "train_loss": 1.0, "probe_linear": 0.75, "probe_knn": 0.7, "probe_rank": 9.0},
+    ]
+    charts = {part.title: part.lines for part in progress_page._charts(history, "") if isinstance(part, Chart)}
+    assert charts["Frozen features, on unseen labelled cases"] == {
+        "linear probe": [(0, 0.5), (2, 0.75)],
+        "nearest neighbours": [(2, 0.7)],
+    }
+    assert charts["Effective rank of frozen features"] == {"dimensions": [(0, 3.0), (2, 9.0)]}
+    assert list(charts["Loss"]) == ["training"]

@@ -97,3 +97,17 @@ def test_an_encoder_from_elsewhere_is_not_replaced(finished: Path) -> None:
     (finished / "pretraining_state.pt").unlink()
     with pytest.raises(SettingsError, match="give this run another --ckpt_dir, or add --resume false, which keeps"):
         check_resume(str(finished), settings={"lr": 0.1})
+
+
+def test_the_encoder_of_the_best_probe_is_kept(tmp_path: Path) -> None:
+    made, engine = handler(tmp_path)
+    kept = []
+    for epoch, score in enumerate([0.5, 0.8, None, 0.8, 0.7, 0.9], 1):
+        engine.state.epoch = epoch
+        made.progress.history.append(
+            {"epoch": epoch, "train_loss": 1.0} | ({} if score is None else {"probe_linear": score})
+        )
+        made._save(engine)
+        kept.append(json.loads((tmp_path / "pretrained_encoder_probe.json").read_text())["epochs"])
+    assert kept == [1, 2, 2, 2, 2, 6]
+    release()

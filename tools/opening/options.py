@@ -201,12 +201,12 @@ def judged(bundle: str, workflow: str, given: Mapping[str, Any]) -> dict[str, st
 
 
 def _judged_one(option: Option | None, name: str, value: Any) -> Any:
-    if name == "labels" and not (isinstance(value, str) and value[:1] in ("$", "@")):
+    if name in ("labels", "probe_labels") and not (isinstance(value, str) and value[:1] in ("$", "@")):
         try:
             found = read(Labels, value)
         except ValueError as error:
             raise SettingsError(
-                f"--labels is {value!r}; it must be names with commas between, or a dataset.json"
+                f"--{name} is {value!r}; it must be names with commas between, or a dataset.json"
             ) from error
         return list(found) if isinstance(found, tuple) else found
     if option is None or option.is_expression or str(value)[:1] in ("$", "@"):
