@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from .export import adaptation_plan, export_checkpoint, export_safetensors
     from .files import read_checkpoint, write_checkpoint
     from .inspection import inspect
-    from .nnunet import ModelFolder, export_model_folder, import_model, is_model_folder, read_model_folder
+    from .nnunet import (
+        ModelFolder,
+        PlannedConfiguration,
+        export_model_folder,
+        import_model,
+        is_model_folder,
+        read_configuration,
+        read_model_folder,
+    )
     from .origins import Known, Told
     from .published import ImportedWeights, export_network_weights, import_network_weights, load_imported
     from .receipt import Receipt
@@ -34,6 +42,7 @@ __all__ = [
     "ImportedWeights",
     "Known",
     "ModelFolder",
+    "PlannedConfiguration",
     "Receipt",
     "Told",
     "adaptation_plan",
@@ -56,6 +65,7 @@ __all__ = [
     "model_digests",
     "prepare_tuning",
     "read_checkpoint",
+    "read_configuration",
     "read_model_folder",
     "read_reference",
     "sha256",

@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ from .files import check_values, read_checkpoint, write_checkpoint
 from .published import PRIMUS_HEADS, export_network_weights, import_network_weights
 from .transfer import keep_previous, trained_settings
 
-__all__ = ["ModelFolder", "export_model_folder", "import_model", "is_model_folder", "read_model_folder"]
+__all__ = [
+    "ModelFolder",
+    "PlannedConfiguration",
+    "export_model_folder",
+    "import_model",
+    "is_model_folder",
+    "read_configuration",
+    "read_model_folder",
+]
 
 _CHECKPOINT = "checkpoint_final.pth"
 _CONFIGURATION = "3d_fullres"
@@ -216,31 +224,40 @@ def _add_side_heads(network: dict[str, Tensor], features: Sequence[int]) -> None
         network[f"decoder.seg_layers.{level}.bias"] = torch.zeros(len(head))
 
 
-@dataclass
-class ModelFolder:
+@dataclass(kw_only=True)
+class PlannedConfiguration:
+    """What a configuration of nnU-Net's plans says.
+
+    Attributes:
+        data: spacing, normalisation, channels and axes, as ``model.json`` has them.
+        network: features and blocks of each stage.
+        patch_size: of a tile, in voxels.
+        order: of nnU-Net's axes among those of the image, where it exchanges them.
+        notes: what is not followed.
+    """
+
+    data: dict[str, Any]
+    network: dict[str, Any]
+    patch_size: list[int]
+    order: list[int]
+    notes: list[str]
+
+
+@dataclass(kw_only=True)
+class ModelFolder(PlannedConfiguration):
     """What a folder of nnU-Net says of its models.
 
     Attributes:
         folder: with ``plans.json`` and ``dataset.json``.
         checkpoints: of its folds, or of the one that was asked for.
-        data: spacing, normalisation, channels and axes, as ``model.json`` has them.
-        network: features and blocks of each stage.
-        patch_size: of a tile, in voxels.
         mirror_axes: along which training mirrored.
-        order: of nnU-Net's axes among those of the image, where it exchanges them.
         about: names of the data set, the plans and the trainer.
-        notes: what is not followed.
     """
 
     folder: Path
     checkpoints: list[Path]
-    data: dict[str, Any]
-    network: dict[str, Any]
-    patch_size: list[int]
     mirror_axes: list[int]
-    order: list[int]
     about: dict[str, Any]
-    notes: list[str] = field(default_factory=list)
 
 
 def is_model_folder(source: str | Path) -> bool:
@@ -272,33 +289,50 @@ def read_model_folder(source: str | Path) -> ModelFolder:
     told = content.get("init_args")
     name = told.get("configuration") if isinstance(told, dict) else None
     plans = _read(folder / "plans.json")
-    configuration = _configuration(plans, str(name), folder)
-    network = _network(configuration, folder)
-    order = [int(axis) for axis in plans.get("transpose_forward", [0, 1, 2])]
-    back = [order.index(axis) for axis in range(3)]
+    planned = read_configuration(plans, _read(folder / "dataset.json"), str(name), folder)
     axes = content.get("inference_allowed_mirroring_axes") or ()
-    reader = plans.get("image_reader_writer")
-    if reader not in _READERS:
-        raise WeightsError(f"{folder} reads images with {reader}, which is for other files than this collection reads")
-    dataset = _read(folder / "dataset.json")
-    channels = len(dataset.get("channel_names") or dataset.get("modality") or {})
-    spacing, patch = configuration["spacing"], configuration["patch_size"]
-    data = {
-        "spacing_mm": [float(spacing[axis]) for axis in back],
-        "normalization": _normalization(plans, configuration, folder),
-        "channels": channels,
-        "reorient": _READERS[reader],
-    }
     about = {"data_set": plans.get("dataset_name"), "plans": plans.get("plans_name"), "configuration": name}
     return ModelFolder(
         folder=folder,
         checkpoints=folds,
-        data=data,
+        mirror_axes=sorted(planned.order[axis] for axis in axes),
+        about=about | {"trainer": content.get("trainer_name")},
+        **vars(planned),
+    )
+
+
+def read_configuration(
+    plans: Mapping[str, Any], dataset: Mapping[str, Any], name: str, folder: Path
+) -> PlannedConfiguration:
+    """Read what plans of nnU-Net say of a configuration, and refuse what this collection cannot do.
+
+    Args:
+        plans: content of ``plans.json``.
+        dataset: content of ``dataset.json``.
+        name: of the configuration.
+        folder: of both, for messages.
+
+    Raises:
+        WeightsError: naming what cannot be done, or is missing.
+    """
+    configuration = _configuration(plans, name, folder)
+    network = _network(configuration, folder)
+    order = [int(axis) for axis in plans.get("transpose_forward", [0, 1, 2])]
+    back = [order.index(axis) for axis in range(3)]
+    reader = plans.get("image_reader_writer")
+    if reader not in _READERS:
+        raise WeightsError(f"{folder} reads images with {reader}, which is for other files than this collection reads")
+    spacing, patch = configuration["spacing"], configuration["patch_size"]
+    return PlannedConfiguration(
+        data={
+            "spacing_mm": [float(spacing[axis]) for axis in back],
+            "normalization": _normalization(plans, configuration, folder),
+            "channels": len(dataset.get("channel_names") or dataset.get("modality") or {}),
+            "reorient": _READERS[reader],
+        },
         network=network,
         patch_size=[int(patch[axis]) for axis in back],
-        mirror_axes=sorted(order[axis] for axis in axes),
         order=order,
-        about=about | {"trainer": content.get("trainer_name")},
         notes=_other_resampling(configuration),
     )
 

@@ -15,6 +15,7 @@ TOOLS = ROOT / "tools"
 COMMANDS = {
     *(
         "benchmark",
+        "beside_nnunet",
         "budget",
         "gpu_report",
         "check",
@@ -51,6 +52,7 @@ FOLDERS: dict[str, set[str]] = {
     "studies": {"commanding", "preparing"},
     "reporting": {"commanding", "studies"},
     "choosing": {"commanding", "checkpoints", "studies", "reporting"},
+    "comparing": {"commanding", "benchmarking", "studies", "reporting"},
     "scoring": {"commanding"},
     "curves": {"commanding", "preparing", "studies"},
     "starting": {"commanding", "preparing"},

@@ -10,7 +10,6 @@ in nnU-Net's environment, which has this project's packages too.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -35,11 +34,11 @@ from common.weights import export_model_folder, write_checkpoint
 from ..commanding.environment import ROOT
 from ..preparing.template import template
 from .settings import Benchmark
+from .witness import PEER, nnunet_python, nnunet_version, on_one_thread
 
 __all__ = ["ROWS", "Row", "inference_table", "measure_inference", "write_row"]
 
 _BUNDLE = "bundles/mae_resenc_l"
-_WITNESS = "tests.weights.nnunet"  # the environment in which nnU-Net runs, and what runs there
 _TILE = 64
 _SPACING_MM = (0.8, 0.8, 1.5)
 _DATA: dict[str, Any] = {"spacing_mm": 1.0, "normalization": ["zscore"], "reorient": True}
@@ -78,7 +77,7 @@ def measure_inference(options: Benchmark) -> Iterator[dict[str, Any]]:
         for each row ``ours`` and ``theirs``, medians of what :mod:`.measured` reports, and the share of voxels with the
         same label (``same``).
     """
-    python = _nnunet() if options.peers else None
+    python = nnunet_python() if options.peers else None
     for row in ROWS:
         if row.amp and not cpu_has_bfloat16():
             continue
@@ -99,7 +98,7 @@ def measure_inference(options: Benchmark) -> Iterator[dict[str, Any]]:
                 maps = [np.asarray(nib.load(folder / side / "case.nii.gz").dataobj) for side in rounds]
                 figures["same"] = float((maps[0] == maps[1]).mean())
         print(f"{row.classes} classes, {row.network['features_per_stage']}: {figures}", file=sys.stderr, flush=True)
-        yield {"row": row, "nnunet": _version(python)} | figures
+        yield {"row": row, "nnunet": nnunet_version(python) if python else ""} | figures
 
 
 def write_row(row: Row, folder: Path) -> None:
@@ -145,20 +144,6 @@ def _fit(network: ResEncUNet, tile: Tensor) -> None:
     head.bias.data = -(mean @ solved).float()
 
 
-def _nnunet() -> Path:
-    """Return the interpreter of nnU-Net's environment, which is made first if needed."""
-    command = [sys.executable, "-m", f"{_WITNESS}.environment"]
-    told = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return Path(told.splitlines()[-1])
-
-
-def _version(python: Path | None) -> str:
-    if python is None:
-        return ""
-    ask = "import importlib.metadata as m; print(m.version('nnunetv2'), 'with torch', m.version('torch'))"
-    return subprocess.run([str(python), "-c", ask], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-
-
 def _ours(folder: Path, python: Path, amp: bool) -> dict[str, float]:
     command = ["-m", "monai.bundle", "run", "--config_file", f"{_BUNDLE}/configs/inference.yaml"]
     command += ["--bundle_root", _BUNDLE, "--dataset_dir", str(folder / "images"), "--model", str(folder / "model.pt")]
@@ -167,8 +152,7 @@ def _ours(folder: Path, python: Path, amp: bool) -> dict[str, float]:
 
 
 def _theirs(folder: Path, python: Path) -> dict[str, float]:
-    peer = ROOT.joinpath(*_WITNESS.split("."), "peer.py")
-    return _measured(python, [str(peer), *(str(folder / name) for name in ("nnunet", "images", "theirs"))], folder)
+    return _measured(python, [str(PEER), *(str(folder / name) for name in ("nnunet", "images", "theirs"))], folder)
 
 
 def _measured(python: Path, command: Sequence[str], folder: Path) -> dict[str, float]:
@@ -178,10 +162,8 @@ def _measured(python: Path, command: Sequence[str], folder: Path) -> dict[str, f
         SystemExit: if it fails.
     """
     report = folder / "report.json"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("nnUNet_", "PYTHON"))}
-    environment |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "nnUNet_def_n_proc": "1"}
     program = [str(python), "-W", "ignore", str(Path(__file__).with_name("measured.py")), str(report), *command]
-    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=environment)
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, env=on_one_thread())
     if done.returncode:
         raise SystemExit(f"Stopped: a prediction failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
     figures: dict[str, float] = json.loads(report.read_text())

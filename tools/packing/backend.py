@@ -29,7 +29,16 @@ _QUOTED = re.compile(r"""(?<=["'])common(?=\.[a-z])""")  # names of classes as c
 _TARGET = re.compile(r"\bcommon(?=\.[a-z])")
 # what works in a clone alone: checks, locks, links, benchmarks, and this
 _CLONE_ONLY = {
-    *("benchmark.py", "benchmarking", "budget.py", "budgeting", "gpu_report.py", "sharding.py"),
+    *(
+        "benchmark.py",
+        "benchmarking",
+        "beside_nnunet.py",
+        "comparing",
+        "budget.py",
+        "budgeting",
+        "gpu_report.py",
+        "sharding.py",
+    ),
     *("check.py", "checking", "lock.py", "label_environment.py", "links.py", "packing", "quickstart.py", "starting"),
 }
 _VERBS = {  # what commands are called where they are installed; others are modules

@@ -72,6 +72,7 @@ def run_config(
     *,
     told: Mapping[str, Any] | None = None,
     record: Path | None = None,
+    added: Sequence[Path] = (),
     **data: Any,
 ) -> None:
     """Run a config of a bundle in this process, with those of the settings that it knows, and its output in a file.
@@ -82,6 +83,7 @@ def run_config(
         log: file that the output is added to.
         told: settings as somebody wrote them for the config, in which a text may be an expression.
         record: where the complete config is written; it can be run again with ``monai.bundle run``.
+        added: further config files, which are no part of the record.
         data: further settings, which are what they are: names, paths and numbers; None is null.
     """
     from monai.bundle import ConfigParser, run
@@ -98,7 +100,8 @@ def run_config(
             parser.update({"bundle_root": f"bundles/{bundle}", **deepcopy(chosen)})
             parser.resolve_macro_and_relative_ids()
             write_json(parser.get(), record)
-        run(config_file=file, bundle_root=f"bundles/{bundle}", logging_file=False, **chosen)
+        files = [file, *map(str, added)] if added else file
+        run(config_file=files, bundle_root=f"bundles/{bundle}", logging_file=False, **chosen)
 
 
 def write_datalist(path: Path, **parts: Sequence[Mapping[str, Any]]) -> str:
