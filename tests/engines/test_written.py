@@ -103,8 +103,8 @@ def test_every_setting_that_is_a_path_is_known() -> None:
             config = {name: value for name, value in read_config(file).items() if isinstance(value, str | None)}
             found |= {name for name in config if name.endswith(("_dir", "_root"))}
             found |= {name for name, value in config.items() if "_root +" in str(value) or "_dir +" in str(value)}
-            found |= {"datalist", "table", "splits", "groups"} & config.keys()
-    assert found == PATHS - {"labels"}
+            found |= {"datalist", "table", "splits", "groups", "probe_data", "probe_table"} & config.keys()
+    assert found == PATHS - {"labels", "probe_labels"}
 
 
 def test_expressions_and_what_is_no_path_are_left_alone() -> None:
