@@ -7,6 +7,7 @@ import html
 import json
 import re
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ from ..conftest import BUNDLES, blobs, method_of, write_volume
 LABELS = {"background": 0, "a ball": 1}
 
 
-def finished(folder: Path, data: Path, dice: dict[str, tuple[float, float]]) -> report.Start:
-    """Write what a quick start on two test cases leaves; the pre-trained network is better on the second."""
+def finished(folder: Path, data: Path, dice: Mapping[str, Sequence[tuple[float, float]]]) -> report.Start:
+    """Write what a quick start on two test cases leaves; ``dice`` has those of each repeat of each run."""
     lists: dict[str, Any] = {"training": [], "test": []}
     for index in range(2):
         image, ball = blobs(index)
@@ -33,18 +34,22 @@ def finished(folder: Path, data: Path, dice: dict[str, tuple[float, float]]) -> 
         write_volume(case["image"], image)
         write_volume(case["label"], ball)
         lists["test"].append({key: str(path) for key, path in case.items()})
-        for where in ("pre-trained", "from_scratch"):
-            write_volume(folder / where / "predictions" / f"case_{index}.nii.gz", np.roll(ball, index, 0))
+        for name in report.RUNS:
+            file = report.run_folder(folder, name, 1) / "predictions" / f"case_{index}.nii.gz"
+            write_volume(file, np.roll(ball, index, 0))
     (folder / "datalist.json").write_text(json.dumps(lists))
-    for where, values in dice.items():
+    runs = [(name, repeat, values) for name, own in dice.items() for repeat, values in enumerate(own, 1)]
+    for name, repeat, values in runs:
+        where = report.run_folder(folder, name, repeat)
+        where.mkdir(parents=True, exist_ok=True)
         cases = [
             {"case": f"case_{i}", "reference": lists["test"][i]["label"], "scores": {"a ball": {"dice": value}}}
             for i, value in enumerate(values)
         ]
         mean = {"dice": {"mean": float(np.mean(values))}}
         summary = {"all": {"classes": {"a ball": mean}, "mean": mean}}
-        (folder / where / "scores.json").write_text(json.dumps({"summary": summary, "cases": cases}))
-        (folder / where / "history.json").write_text(json.dumps([{"epoch": 1, "train_loss": 1.0, "val_dice": 0.5}]))
+        (where / "scores.json").write_text(json.dumps({"summary": summary, "cases": cases}))
+        (where / "history.json").write_text(json.dumps([{"epoch": 1, "train_loss": 1.0, "val_dice": 0.5}]))
     history = [{"epoch": 1, "train_loss": 2.0, "val_loss": 3.0}, {"epoch": 2, "train_loss": 1.0, "val_loss": 1.5}]
     (folder / "pretraining").mkdir(parents=True)
     (folder / "pretraining" / "history.json").write_text(json.dumps(history))
@@ -55,6 +60,7 @@ def finished(folder: Path, data: Path, dice: dict[str, tuple[float, float]]) -> 
         notice="your own data",
         data=data,
         sizes="1 mm voxels",
+        repeats=len(dice[report.RUNS[0]]),
         commands=["python x"],
         seconds={"everything": 1.0},
         peak_mib=1.0,
@@ -65,7 +71,7 @@ def test_a_verdict_volumes_and_commands_of_the_users_own_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data, folder = tmp_path / "my scans", tmp_path / "out"
-    start = finished(folder, data, {"pre-trained": (0.5, 0.9), "from_scratch": (0.8, 0.8)})
+    start = finished(folder, data, {"pre-trained": [(0.5, 0.9)], "from scratch": [(0.8, 0.8)]})
     titles = []
     curves = report._curves
     monkeypatch.setattr(report, "_curves", lambda *given: titles.append(given[2]) or curves(*given))
@@ -93,8 +99,41 @@ def test_a_verdict_volumes_and_commands_of_the_users_own_folder(
     assert "a ball" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ([0.80, 0.81, 0.82], [0.70, 0.72, 0.74], "0.810 pre-trained and 0.720 from scratch: +0.090 [+0.065, +0.115]"),
+        ([0.70, 0.72, 0.74], [0.80, 0.81, 0.82], "0.720 pre-trained and 0.810 from scratch: -0.090 [-0.115, -0.065]"),
+        ([0.80, 0.70, 0.90], [0.75, 0.75, 0.75], "0.800 pre-trained and 0.750 from scratch: +0.050 [-0.198, +0.298]"),
+    ],
+)
+def test_the_verdict_follows_from_the_numbers(ours: list[float], theirs: list[float], said: str) -> None:
+    shown = {"+0.090": "pre-training helped", "-0.090": "pre-training hurt", "+0.050": "no difference is shown"}
+    (word,) = [word for number, word in shown.items() if f"{number} [" in said]
+    assert report._verdict(ours, theirs) == f"On the unseen part, mean Dice is {said} over 3 repeats: {word}."
+
+
+def test_three_runs_cover_the_truth_as_often_as_promised() -> None:
+    """Where a bootstrap of three values would cover it in about three of four."""
+    draws = np.random.default_rng(5).normal(0.3, 1.0, (2000, 3))
+    inside = [low <= 0.3 <= high for low, high in map(report._interval, draws)]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+
+
+def test_the_verdict_of_what_was_not_scored() -> None:
+    assert report._verdict([0.5, float("nan")], [0.5, 0.5]).endswith("; not every repeat could be scored.")
+
+
+def test_all_repeats_are_in_the_table_and_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dice = {"pre-trained": [(0.9, 0.9), (0.7, 0.7)], "from scratch": [(0.6, 0.6), (0.4, 0.4)]}
+    page = html.unescape(report.write_report(tmp_path, finished(tmp_path, tmp_path / "d", dice)).read_text("utf-8"))
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("network")]
+    assert [row[-1] for row in rows] == ["0.800", "0.500"]
+    assert "+0.300 [+0.300, +0.300] over 2 repeats: pre-training helped." in page
+
+
 def test_without_labels_the_verdict_is_of_pretraining(tmp_path: Path) -> None:
-    start = finished(tmp_path / "out", tmp_path / "d", {"pre-trained": (1, 1), "from_scratch": (1, 1)})
+    start = finished(tmp_path / "out", tmp_path / "d", {name: [(1, 1)] for name in report.RUNS})
     alone = report.Start(**{**start.__dict__, "labels": None})
     page = html.unescape(report.write_report(tmp_path / "out", alone).read_text("utf-8"))
     told = "in 2 epochs the contrastive loss of finding a crop's partner fell from 3.000 to 1.500."

@@ -99,12 +99,7 @@ def test_quickstart_goes_on_with_the_same_data_only(
     asked = filled(Quickstart, data=labelled, output=tmp_path / "q")
     began: list[str] = []
 
-    def run(chain: quickstart.Chain, title: str, *_: str) -> None:
-        began.append(title)
-        for folder in ("pre-trained", "from_scratch"):
-            (chain.folder / folder).mkdir(exist_ok=True)
-
-    monkeypatch.setattr(quickstart.Chain, "run", run)
+    monkeypatch.setattr(quickstart.Chain, "run", lambda _, title, *__: began.append(title))
     monkeypatch.setattr(quickstart, "write_report", lambda *_: tmp_path)
     quickstart.quickstart(asked)
     file = labelled / kind / "case_1.nii.gz"
@@ -164,9 +159,10 @@ def test_quickstart_reaches_its_dice() -> None:
         for line in result.stdout.splitlines()
         if line.startswith(("network", "intensity"))
     }
-    assert rows["network, pre-trained"] >= 0.80
-    assert rows["network, from scratch"] >= 0.80
+    assert rows["network, pre-trained"] >= 0.70
+    assert rows["network, from scratch"] >= 0.70
     assert len(rows) == 3
+    assert re.search(r"scratch: [+-]0\.\d{3} \[[+-]0\.\d{3}, [+-]0\.\d{3}\] over 3 repeats: ", result.stdout)
 
 
 def test_the_config_lint_finds_what_is_wrong(tmp_path: Path) -> None:

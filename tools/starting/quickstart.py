@@ -28,7 +28,7 @@ from common.transforms import read_header, read_volume
 
 from ..commanding.environment import ROOT
 from ..preparing.template import LABELS, NOTICE, write_template_data
-from .report import Start, write_report
+from .report import RUNS, Start, run_folder, write_report
 from .settings import Quickstart
 
 __all__ = ["quickstart"]
@@ -38,12 +38,12 @@ _BACKBONES: dict[str, dict[str, str]] = {
     "resenc": {
         "network": "--features_per_stage [8,16,32,64,80] --blocks_per_stage [1,1,1,1,1]",
         "pretrain": "--momentum 0.9 --lr 0.1 --epochs 10 --iterations_per_epoch 25",
-        "train": "--momentum 0.9 --lr 0.05 --epochs 10 --iterations_per_epoch 25",
+        "train": "--momentum 0.9 --lr 0.05 --epochs 10 --iterations_per_epoch 12",
     },
     "primus": {
         "network": "--embed_dim 96 --depth 4 --num_heads 4",
         "pretrain": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 100",
-        "train": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 100",
+        "train": "--lr 0.002 --warmup_epochs 1 --epochs 10 --iterations_per_epoch 50",
     },
 }
 # what a method needs besides, by the beginning of the bundle's name; crops of crops are a multiple of 16
@@ -187,19 +187,24 @@ def quickstart(settings: Quickstart) -> None:
     parts, labels = _data(settings, folder)
     recipe = _recipe(settings, folder)
     chain = Chain(settings.bundle, folder)
-    datalist = f"--datalist {shlex.quote(str(folder / _LIST))}"
     chain.run(
         "pre-training without labels",
         "pretrain",
-        *(datalist, recipe.common, recipe.pretraining, f"--val_iterations 4 --seed {settings.seed}"),
+        *(
+            _place(folder, "datalist", _LIST),
+            recipe.common,
+            recipe.pretraining,
+            f"--val_iterations 4 --seed {settings.seed}",
+        ),
         *(_place(folder, "output_dir", "pretraining"), _place(folder, "ckpt_dir", "models")),
         _place(folder, "store_dir", "store"),
     )
     if labels:
         held_out = read_content(folder / _LIST)["test"]
         (folder / "test.json").write_text(json.dumps({"validation": held_out}), "utf-8")
-        for name, extra in (("pre-trained", ""), ("from scratch", "--from_scratch true")):
-            _fine_tune(chain, name, labels, recipe, datalist, f"--seed {settings.seed} --val_interval 2 {extra}")
+        for repeat in range(1, settings.repeats + 1):
+            for name in RUNS:
+                _fine_tune(chain, name, repeat, labels, recipe, settings.seed + repeat - 1)
     path = write_report(
         folder,
         Start(
@@ -209,6 +214,7 @@ def quickstart(settings: Quickstart) -> None:
             notice=NOTICE if settings.data is None else "your own data",
             data=settings.data,
             sizes=recipe.sizes,
+            repeats=settings.repeats,
             commands=chain.commands,
             seconds={**chain.seconds, "everything": time.monotonic() - began},
             peak_mib=chain.peak_mib,
@@ -223,6 +229,7 @@ def _claim(folder: Path, settings: Quickstart) -> None:
     """Refuse a folder that holds something else, and write down what this one is for."""
     data = settings.data and str(settings.data)
     asked: dict[str, Any] = {"bundle": settings.bundle, "data": data, "seed": settings.seed, "scale": settings.scale}
+    asked["repeats"] = settings.repeats
     if settings.labels is not None:
         asked["labels"] = list(settings.labels) if isinstance(settings.labels, tuple) else settings.labels
     folder.mkdir(parents=True, exist_ok=True)
@@ -288,30 +295,33 @@ def _place(folder: Path, key: str, path: str) -> str:
     return f"--{key} {shlex.quote(str(folder / path))}"
 
 
-def _fine_tune(chain: Chain, name: str, labels: Any, recipe: Recipe, datalist: str, extra: str) -> None:
+def _fine_tune(chain: Chain, name: str, repeat: int, labels: Any, recipe: Recipe, seed: int) -> None:
     """Fine-tune one way, predict the unseen part and score it, unless that is done."""
-    folder, where = chain.folder, name.replace(" ", "_")
-    if (folder / where / "finished").exists():
-        print(f"\n== fine-tuning {name}: done before")
+    folder, own = chain.folder, run_folder(chain.folder, name, repeat)
+    where, title = own.relative_to(folder), f"{name}, repeat {repeat}"
+    if (own / "finished").exists():
+        print(f"\n== fine-tuning {title}: done before")
         return
+    own.mkdir(parents=True, exist_ok=True)
     common, names = f"{recipe.common} {recipe.crop}", f"--labels {shlex.quote(str(labels))}"
-    models = _place(folder, "ckpt_dir", f"{where}/models")
+    datalist, models = _place(folder, "datalist", _LIST), _place(folder, "ckpt_dir", f"{where}/models")
     chain.run(
-        f"fine-tuning, {name}",
+        f"fine-tuning, {title}",
         "train",
-        *(datalist, common, recipe.training, names, extra),
-        *(_place(folder, "pretrained", "models/pretrained_encoder.pt"), _place(folder, "output_dir", where), models),
+        *(datalist, common, recipe.training, names, f"--seed {seed} --val_interval 2 --val_iterations 4"),
+        *(_place(folder, "pretrained", "models/pretrained_encoder.pt"), f"--from_scratch {name != RUNS[0]}".lower()),
+        *(_place(folder, "output_dir", str(where)), models, _place(folder, "store_dir", "store")),
     )
     chain.run(
-        f"predicting the unseen part, {name}",
+        f"predicting the unseen part, {title}",
         "inference",
-        *(datalist, common, names, models, "--overwrite true"),
+        *(datalist, common, names, models, "--overwrite true --pictures 0"),
         _place(folder, "output_dir", f"{where}/predictions"),
     )
     chain.run(
-        f"scoring, {name}",
+        f"scoring, {title}",
         "evaluate",
-        *(f"--datalist {shlex.quote(str(folder / 'test.json'))} --split validation", names),
-        *(_place(folder, "predictions", f"{where}/predictions"), _place(folder, "output_dir", where)),
+        *(_place(folder, "datalist", "test.json"), "--split validation --report false", names),
+        *(_place(folder, "predictions", f"{where}/predictions"), _place(folder, "output_dir", str(where))),
     )
-    (folder / where / "finished").touch()
+    (own / "finished").touch()

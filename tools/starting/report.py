@@ -10,10 +10,12 @@ import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t as student
 
 from common.data import segmentation_task
 from common.document import Heading, Part, Picture, Table, Text, write_html
@@ -24,7 +26,7 @@ from common.files import read_content
 from common.transforms import without_ending
 from common.weights.cells import paper_of
 
-__all__ = ["Start", "threshold_baseline", "write_report"]
+__all__ = ["RUNS", "Start", "run_folder", "threshold_baseline", "write_report"]
 
 _OWN = """\
 # pre-train on any folder of NIfTI, with the published recipe (needs a GPU)
@@ -38,7 +40,18 @@ python -m monai.bundle run --config_file bundles/{bundle}/configs/inference.yaml
 --dataset_dir NEW_FOLDER
 # this quick tour on {whose}, four times as long
 python tools/quickstart.py --bundle {bundle} --data {folder}{named} --scale 4 --output {output}"""
-_RUNS = {"pre-trained": "pre-trained", "from scratch": "from_scratch"}
+RUNS = ("pre-trained", "from scratch")
+_TOLD = (
+    "Means over the repeats, which have the same steps and cases and differ in their seed. The interval holds the luck "
+    "of a fine-tuning, not that of the one pre-training nor that of these cases. So few steps of pre-training change "
+    "the first layers of the U-Net and hardly the deep ones (docs/study.md, Why pre-training does not always help). "
+    "They say nothing about the published weights."
+)
+
+
+def run_folder(folder: Path, name: str, repeat: int) -> Path:
+    """Return where a fine-tuning is: one of :data:`RUNS`, repeats counted from 1."""
+    return folder / name.replace(" ", "_") / f"repeat_{repeat}"
 
 
 def _picture(name: str, figure: Figure, alt: str) -> Picture:
@@ -53,9 +66,10 @@ def _history(folder: Path) -> list[dict[str, float]]:
     return read_content(path) if path.exists() else []
 
 
-def _curves(folder: Path, labelled: bool, error: str) -> Picture:
+def _curves(folder: Path, repeats: int, error: str) -> Picture:
+    """Draw the loss of pre-training, and loss and Dice of every fine-tuning; ``repeats`` is 0 without."""
     figure, axes = plt.subplots(
-        1, 3 if labelled else 1, figsize=(10 if labelled else 5, 3.1), layout="constrained", squeeze=False
+        1, 3 if repeats else 1, figsize=(10 if repeats else 5, 3.1), layout="constrained", squeeze=False
     )
     first = axes[0, 0]
     history = _history(folder / "pretraining")
@@ -64,12 +78,13 @@ def _curves(folder: Path, labelled: bool, error: str) -> Picture:
     checked = [record for record in history if "val_loss" in record]
     first.plot([r["epoch"] for r in checked], [r["val_loss"] for r in checked], label="validation")
     first.set_title(textwrap.fill(f"pre-training: {error}", 40), fontsize=10)
-    if labelled:
-        for name, where in _RUNS.items():
-            history = _history(folder / where)
-            axes[0, 1].plot([r["epoch"] for r in history], [r["train_loss"] for r in history], label=name)
+    if repeats:
+        for (index, name), repeat in product(enumerate(RUNS), range(1, repeats + 1)):
+            history = _history(run_folder(folder, name, repeat))
+            line: dict[str, Any] = {"color": f"C{index}", "label": name if repeat == 1 else None}
+            axes[0, 1].plot([r["epoch"] for r in history], [r["train_loss"] for r in history], **line)
             checked = [r for r in history if "val_dice" in r]
-            axes[0, 2].plot([r["epoch"] for r in checked], [r["val_dice"] for r in checked], "o-", label=name)
+            axes[0, 2].plot([r["epoch"] for r in checked], [r["val_dice"] for r in checked], "o-", **line)
         axes[0, 1].set_title("fine-tuning: training loss", fontsize=10)
         axes[0, 2].set_title("fine-tuning: validation Dice", fontsize=10)
     for axis in axes[0]:
@@ -80,9 +95,9 @@ def _curves(folder: Path, labelled: bool, error: str) -> Picture:
 
 
 def _files(image: str, folder: Path) -> dict[str, Path]:
-    """Return the predictions of an image, by run."""
+    """Return the first predictions of an image, by run."""
     name = f"{without_ending(Path(image).name)}.nii.gz"
-    return {run: folder / where / "predictions" / name for run, where in _RUNS.items()}
+    return {run: run_folder(folder, run, 1) / "predictions" / name for run in RUNS}
 
 
 def _overlays(case: Mapping[str, str], folder: Path, names: Mapping[int, str]) -> Picture:
@@ -92,7 +107,7 @@ def _overlays(case: Mapping[str, str], folder: Path, names: Mapping[int, str]) -
 
 def _volumes(cases: Sequence[Mapping[str, str]], folder: Path, names: Mapping[int, str]) -> list[Part]:
     """Return the best and the worst test case of the pre-trained network to look through."""
-    content = read_content(folder / _RUNS["pre-trained"] / "scores.json")
+    content = read_content(run_folder(folder, RUNS[0], 1) / "scores.json")
     scored = {Path(case["reference"]).resolve(): case for case in content["cases"]}
     means = []
     for case in cases:
@@ -156,8 +171,9 @@ def threshold_baseline(
     return score(thresholds, [_scaled(case) for case in test])
 
 
-def _scores(folder: Path, where: str) -> dict[str, float]:
-    summary = read_content(folder / where / "scores.json")["summary"]["all"]
+def _scores(folder: Path) -> dict[str, float]:
+    """Return the Dice of each class, and their mean, of one fine-tuning."""
+    summary = read_content(folder / "scores.json")["summary"]["all"]
     scored = {**summary["classes"], "mean": summary["mean"]}
     return {
         name: float("nan" if scores["dice"]["mean"] is None else scores["dice"]["mean"])
@@ -176,6 +192,7 @@ class Start:
         notice: whose data they are.
         data: folder of the user's; None of the template.
         sizes: of voxels and crops, in words.
+        repeats: fine-tunings of each kind.
         commands: that were run.
         seconds: of each part.
         peak_mib: most memory of one process.
@@ -187,6 +204,7 @@ class Start:
     notice: str
     data: Path | None
     sizes: str
+    repeats: int
     commands: Sequence[str]
     seconds: Mapping[str, float]
     peak_mib: float
@@ -205,7 +223,7 @@ def write_report(folder: Path, start: Start) -> Path:
         alt = "what the network sees and what it makes of it"
         parts += [Heading("What pre-training learned", short="Pre-training"), Text(told)]
         parts.append(Picture("pretraining.png", pictures[-1].read_bytes(), alt, large=False))
-    parts += [Heading("Curves"), _curves(folder, bool(start.labels), paper.error)]
+    parts += [Heading("Curves"), _curves(folder, start.repeats if start.labels else 0, paper.error)]
     parts += [Heading("Go on with your own data", short="Go on"), Text(_commands(folder, start), "code")]
     ran = "\n".join(start.commands) or "all parts were done before"
     parts += [Heading("What was run", short="Commands"), Text(ran, "code")]
@@ -262,6 +280,28 @@ def _about_data(start: Start) -> list[Part]:
     ]
 
 
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """Return Student's interval of 95 % of the mean of a few values; a bootstrap of three would be far too narrow."""
+    reach = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)
+
+
+def _verdict(ours: Sequence[float], theirs: Sequence[float]) -> str:
+    """Say what the Dice of fine-tunings, pre-trained and from scratch, show; one each for the same seeds."""
+    differences: np.ndarray = np.subtract(ours, theirs)
+    told = (
+        f"On the unseen part, mean Dice is {np.mean(ours):.3f} pre-trained and {np.mean(theirs):.3f} from scratch: "
+        f"{differences.mean():+.3f}"
+    )
+    if np.isnan(differences).any():
+        return f"{told}; not every repeat could be scored."
+    if len(differences) == 1:
+        return f"{told}, which one short run each cannot tell from chance."
+    low, high = _interval(differences)
+    shown = "pre-training helped" if low > 0 else "pre-training hurt" if high < 0 else "no difference is shown"
+    return f"{told} [{low:+.3f}, {high:+.3f}] over {len(differences)} repeats: {shown}."
+
+
 def _of_labels(folder: Path, start: Start) -> tuple[str, list[Part]]:
     """Return the verdict, cases to look through, and the table of scores, which is printed too."""
     lists, task = read_content(folder / "datalist.json"), segmentation_task(start.labels)
@@ -273,26 +313,24 @@ def _of_labels(folder: Path, start: Start) -> tuple[str, list[Part]]:
     rows: dict[str, list[float]] = {}
     if start.data is None:
         rows["intensity thresholds (no network)"] = threshold_baseline(train, test, len(classes))
-    for name, where in _RUNS.items():
-        scores = _scores(folder, where)
-        rows[f"network, {name}"] = [scores[label] for label in classes]
+    means: dict[str, list[float]] = {}
+    for name in RUNS:
+        scores = [_scores(run_folder(folder, name, repeat)) for repeat in range(1, start.repeats + 1)]
+        rows[f"network, {name}"] = [float(np.mean([one[label] for one in scores])) for label in classes]
+        means[name] = [float(np.nanmean([one[label] for label in classes])) for one in scores]
     shown = {name: [*values, float(np.nanmean(values))] for name, values in rows.items()}
     print("\nDice on the unseen part")
     width = max(len(name) for name in rows)
     print(" " * width, *(f"{name:>13}" for name in [*classes, "mean"]))
     for name, values in shown.items():
         print(f"{name:<{width}}", *(f"{value:13.3f}" for value in values))
-    one, other = (shown[f"network, {name}"][-1] for name in _RUNS)
-    verdict = (
-        f"The chain works on this machine. On the unseen part, mean Dice is {one:.3f} pre-trained and {other:.3f} from "
-        f"scratch: {one - other:+.3f}, which one short run each cannot tell from chance."
-    )
-    told = "Same steps, same seed. So short a pre-training on so little data says nothing about the published weights."
-    return verdict, [
+    verdict = _verdict(*means.values())
+    print(verdict)
+    return f"The chain works on this machine. {verdict}", [
         Heading("Predictions to look through", short="Predictions"),
         *_volumes(test, folder, task.by_value),
         Heading("Dice on the unseen part", short="Dice"),
         Table(["", *classes, "mean"], [[name, *(f"{value:.3f}" for value in own)] for name, own in shown.items()]),
-        Text(told, "note"),
+        Text(_TOLD, "note"),
         _overlays(test[0], folder, task.by_value),
     ]

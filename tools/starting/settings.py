@@ -37,6 +37,8 @@ class Quickstart:
     """Of data, draws and networks."""
     scale: Annotated[float, From(0, above=True)] = 1.0
     """Factor on the number of training steps: 0.2 for a first try, 4 for a better look, at four times the time."""
+    repeats: Annotated[int, From(1)] = 3
+    """Fine-tunings of each kind, which differ in their seed; with one, no difference can be told from chance."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.data is None:
