@@ -148,7 +148,6 @@ def test_it_comes_near_the_limit_and_is_far_better_than_the_mean(
         assert row["units"] == "voxels"
     errors = np.array([float(row["error"]) for row in rows])
     rmse = float(np.sqrt((errors**2).mean()))
-    print(bundle, rmse)
     assert 0.6 * LIMIT < rmse < 2 * LIMIT, "the error of measurement is in no image"
     summary = json.loads((out / "pred" / "scores.json").read_text())
     scores, mean = summary["scores"], summary["mean_of_training"]
