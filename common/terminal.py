@@ -10,20 +10,35 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm  # where it is used it is imported: help is told before there are packages
 
-__all__ = ["duration", "ending", "near", "over_bars", "progress_bar", "speaks", "warn", "warned"]
+__all__ = [
+    "OPENMIND",
+    "duration",
+    "ending",
+    "near",
+    "openmind",
+    "over_bars",
+    "progress_bar",
+    "speaks",
+    "warn",
+    "warned",
+]
 
 _Item = TypeVar("_Item")
 _LINE_EVERY = 60  # seconds between the lines that stand for a bar where there is no terminal
 
+OPENMIND = "OPENMIND_COMMAND"  # of the environment: how the command openmind was called, whose verb runs this process
 warned: list[str] = []  # what this process was warned of, for the page of its progress
 
 
 def warn(text: str) -> None:
     """Print what somebody should know about, once for all that say the same, in colour on a terminal."""
+    from tqdm import tqdm
+
     if text not in warned:
         warned.append(text)
     tqdm.write(f"\033[33m{text}\033[0m" if _in_colour(sys.stdout) else text)
@@ -60,6 +75,8 @@ def progress_bar(
         line_every: seconds between lines where there is no terminal.
         settings: of tqdm.
     """
+    from tqdm import tqdm
+
     total = settings.get("total", len(items) if hasattr(items, "__len__") else None)  # type: ignore[arg-type]
     settings.setdefault("disable", total is not None and total < 2)
     settings.setdefault("dynamic_ncols", True)
@@ -77,13 +94,16 @@ def duration(seconds: float) -> str:
     Example:
         >>> [duration(seconds) for seconds in (0.4, 42, 754, 9000, 200_000)]
         ['0.4 s', '42 s', '12 min 34 s', '2 h 30 min', '2 d 7 h']
+        >>> duration(1800)
+        '30 min'
     """
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
     for large, small, unit, part in ((86400, 3600, "d", "h"), (3600, 60, "h", "min"), (60, 1, "min", "s")):
         if whole >= large:
-            return f"{whole // large} {unit} {whole % large // small} {part}"
+            rest = whole % large // small
+            return f"{whole // large} {unit}" + (f" {rest} {part}" if rest else "")
     return f"{whole} s"
 
 
@@ -96,16 +116,23 @@ def near(path: str | Path) -> str:
     return os.path.normpath(whole.relative_to(here) if whole.is_relative_to(here) else whole)
 
 
-def ending(result: str, *, look: str, following: str | None) -> str:
+def ending(result: str | None, *, look: str | None = None, following: str | None = None) -> str:
     """Return the lines with which a run ends: where the result is, where to look, and the next command if there is one.
 
+    Of what only prints, the next command alone.
+
     Example:
-        >>> print(ending("models/model.pt", look="output/curves.png", following=None))
+        >>> print(ending("models/model.pt", look="output/curves.png"))
         result:  models/model.pt
         look at: output/curves.png
     """
     told = {"result:": result, "look at:": look, "next:": following}
     return "\n".join(f"{name:<8} {each}" for name, each in told.items() if each is not None)
+
+
+def openmind() -> str | None:
+    """Return how the command ``openmind`` was called if this process runs one of its verbs, else None."""
+    return os.environ.get(OPENMIND) or None
 
 
 def speaks() -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.ending import end, tool_command
 from tools.commanding.environment import DEVELOPMENT, RUNTIME
 from tools.commanding.running import main
 from tools.commanding.settings import settings
@@ -36,6 +37,7 @@ def lock(settings: Lock) -> None:
     from tools.commanding.locks import lock as run
 
     print("\n".join(f"written: {name}" for name in run(upgrade=settings.upgrade)))
+    end("locks", following=tool_command("check", "--fast"))
 
 
 if __name__ == "__main__":

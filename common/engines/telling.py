@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import json
-import os
-import shlex
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from ..bundles import FOLDER, running_bundle, running_parser
 from ..paths import as_path
 from ..tasks import ClassificationTask, RegressionTask, SegmentationTask
-from ..terminal import ending, near, speaks
+from ..terminal import duration, ending, near, speaks
+from .following import next_command
 
 if TYPE_CHECKING:
     import torch
@@ -92,16 +90,13 @@ def _of_mm(spacing: Any) -> str:
 
 
 def _threads(device: str | torch.device) -> str:
-    """Return how many threads a CPU gives, and whether other programs keep it busy, where these wait for each other."""
+    """Return how many threads a CPU gives."""
     import torch  # not at the top: scores are made without it
 
     if torch.device(device).type != "cpu":
         return ""
-    threads, cores = torch.get_num_threads(), os.cpu_count() or 1
-    told = f", {threads} thread{'s' if threads > 1 else ''}"
-    if threads == 1 or not hasattr(os, "getloadavg") or (load := os.getloadavg()[0]) < cores + 1:
-        return told
-    return f"{told}; busy with other work (load {load:.0f} on {cores} cores), where OMP_NUM_THREADS=1 may be faster"
+    threads = torch.get_num_threads()
+    return f", {threads} thread{'s' if threads > 1 else ''}"
 
 
 def _left(history: str | None, epochs: int) -> str:
@@ -114,20 +109,7 @@ def _left(history: str | None, epochs: int) -> str:
         left = max(epochs - int(records[-1]["epoch"]), 0)
     except (ValueError, KeyError, TypeError, IndexError):
         return ""
-    return f", {left:,} of them left, about {_in_words(left * sum(seconds) / len(seconds))} at the pace of the last"
-
-
-def _in_words(seconds: float) -> str:
-    """Return a time in its largest unit.
-
-    Example:
-        >>> _in_words(50), _in_words(5000), _in_words(500_000)
-        ('50 s', '83 min', '139 h')
-    """
-    for unit, size, most in (("s", 1, 90), ("min", 60, 5400)):
-        if seconds < most:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 3600:.0f} h"
+    return f", {left:,} of them left, about {duration(left * sum(seconds) / len(seconds))} at the pace of the last"
 
 
 def tell_end(
@@ -151,14 +133,7 @@ def tell_end(
     if not speaks():
         return
     there = next((path for each in look for path in _found(each)), result)
-    command = None
-    folder, settings = running_bundle(), dict(settings or {})
-    if folder is not None and settings.get("bundle") == "BUNDLE":
-        settings["bundle"] = folder.name
-    if tool is not None and (file := FOLDER.parents[1] / "tools" / f"{tool}.py").is_file():
-        command = f"python {shlex.quote(near(file))}{_options(settings)}"
-    elif following is not None and (line := _next(following, {} if tool else settings)):
-        command = line
+    command = next_command(following, tool=tool, settings=settings or {})
     tqdm.write(ending(near(as_path(result)), look=near(as_path(there)), following=command))
 
 
@@ -168,49 +143,3 @@ def _found(pattern: str) -> list[Path]:
     if "*" in path.name:
         return sorted(path.parent.glob(path.name), key=lambda each: each.stat().st_mtime, reverse=True)
     return [path] if path.exists() else []
-
-
-def _next(kind: str, settings: Mapping[str, Any]) -> str:
-    """Return the command that runs another config of the bundle that runs, empty if it is in none."""
-    folder, parser = running_bundle(), running_parser()
-    if folder is None or parser is None:
-        return ""
-    file = next((each for each in sorted((folder / "configs").glob(f"{kind}.*"))), None)
-    if file is None:
-        return ""
-    root = as_path(parser.get().get("bundle_root", folder))
-    own = {} if root.absolute() == folder.absolute() else {"bundle_root": near(root)}
-    given = own | {name: value for name, value in settings.items() if not _as_ever(name, value, root)}
-    if data := given.get("dataset_dir"):
-        given["dataset_dir"] = _folder_for(kind, as_path(data))
-    return f"python -m monai.bundle run --config_file {shlex.quote(near(file))}{_options(given)}"
-
-
-def _as_ever(name: str, value: Any, root: Path) -> bool:
-    """Return whether a path is where a bundle looks for it without being told."""
-    usual = {
-        "pretrained": "models/pretrained_encoder.pt",
-        "model": "models/model.pt",
-        "predictions": "output/predictions",
-    }
-    paths = (usual.get(name, ""), "models/classifier.pt" if name == "model" else "")
-    return any(each and as_path(str(value)).absolute() == (root / each).absolute() for each in paths)
-
-
-def _folder_for(kind: str, data: Path) -> Path:
-    """Return the folder of images of labelled data to predict, or that of labelled data for images to score."""
-    if kind == "inference":
-        return next((data / each for each in ("imagesTs", "images", "imagesTr") if (data / each).is_dir()), data)
-    if kind == "evaluate" and data.name in ("images", "imagesTr"):
-        return data.parent
-    return data
-
-
-def _options(settings: Mapping[str, Any]) -> str:
-    return "".join(f" --{name} {_quoted(value)}" for name, value in settings.items() if value not in (None, ""))
-
-
-def _quoted(value: Any) -> str:
-    if isinstance(value, (list, tuple, dict)):
-        return f'"{value!r}"' if not set('"$`\\') & set(repr(value)) else shlex.quote(repr(value))
-    return shlex.quote(near(value) if isinstance(value, Path) else str(value))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from ..paths import as_path
+from ..terminal import openmind
 from .cells import BACKBONES, METHODS, describe
 from .files import check_values, read_checkpoint
 from .orders import known_order
@@ -21,7 +22,9 @@ from .reference import read_reference
 from .transfer import origin_receipt
 from .wrappers import network_of, unwrapped
 
-__all__ = ["inspect"]
+__all__ = ["IMPORT", "inspect"]
+
+IMPORT = "import it with: "  # begins the last line of what can be imported
 
 
 def inspect(path: str | Path, *, plan_file: str | Path | None = None, told: Told | None = None) -> list[str]:
@@ -135,4 +138,5 @@ def _reference(path: str | Path, plan_file: str | Path | None, told: Told) -> li
         )
     lines += [f"please cite {paper}" for paper in origin.citation]
     bundle = bundles if origin.key else f"BUNDLE ({bundles})"
-    return [*lines, f"import it with: python tools/import_checkpoint.py {bundle} --source {path}"]
+    called = f"{command} import" if (command := openmind()) is not None else "python tools/import_checkpoint.py"
+    return [*lines, f"{IMPORT}{called} {bundle} --source {path}"]

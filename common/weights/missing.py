@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from ..paths import as_path
+from ..terminal import openmind
 
 __all__ = ["encoder_remedy", "fetch_command", "import_tool"]
 
@@ -34,6 +35,8 @@ def fetch_command(path: str | Path) -> str | None:
 
 def import_tool() -> str:
     """Return the tool that imports published weights, as it is to be called from where this code runs."""
+    if (command := openmind()) is not None:
+        return f"{command} import"
     there = (Path(__file__).resolve().parents[2] / _TOOL).is_file()
     return _TOOL if there else f"{_TOOL} of the OpenMind bundle collection"
 
@@ -43,6 +46,6 @@ def encoder_remedy(path: str | Path) -> str:
     if fetch := fetch_command(path):
         return f"{fetch}, name another file with --pretrained"
     choices = ["run this bundle's pretrain config first", "name another file with --pretrained"]
-    if import_tool() == _TOOL:
-        choices.insert(1, f"import the published weights with {_TOOL}")
+    if "of the" not in (tool := import_tool()):
+        choices.insert(1, f"import the published weights with {tool}")
     return ", ".join(choices)

@@ -590,7 +590,7 @@ def test_the_disk_needed_is_told_and_too_small_a_disk_is_refused(
     run(shares=40, refuse=False)
     capsys.readouterr()
     DiskEstimate(cases[:1], StoreSettings(), tmp_path)
-    assert "the 1 volumes will take up to about 13.4 KiB" in capsys.readouterr().out
+    assert "the 1 volume will take up to about 13.4 KiB" in capsys.readouterr().out
 
 
 # the commands

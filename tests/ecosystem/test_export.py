@@ -605,21 +605,21 @@ def test_a_trained_model_takes_along_the_encoder_that_fits(
 
     files, out = made("without")
     assert files == ["model.pt"]
-    assert "configs/inference.json --dataset_dir FOLDER" in out
-    assert "train it" not in out
+    assert "configs/inference.json --dataset_dir IMAGES" in out
+    assert "can be trained" not in out
     other = ResEncUNet(features_per_stage=[8, 8], blocks_per_stage=[1, 1])
     write_checkpoint(other.state_dict(), own)
     files, out = made("misfit")
     assert files == ["model.pt"]
     assert f"left out: the encoder {own}" in out
-    assert "train it" not in out
+    assert "can be trained" not in out
     with pytest.raises(WeightsError, match="is of another network"):
         made("named", pretrained=str(own))
     shutil.copy(encoders["mae_resenc_l"], own)
     files, out = made("fits")
     assert files == ["model.pt", "pretrained_encoder.pt"]
-    assert "predict with it" in out
-    assert "train it" in out
+    assert "configs/inference.json --dataset_dir IMAGES" in out.splitlines()[-1]
+    assert "it can be trained further: cd " in out
     assert (tmp_path / "fits" / "models" / "model.pt").read_bytes() == model.read_bytes()
 
 

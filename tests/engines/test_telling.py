@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from torch import nn
 from common.bundles import FOLDER
 from common.engines.telling import tell_beginning, tell_end
 from common.tasks import ClassificationTask, SegmentationTask
-from common.terminal import near
+from common.terminal import OPENMIND, near
+from tools.commanding.ending import by_verbs, config_command, model_command, tool, tool_command
+from tools.commanding.environment import RUNS
 
 
 def test_it_begins_with_what_it_understood(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,15 +56,6 @@ def test_others_than_the_first_process_say_nothing(
     tell_beginning("x", cases={})
     tell_end("y")
     assert capsys.readouterr().out == ""
-
-
-def test_a_machine_that_is_busy_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    for load, threads, told in ((11.0, 2, True), (11.0, 1, False), (1.9, 2, False)):
-        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
-        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
-        tell_beginning("x", cases={}, device="cpu")
-        assert ("OMP_NUM_THREADS=1 may be faster" in capsys.readouterr().out) is told
 
 
 def ended(bundle: Path, capsys: pytest.CaptureFixture[str], **end: Any) -> list[str]:
@@ -108,3 +102,94 @@ def test_it_ends_with_the_result_where_to_look_and_what_is_next(
     told = ended(bundle, capsys, result="p", tool="probe", settings={"features": "p", "table": "T.csv"})
     assert told[2] == f"next:    python {near(FOLDER.parents[1] / 'tools' / 'probe.py')} --features p --table T.csv"
     assert len(ended(bundle, capsys, result="p", tool="none", following="absent")) == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "line"),
+    [
+        (
+            {"following": "train", "settings": {"dataset_dir": "task"}},
+            "finetune mae_resenc_l task --labels background,NAMES",
+        ),
+        ({"following": "train", "settings": {"dataset_dir": "told"}}, "finetune mae_resenc_l told"),
+        (
+            {
+                "following": "train",
+                "settings": {"dataset_dir": "told", "pretrained": "RUN/models/pretrained_encoder.pt"},
+            },
+            "finetune mae_resenc_l told",
+        ),
+        (
+            {"following": "features", "settings": {"datalist": "a b.json", "pretrained": "x.pt", "dataset_dir": ""}},
+            "embed mae_resenc_l 'a b.json' --pretrained x.pt",
+        ),
+        (
+            {"following": "inference", "settings": {"dataset_dir": "task", "model": "RUN/models/model.pt"}},
+            "predict RUN task/images",
+        ),
+        ({"following": "inference", "settings": {"dataset_dir": "new", "model": "x/m.pt"}}, "predict x/m.pt new"),
+        (
+            {
+                "following": "evaluate",
+                "settings": {
+                    "dataset_dir": "task/images",
+                    "predictions": "masks",
+                    "labels": ["background", "the core"],
+                },
+            },
+            "evaluate masks task/labels --labels 'background,the core'",
+        ),
+        (
+            {"following": "evaluate", "settings": {"dataset_dir": "new", "predictions": "m", "labels": {"core": 2}}},
+            "evaluate m REFERENCES --labels \"{'core': 2}\"",
+        ),
+        (
+            {"following": "inference_classification", "settings": {"dataset_dir": "new", "table": "t.csv"}},
+            "classify RUN new --table t.csv",
+        ),
+        (
+            {"tool": "probe", "settings": {"features": "vectors", "table": "TABLE.csv", "target": "COLUMN"}},
+            "probe vectors --table TABLE.csv --target COLUMN",
+        ),
+        (
+            {"tool": "new_task", "settings": {"bundle": "BUNDLE", "model": "m.pt", "output": "mine"}},
+            "new-task mae_resenc_l --model m.pt --output mine",
+        ),
+    ],
+)
+def test_where_openmind_runs_its_verbs_are_proposed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], end: dict[str, Any], line: str
+) -> None:
+    bundle = tmp_path / "bundles" / "mae_resenc_l"
+    (bundle / "configs").mkdir(parents=True)
+    (bundle / "configs" / "metadata.json").write_text("{}")
+    for folder in ("task/images", "task/labels", "told"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "told" / "dataset.json").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(OPENMIND, "openmind")
+    end = json.loads(json.dumps(end).replace("RUN/", "openmind_runs/mae_resenc_l/"))
+    told = ended(bundle, capsys, result="r", bundle_root=str(RUNS / "mae_resenc_l"), **end)
+    assert told[-1] == f"next:    openmind {line}".replace(" RUN ", " openmind_runs/mae_resenc_l ")
+    if end.get("following") == "train":
+        told = ended(bundle, capsys, result="r", bundle_root="mine", **end)
+        assert "--output mine" in told[-1]
+
+
+def test_tools_propose_verbs_where_openmind_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv(OPENMIND, raising=False)
+    assert tool("import_checkpoint") == "python tools/import_checkpoint.py"
+    with by_verbs():
+        assert tool("import_checkpoint") == "openmind import"
+        assert tool_command("study", "run", Path("a b.yaml")) == "openmind study run 'a b.yaml'"
+        assert tool_command("prepare_data", "verify", "x").startswith("python "), "which is no verb"
+        assert (
+            config_command("voco_resenc_l", "train", "DATA", "--epochs", "3")
+            == "openmind finetune voco_resenc_l DATA --epochs 3"
+        )
+        assert model_command("voco_resenc_l", tmp_path / "m.pt", "DATA") == "openmind predict m.pt DATA"
+    assert config_command("voco_resenc_l", "train", "x.json").endswith("train.yaml --datalist x.json")
+    monkeypatch.setattr("sys.argv", ["tools/openmind.py"])
+    with by_verbs():
+        assert re.fullmatch(r"python \S*tools/openmind.py import", tool("import_checkpoint"))

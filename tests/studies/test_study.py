@@ -406,10 +406,16 @@ def test_costs_add_up(task: Path) -> None:
     assert estimate(study, run, "pretrain", cost) == pytest.approx(5 + 2 * 0.5 + 0.5 * 1 * 0.5)
 
 
-def test_a_cluster_gets_a_script(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
+def test_a_cluster_gets_a_script(
+    task: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(task.parent)
     file = written(task.parent, folds=2)
     study_tool.slurm(Slurm(file, tasks=16, options="--gres=gpu:1 --time=24:00:00"))
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        *("result:  study/study.sbatch", "look at: study/study.sbatch", "next:    sbatch study/study.sbatch")
+    ], "from where the user stands"
+    assert Path.cwd() == task.parent
     script = task.parent / "study" / "study.sbatch"
     text = script.read_text("utf-8")
     assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
@@ -422,7 +428,7 @@ def test_a_cluster_gets_a_script(task: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_card_is_proposed_and_not_written_over(task: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = task.parent / "proposed.yaml"
     study_tool.card(WriteCard(task, output=file))
-    assert "look at it" in capsys.readouterr().out
+    assert "to be completed, and named in a study as card: " in capsys.readouterr().out
     study = small(task.parent, data_sets={"mine": {"card": "proposed.yaml", "folder": "task"}})
     assert len(study.data_sets["mine"].labels) == 2
     with pytest.raises(SettingsError, match=r"proposed.yaml exists"):

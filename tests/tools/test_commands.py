@@ -349,7 +349,7 @@ def test_commands_end_with_three_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    following = config_command("mae_resenc_l", "train", "--dataset_dir", tmp_path / "my data")
+    following = config_command("mae_resenc_l", "train", tmp_path / "my data")
     end(tmp_path / "out" / "scores.csv", look=tmp_path / "out" / "scores.png", following=following)
     config = ROOT / "bundles" / "mae_resenc_l" / "configs" / "train.yaml"
     assert capsys.readouterr().out.splitlines() == [
@@ -364,3 +364,5 @@ def test_commands_end_with_three_lines(
         "look at: nothing was written",
         "next:    python tools/study.py run a.yaml",
     ]
+    end(following="what is next")
+    assert capsys.readouterr().out == "next:    what is next\n", "of what only prints"

@@ -26,6 +26,7 @@ from common.engines.judging import check_device
 from common.engines.precision import cpu_has_bfloat16
 from common.errors import SettingsError
 
+from ..commanding.ending import end
 from ..commanding.environment import ROOT
 from .data_path import data_tables, measure_data_path
 from .inference import inference_table, measure_inference
@@ -71,6 +72,8 @@ def benchmark(settings: Benchmark) -> None:
     if "inference" in settings.parts:
         print("inference", file=sys.stderr, flush=True)
         _tell(settings, "inference", head, _measure_inference(settings))
+    if settings.output is not None:  # else what is printed is a page
+        end(settings.output)
 
 
 def _tell(settings: Benchmark, section: str, head: str, states: Iterable[Sequence[str]]) -> None:

@@ -14,7 +14,7 @@ import yaml
 from monai.bundle import ConfigParser
 
 from common.bundles import read_config
-from common.engines.budget.fitting import GIB, LEFT_OUT, Fits, needed_gib, override, side_name
+from common.engines.budget.fitting import GIB, LEFT_OUT, Fit, Fits, needed_gib, override, side_name
 from common.engines.budget.parts import number_of_parts
 from common.engines.budget.step import Step
 from common.engines.inferers import tile_starts
@@ -23,6 +23,7 @@ from common.networks.blocks.recompute import mode_of
 from common.settings import meant_values, unknown_settings
 
 from ..benchmarking.sections import replace_section
+from ..commanding.ending import config_command, end
 from ..commanding.environment import ROOT
 from .checking import check
 from .settings import BUNDLES, Budget
@@ -74,13 +75,23 @@ def budget(settings: Budget) -> None:
             print(page)
         else:
             _write(settings.output, page)
+            end(settings.output)
         return
     content = budget_content(settings.bundle, settings.workflow, settings.settings)
     fits = Fits(content, settings.processes)
     step = fits.step()
     print("\n".join([*_memory(settings, content, step), *_work(settings, content, step)]))
+    found = None if settings.gpu is None else fits.within(settings.gpu)
     if settings.gpu is not None:
-        print("\n" + _fit(settings, fits, settings.gpu))
+        print("\n" + _fit(fits, found, settings.gpu))
+    end(following=_following(settings, found))
+
+
+def _following(settings: Budget, found: Fit | None) -> str:
+    """Return the command that runs what was asked about, with what makes it fit."""
+    data = "FOLDER" if settings.workflow in ("pretrain", "inference") else "LABELLED_FOLDER"
+    told = override({**settings.settings, **({} if found is None else found.changes)})
+    return f"{config_command(settings.bundle, settings.workflow, data)} {told}".rstrip()
 
 
 def _memory(settings: Budget, content: Mapping[str, Any], step: Step) -> list[str]:
@@ -150,9 +161,8 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
 
-def _fit(settings: Budget, fits: Fits, gib: float) -> str:
+def _fit(fits: Fits, found: Fit | None, gib: float) -> str:
     """Say what fits a GPU."""
-    found = fits.within(gib)
     if found is None:
         return f"{gib:g} GiB: nothing that was tried fits, not even crops of 64 voxels one by one"
     told = f"{gib:g} GiB: plan for {needed_gib(found.step):.1f} with "

@@ -27,6 +27,7 @@ from common.files import replace_file, write_json
 
 from ..benchmarking.settings import Benchmark
 from ..benchmarking.steps import build_step, peak_gib
+from ..commanding.ending import end
 from ..commanding.environment import ROOT
 from .settings import GpuReport
 
@@ -65,6 +66,7 @@ def gpu_report(settings: GpuReport) -> None:
             replace_file(settings.output / "report.md", partial(_write_text, text=text))
         pool.shutdown(cancel_futures=True)
     print(page(report))
+    end(settings.output / "report.json", look=settings.output / "report.md")
 
 
 def _write_text(file: str, text: str) -> None:

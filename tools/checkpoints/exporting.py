@@ -6,6 +6,7 @@ from __future__ import annotations
 from common.weights import export_checkpoint as export_file
 from common.weights import export_safetensors
 
+from ..commanding.ending import end, tool_command
 from ..commanding.environment import kept
 from .cells import bundle_cell
 from .models import export_model
@@ -14,7 +15,7 @@ from .settings import ExportCheckpoint
 __all__ = ["export_checkpoint"]
 
 _WRITERS = {
-    "checkpoint": (export_file, "checkpoint_final.pth", " and adaptation_plan.json"),
+    "checkpoint": (export_file, "checkpoint_final.pth", "adaptation_plan.json"),
     "safetensors": (export_safetensors, "pretrained_encoder.safetensors", ""),
 }
 
@@ -30,4 +31,4 @@ def export_checkpoint(settings: ExportCheckpoint) -> None:
     target = settings.output or models / "exported" / name
     receipt = write(settings.source or models / "pretrained_encoder.pt", cell, output=target)
     print(receipt.summary())
-    print(f"written: {target}{beside}")
+    end(target, look=target.with_name(beside) if beside else None, following=tool_command("inspect_weights", target))

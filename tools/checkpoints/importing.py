@@ -12,7 +12,7 @@ from common.weights import import_checkpoint as import_file
 from common.weights.receipt import CAVEAT
 from common.weights.sources import Fetched
 
-from ..commanding.ending import config_command, end
+from ..commanding.ending import config_command, end, tool
 from ..commanding.environment import kept
 from . import catalogue
 from .cells import bundle_cell, published_file, record_digest
@@ -27,7 +27,7 @@ def import_checkpoint(settings: ImportCheckpoint) -> None:
     if settings.list or settings.bundle is None:
         print("\n".join(catalogue.table(settings.bundle)))
         print(
-            "import one: python tools/import_checkpoint.py BUNDLE --source REPOSITORY (checkpoint_final.pth), or its "
+            f"import one: {tool('import_checkpoint')} BUNDLE --source REPOSITORY (checkpoint_final.pth), or its "
             "address, https://huggingface.co/REPOSITORY/resolve/main/FILE"
         )
         return
@@ -62,7 +62,7 @@ def import_checkpoint(settings: ImportCheckpoint) -> None:
         for line in write_imported_state(method, imported, state, cell=cell, path=found.path, receipt=receipt):
             print(line)
     given = () if target.parent == _models(bundle) else ("--pretrained", target)
-    following = config_command(bundle, "train", "--dataset_dir", "LABELLED_FOLDER", *given)
+    following = config_command(bundle, "train", "LABELLED_FOLDER", *given)
     end(target, look=target.with_suffix(".json"), following=following)
 
 

@@ -3,11 +3,15 @@
 
 from __future__ import annotations
 
+import shlex
+
 from common.data import segmentation_task
 from common.engines import model_settings
 from common.errors import SettingsError
+from common.terminal import near
 from common.weights import export_model_folder, import_model, read_model_folder
 
+from ..commanding.ending import end, model_command
 from ..commanding.environment import kept
 from .settings import ExportCheckpoint, ImportCheckpoint
 
@@ -29,7 +33,8 @@ def export_model(settings: ExportCheckpoint) -> None:
     folder = settings.output or models / "exported" / "nnunet"
     for note in export_model_folder(settings.source or models / "model.pt", output=folder, bundle=settings.bundle):
         print(f"note: {note}")
-    print(f"written: {folder}; predict with: nnUNetv2_predict_from_modelfolder -m {folder} -i IMAGES -o LABELS -f 0")
+    following = f"nnUNetv2_predict_from_modelfolder -m {shlex.quote(near(folder))} -i IMAGES -o LABELS -f 0"
+    end(folder, look=folder / "plans.json", following=following)
 
 
 def import_models(settings: ImportCheckpoint, bundle: str) -> None:
@@ -69,5 +74,6 @@ def import_models(settings: ImportCheckpoint, bundle: str) -> None:
         print(f"note: {note}")
     print(f"licence: {licence}; trained by {found.about['trainer']} on {found.about['data_set']}")
     models = target.with_stem(f"{target.stem}_fold_*") if several else target
-    mirrors = f' --mirror_axes "{found.mirror_axes}"'.replace(", ", ",") if found.mirror_axes else ""
-    print(f"nnU-Net's own predictions are those of inference.yaml with --model '{models}'{mirrors}")
+    print("what is named below predicts as nnU-Net does")
+    mirror = ("--mirror_axes", str(found.mirror_axes).replace(" ", "")) if found.mirror_axes else ()
+    end(target.parent if several else target, following=model_command(bundle, models, "IMAGES", *mirror))

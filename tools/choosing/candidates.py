@@ -12,6 +12,7 @@ from common.weights import Receipt
 from common.weights.origins import licence_terms
 
 from ..checkpoints.catalogue import checkpoints
+from ..commanding.ending import tool
 from ..commanding.environment import ROOT, kept
 from ..studies.definition import cell_of, plain_name
 from .probes import Encoder
@@ -47,7 +48,7 @@ def find_candidates(bundles: Sequence[str] = (), weights: Sequence[str] = ()) ->
             found[bundle] = Encoder(bundle, str(own[bundle]))
         elif bundles:
             raise WeightsError(
-                f"{bundle} has no weights {own[bundle]}; fetch or translate them with tools/import_checkpoint.py, "
+                f"{bundle} has no weights {own[bundle]}; fetch or translate them with {tool('import_checkpoint')}, "
                 f"pre-train with its pretrain config, or name a file: --weights {bundle}=FILE"
             )
     files: dict[str, Encoder] = {}
@@ -73,7 +74,7 @@ def find_candidates(bundles: Sequence[str] = (), weights: Sequence[str] = ()) ->
     if not found:
         raise WeightsError(
             "there are no pre-trained encoders to choose from: no bundle has models/pretrained_encoder.pt; fetch the "
-            "published ones with tools/import_checkpoint.py (--list names others too), or name a file: "
+            f"published ones with {tool('import_checkpoint')} (--list names others too), or name a file: "
             "--weights mae_resenc_l=FILE"
         )
     return found

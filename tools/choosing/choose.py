@@ -12,6 +12,7 @@ import torch
 
 from common.errors import SettingsError
 from common.files import write_json
+from common.terminal import near
 
 from ..commanding.ending import end, tool_command
 from ..commanding.environment import ROOT
@@ -19,7 +20,7 @@ from ..studies.results import METRICS, read_json
 from ..studies.scheduling import places
 from .candidates import backbone_of, find_candidates, not_at_hand, origin
 from .choice import Choice, check_settings
-from .data import read_data
+from .data import Data, read_data
 from .settings import Choose
 from .showing import show
 from .verdicts import Difference, Verdict, judge
@@ -47,6 +48,8 @@ def choose(settings: Choose) -> None:
     train = "train_classification" if settings.table else "train"
     check_settings(settings.settings, [encoder.bundle for encoder in candidates.values()], train)
     data = read_data(settings)
+    counted = f"{len(candidates)} encoder{'s' if len(candidates) > 1 else ''}"
+    print(f"choosing among {counted} for {_told(data)}; the answer goes to {near(folder)}", flush=True)
     given = {**settings.settings, "channels": settings.channels}
     choice = Choice(data, candidates, folder, settings=given, seed=settings.seed)
     for warning in choice.warnings:
@@ -61,6 +64,14 @@ def choose(settings: Choose) -> None:
         look=folder / "choose.png",
         following=tool_command("new_task", "BUNDLE", "--labels", "NAMES"),
     )
+
+
+def _told(data: Data) -> str:
+    """Say what the task is, as it was understood."""
+    if data.task is not None:
+        labels = ", ".join(f"{value} {name}" for value, name in data.task.by_value.items())
+        return f"the segmentation of {labels} in {len(data.cases)} cases"
+    return f"the classification of {data.target} in {len(data.cases)} cases"
 
 
 def _check_folder(folder: Path, source: str) -> None:

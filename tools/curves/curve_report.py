@@ -174,7 +174,7 @@ def write_curve(
     _draw(rows, folder / "curve.png", bundle=str(asked["bundle"]))
     _write_page(folder, rows, results, notes=notes, asked=asked)
     print(f"\n{table}\n\n{notes}\nwritten: {near(folder)}/curve.csv, curve.json, curve.md, curve.png, report.html")
-    following = config_command(str(asked["bundle"]), "train", "--dataset_dir", "LABELLED_FOLDER")
+    following = config_command(str(asked["bundle"]), "train", "LABELLED_FOLDER")
     end(folder / "curve.csv", look=folder / "report.html", following=following)
     return rows
 

@@ -21,6 +21,7 @@ from common.data.cases import Case, case_name
 from common.errors import SettingsError
 from common.files import write_json, write_record
 from common.settings import unknown_settings
+from common.terminal import near
 
 from ..commanding.environment import ROOT
 from ..studies.definition import OWN, PRETRAINING, SCRATCH, Study, bundle_config, cell_of
@@ -59,6 +60,8 @@ def label_curve(given: LabelCurve) -> None:
     counts = _counts(given.cases, parts)
     content |= {"budgets": counts, "seeds": [*range(given.seeds)]}
     write_json(asked, folder / "settings.json")
+    told = f"{', '.join(map(str, counts))} labelled cases, {given.seeds} draws of each, {len(parts)} folds"
+    print(f"fine-tuning {given.bundle} pre-trained and from scratch with {told}; into {near(folder)}", flush=True)
     where = places()
     rates = _rates(asked, folder, content, parts[0]["training"], where)
     content["arms"] = {start: _arm(asked, start, rates[start]) for start in ARMS}

@@ -7,6 +7,7 @@ from common.figures import plt
 from common.optimizers import FineTuningSchedule
 from common.optimizers.schedules import SCHEDULES
 
+from ..commanding.ending import config_command, end
 from .settings import Schedules
 
 __all__ = ["schedules"]
@@ -35,4 +36,4 @@ def schedules(settings: Schedules) -> None:
     axes[0].set_ylabel("learning rate")
     settings.output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(settings.output, dpi=110)
-    print(f"written: {settings.output}")
+    end(settings.output, following=config_command("mae_resenc_l", "train", "LABELLED_FOLDER", "--schedule", "valley"))

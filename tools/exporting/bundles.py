@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from common.bundles import read_metadata
 from common.errors import SettingsError, WeightsError
 from common.files import write_json
 from common.settings import meant_values
+from common.terminal import near
 from common.weights import read_checkpoint, trained_settings
 
-from ..commanding.ending import end
+from ..commanding.ending import end, exported_command, tool
 from ..commanding.environment import kept
 from .configs import BUNDLES, check_settings
 from .distribution import Carried, check_target, write_bundle, write_zip
@@ -39,6 +41,7 @@ def export_bundle(settings: ExportBundle) -> None:
     there = None
     if settings.push is not None:
         there = check_repository(settings.push, overwrite=settings.overwrite, **place)
+    print(f"exporting {_counted(settings.bundles)} to {near(settings.output)}", flush=True)
     for name in settings.bundles:
         target = write_bundle(
             name, settings.output / name, settings=others, carried=carried[name], overwrite=settings.overwrite
@@ -47,12 +50,16 @@ def export_bundle(settings: ExportBundle) -> None:
         _note(packed, digest, settings.source_url)
         held = "a pre-trained encoder" if carried[name].encoder else "no weights"
         held = "a fine-tuned model" if settings.model else held
-        print(f"{target}: {held}; {packed.name}, {packed.stat().st_size / 1e6:.1f} MB, sha1 {digest}", flush=True)
+        print(f"{near(target)}: {held}; {packed.name}, {packed.stat().st_size / 1e6:.1f} MB, sha1 {digest}", flush=True)
         if settings.push is not None:
             push_bundle(target, settings.push, there=there, **place)
     last = settings.output / settings.bundles[-1]
-    run = f"python -m monai.bundle run --config_file {last}/configs/train.json --dataset_dir LABELLED_FOLDER"
-    end(settings.output, look=last / "docs" / "README.md", following=run)
+    following = exported_command(last, trained=settings.model is not None)
+    end(settings.output, look=last / "docs" / "README.md", following=following)
+
+
+def _counted(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} bundles"
 
 
 def _carried(name: str, settings: ExportBundle) -> Carried:
@@ -65,7 +72,7 @@ def _carried(name: str, settings: ExportBundle) -> Carried:
     wanted = settings.weights
     if wanted != "false" and not encoder.is_file() and (wanted == "true" or settings.pretrained is not None):
         raise WeightsError(
-            f"there is no encoder {encoder}; pre-train, run python tools/import_checkpoint.py {name}, or "
+            f"there is no encoder {encoder}; pre-train, run {tool('import_checkpoint')} {name}, or "
             "export without weights (--weights false)"
         )
     found = encoder if wanted != "false" and encoder.is_file() else None
@@ -94,5 +101,5 @@ def _check_model(model: Path) -> None:
     if task != (["background", "foreground"], 1, None):
         raise SettingsError(
             f"{model} was trained for labels {task[0]}, channels {task[1]} and regions {task[2]}; make a "
-            "bundle for this task with tools/new_task.py, which takes --model too"
+            f"bundle for this task with {tool('new_task')}, which takes --model too"
         )

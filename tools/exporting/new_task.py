@@ -12,6 +12,7 @@ from common.errors import SettingsError, WeightsError
 from common.settings import meant_values
 from common.weights import trained_settings
 
+from ..commanding.ending import end, exported_command, tool
 from ..commanding.environment import ROOT, kept
 from .configs import Derived, check_settings
 from .distribution import Carried, write_bundle
@@ -38,7 +39,7 @@ def new_task(settings: NewTask) -> None:
     from_scratch = settings.from_scratch
     if not from_scratch and not encoder.is_file() and (trained is None or settings.pretrained is not None):
         raise WeightsError(
-            f"there is no encoder {encoder}; pre-train, run python tools/import_checkpoint.py {bundle}, name "
+            f"there is no encoder {encoder}; pre-train, run {tool('import_checkpoint')} {bundle}, name "
             "one with --pretrained, or start from a random network with --from_scratch true"
         )
     write_bundle(
@@ -82,14 +83,13 @@ def _tell(settings: NewTask, names: list[str], images: list[str], encoder: Path)
     voxels = ""
     if isinstance(spacing, (list, tuple)):
         voxels = f"; voxels of {' x '.join(f'{side:g}' for side in spacing)} mm (slice, row, column)"
-    print(f"written: {target}, with {start}; classes {classes}; images of a case: {', '.join(images)}{voxels}")
+    print(f"{target.name}: {start}; classes {classes}; images of a case: {', '.join(images)}{voxels}")
     if trained is not None and encoder.is_file() and not settings.from_scratch and not (target / ENCODER).is_file():
         print(f"left out: the encoder {encoder}, which is of another network than the model")
-    run = f"cd {target} && python -m monai.bundle run --config_file configs"
-    if trained is not None:
-        print(f"predict with it: {run}/inference.json --dataset_dir FOLDER")
-    if trained is None or (target / ENCODER).is_file():
-        print(f"train it: {run}/train.json --dataset_dir FOLDER")
+    if trained is not None and (target / ENCODER).is_file():
+        print(f"it can be trained further: {exported_command(target, trained=False)}")
+    following = exported_command(target, trained=trained is not None)
+    end(target, look=target / "docs" / "README.md", following=following)
 
 
 def _of_model(model: Path, settings: NewTask) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from common.errors import SettingsError
 
+from ..commanding.ending import tool
 from ..commanding.environment import ROOT
 from ..commanding.settings import Bundle, From, Reads, RefusalError, Rests, read, settings
 
@@ -64,7 +65,7 @@ class ExportBundle:
             if len(self.bundles) > 1 and getattr(self, option) is not None:
                 raise SettingsError(f"--{option} is for one bundle, and here are {len(self.bundles)}")
         if fixed := {"labels", "channels", "regions"} & self.settings.keys():
-            raise SettingsError(f"{', '.join(sorted(fixed))} make another task; use tools/new_task.py")
+            raise SettingsError(f"{', '.join(sorted(fixed))} make another task; use {tool('new_task')}")
 
 
 def _names(what: str, value: Any) -> list[str]:

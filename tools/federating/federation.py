@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from common.literals import as_data
 from common.settings import meant_values, unknown_settings
 from common.weights import write_checkpoint
 
+from ..commanding.ending import end
 from .settings import Federated
 
 __all__ = ["federated"]
@@ -49,7 +51,8 @@ def federated(settings: Federated) -> None:
         if settings.job is not None:
             target = _path(settings.job)
             recipe.export(str(target))
-            print(f"written: {target / recipe.name}; submit it with: nvflare job submit -j {target / recipe.name}")
+            job = target / recipe.name
+            end(str(job), following=f"nvflare job submit -j {shlex.quote(str(job))}")
             return
         place = {"workspace_root": str(results / "nvflare"), "log_config": "concise"}
         logs = results / "nvflare" / recipe.name
@@ -155,4 +158,5 @@ def _report(results: Path, server: Path, rounds: int) -> None:
             for site, values in sorted(sites.items())
         )
         print(f"after {number} rounds: {'; '.join(shown)}")
-    print(f"the federation's model: {results / sorted(final)[0] / 'models'}, the same at every site")
+    print("the model is the same at every site")
+    end(results / sorted(final)[0] / "models", look=results / sorted(final)[0])

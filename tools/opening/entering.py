@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..commanding import running
+from ..commanding.ending import by_verbs
 from ..commanding.environment import RUNS, RUNTIME
 from .options import BUNDLES, options_text
 
@@ -39,7 +40,8 @@ def enter(verbs: Verbs, about: str, arguments: Sequence[str], *, groups: Mapping
         groups: verbs that have commands of their own, as their tools have.
     """
     try:
-        _enter(verbs, about, arguments, groups)
+        with by_verbs():
+            _enter(verbs, about, arguments, groups)
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end

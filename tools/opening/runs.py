@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import runpy
 import shlex
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from common.errors import SettingsError
 from common.files import write_json
 from common.terminal import near
 
+from ..commanding.ending import by_verbs
 from ..commanding.environment import RUNS
 from .options import BUNDLES, config_file, judged
 from .settings import Classify, Embed, Finetune, Predict, Pretrain, model_error
@@ -76,7 +79,7 @@ def run(call: Call, *, show: bool = False) -> Call:
     if call.code is not None:
         sys.path.insert(0, str(call.code.absolute()))
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), by_verbs(), _quiet():
             if call.config.is_relative_to(BUNDLES):  # the collection's own
                 warnings.filterwarnings("ignore", "parsing config_file")
             # __main__ is then MONAI's, so that the config knows a command line, with its words
@@ -84,6 +87,22 @@ def run(call: Call, *, show: bool = False) -> Call:
     finally:
         sys.argv, sys.path[:] = before, path
     return call
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let MONAI not repeat its call: a run says itself what it has understood of it."""
+    import monai.bundle  # whose loggers set their own level when they are made
+
+    loggers = [logging.getLogger(f"{monai.bundle.__name__}.{name}") for name in ("scripts", "workflows")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _data(data: Sequence[str], folder: Path, part: str = "test") -> dict[str, str]:

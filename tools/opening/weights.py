@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from common.errors import SettingsError, WeightsError
+from common.terminal import near
 
 from ..commanding.environment import kept
 from .options import BUNDLES
@@ -46,7 +47,7 @@ def find_or_fetch(bundle: str, folder: Path, *, show: bool = False) -> Path:
     """
     if (file := find(bundle, folder)) is not None:
         if not show:
-            print(f"starting from {file}", flush=True)
+            print(f"starting from {near(file)}", flush=True)
         return file
     target = kept(bundle) / "models" / ENCODER
     source = address(bundle)

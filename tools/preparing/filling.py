@@ -17,7 +17,7 @@ from common.data import StoreSettings, VolumeStore, pretraining_lists
 from common.data.storing.naming import meta_digest, stored_file
 from common.errors import DataError
 from common.files import replace_file, sha256
-from common.terminal import progress_bar
+from common.terminal import near, progress_bar
 
 from ..commanding.ending import config_command, end, tool_command
 from .settings import Prepare, Verify
@@ -33,6 +33,8 @@ def prepare(settings: Prepare) -> None:
     part, parts = settings.shard or (0, 1)
     data = str(settings.data)
     lists = pretraining_lists(settings.dataset_dir, data) if settings.data.is_file() else pretraining_lists(data)
+    counts = ", ".join(f"{len(cases):,} for {name}" for name, cases in lists.items())
+    print(f"preparing {near(settings.data)} for {near(settings.store_dir)}: {counts}, {_how(settings)}", flush=True)
     own = StoreSettings(spacing_mm=settings.spacing_mm, reorient=settings.reorient, dtype=settings.store_dtype)
     store = VolumeStore(settings.store_dir, own)
     for name, cases in lists.items():
@@ -49,11 +51,16 @@ def prepare(settings: Prepare) -> None:
         )
         of = f" of shard {part}/{parts}" if settings.shard else ""
         print(f"{name}: {len(volumes):,} of {len(mine):,} volumes{of} are prepared, {len(problems):,} cannot be used")
-    given = "--dataset_dir" if settings.data.is_dir() else "--datalist"
-    end(
-        settings.store_dir,
-        following=config_command("mae_resenc_l", "pretrain", given, settings.data, "--store_dir", settings.store_dir),
-    )
+    following = config_command("mae_resenc_l", "pretrain", settings.data, "--store_dir", settings.store_dir)
+    end(settings.store_dir, following=following)
+
+
+def _how(settings: Prepare) -> str:
+    """Say how volumes are prepared."""
+    spacing = settings.spacing_mm
+    sides = [spacing] if isinstance(spacing, (int, float)) else spacing
+    voxels = "each file's own voxels" if sides is None else f"voxels of {' x '.join(f'{side:g}' for side in sides)} mm"
+    return f"{voxels}, {'canonical axes' if settings.reorient else 'axes as they are'}, {settings.store_dtype}"
 
 
 def verify(settings: Verify) -> None:

@@ -23,6 +23,7 @@ from common.data.problems import LeftOut
 from common.data.problems import report as report_problems
 from common.errors import DataError, SettingsError
 from common.files import replace_file, write_json
+from common.terminal import near, openmind
 
 from ..commanding.ending import config_command, end, tool_command
 from .settings import ListCases, Scan
@@ -37,6 +38,7 @@ def scan(settings: Scan) -> None:
     """Print what is in a folder, from headers alone: volumes, subjects, modalities, sizes, spacings, problems."""
     target = _output_folder(settings.output) if settings.output else None
     cases, left_out, kind, _, _ = _cases(settings)
+    print(f"scanning {near(settings.folder)} as {kind}: {len(cases):,} volumes", flush=True)
     found = survey(cases, threads=settings.threads)
     groups = [str(case.get("modality") or "unknown") for case in cases]
     rows = np.flatnonzero(found.readable)
@@ -51,10 +53,14 @@ def scan(settings: Scan) -> None:
     if target:
         write_json(report, target / "scan.json")
         _draw(cases, found, slices, odd, target / "scan.png")
-        print(f"written: {target / 'scan.json'}, {target / 'scan.png'}")
-    following = tool_command("prepare_data", "list", settings.folder, "--output", "datalist.json")
-    kept = target / "scan.json" if target else "the table above; --output FOLDER keeps it, with a picture"
-    end(kept, look=target / "scan.png" if target else None, following=following)
+    if openmind() is None:
+        following = tool_command("prepare_data", "list", settings.folder, "--output", "datalist.json")
+    else:
+        following = config_command("mae_resenc_l", "pretrain", settings.folder)
+    if target:
+        end(target / "scan.json", look=target / "scan.png", following=following)
+    else:
+        end(following=following)
 
 
 def _measured(
@@ -139,7 +145,7 @@ def list_cases(settings: ListCases) -> None:
     for name in ("training", "validation"):
         print(f"{name:<24}{len(lists[name]):>9,}")
     print(f"of {len(set(subjects)):,} subject(s); written: {target}")
-    end(target, following=config_command("mae_resenc_l", "pretrain", "--datalist", target))
+    end(target, following=config_command("mae_resenc_l", "pretrain", target))
 
 
 def _output_folder(folder: Path) -> Path:
@@ -268,8 +274,8 @@ def _columns(entries: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _table(report: Mapping[str, Any]) -> str:
     lines = [
-        f"{report['folder']} as {report['source']}: {report['volumes']:,} volumes of {report['subjects']:,} subject(s) "
-        f"in {report['sessions']:,} session(s), {report['gigabytes']:,} GB",
+        f"{near(report['folder'])} as {report['source']}: {report['volumes']:,} volumes of {report['subjects']:,} "
+        f"subject(s) in {report['sessions']:,} session(s), {report['gigabytes']:,} GB",
         *_columns(report["modalities"]),
     ]
     lines += [

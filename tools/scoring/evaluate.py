@@ -14,6 +14,7 @@ from common.data.listing.descriptions import check_names_of_classes
 from common.data.listing.folders import volumes_in
 from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
 from common.errors import DataError
+from common.terminal import near
 from common.transforms import without_ending
 
 from ..commanding.ending import end, tool_command
@@ -34,6 +35,8 @@ def evaluate(settings: Evaluate) -> None:
         task = segmentation_task(labels, regions=settings.regions, ignore_label=ignore_label)
         structures, known = dict(zip(task.names, task.values, strict=True)), list(task.label_values)
         ignore_label = task.ignore_label
+    named = ", ".join(f"{'+'.join(map(str, own))} {name}" for name, own in structures.items())
+    print(f"scoring {near(settings.predictions)} against {near(settings.references)}: {len(pairs)} cases; {named}")
     groups = None if settings.groups is None else str(settings.groups)
     evaluate_pairs(
         pairs,

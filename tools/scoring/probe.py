@@ -26,6 +26,10 @@ def probe(settings: Probe) -> None:
     folder = settings.output or beside / f"probe_{file_name(settings.target)}"
     cases, values = read_features(source)
     wanted = read_target(str(settings.table), cases, target=settings.target, group=settings.group, task=settings.task)
+    classes = f"{len(wanted.classes)} classes" if wanted.classes else "numbers"
+    print(
+        f"probing {wanted.name} ({classes}) of {len(wanted.cases)} cases, {values.shape[1]} features each", flush=True
+    )
     how_often = {name: getattr(settings, name) for name in ("folds", "repeats", "resamples", "seed")}
     result = probe_features(values, wanted, **how_often)
     how = draw_map(folder / "map.png", values[wanted.rows], wanted, seed=settings.seed)

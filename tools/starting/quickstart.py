@@ -26,6 +26,7 @@ from common.files import read_content
 from common.terminal import duration, near, over_bars
 from common.transforms import read_header, read_volume
 
+from ..commanding.ending import config_command, end
 from ..commanding.environment import ROOT
 from ..preparing.template import LABELS, NOTICE, write_template_data
 from .report import RUNS, Start, run_folder, write_report
@@ -223,6 +224,8 @@ def quickstart(settings: Quickstart) -> None:
     took = duration(time.monotonic() - began)
     print(f"\nEverything took {took} and at most {chain.peak_mib:.0f} MiB in one process.")
     print(f"Open {near(path)} in a browser.")
+    data = "FOLDER" if settings.data is None else settings.data
+    end(folder, look=path, following=config_command(settings.bundle, "pretrain", data, "--preset", "small"))
 
 
 def _claim(folder: Path, settings: Quickstart) -> None:

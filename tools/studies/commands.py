@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import chdir, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from shlex import quote
@@ -14,6 +14,7 @@ import yaml
 
 from common.errors import SettingsError
 from common.files import write_json, write_record
+from common.terminal import near
 
 from ..commanding.ending import end, tool_command
 from ..commanding.environment import ROOT
@@ -41,11 +42,12 @@ exec {python} tools/study.py run {source} --output {folder} --shard "$SLURM_ARRA
 """
 
 
-def opened(file: Path, output: Path | None = None) -> Study:
-    """Read a study, and go to the root, relative to which bundles are run."""
+@contextmanager
+def opened(file: Path, output: Path | None = None) -> Iterator[Study]:
+    """Read a study, and stand at the root, relative to which bundles are run, while it is worked on."""
     study = read_study(file, output=None if output is None else output.absolute())
-    os.chdir(ROOT)
-    return study
+    with chdir(ROOT):
+        yield study
 
 
 def written(study: Study) -> None:
@@ -57,36 +59,47 @@ def written(study: Study) -> None:
 
 def plan(settings: Plan) -> None:
     """Measure some steps of each distinct run here, and say what the study will cost."""
-    study = opened(settings.study, settings.output)
-    where = places(settings.gpus, settings.jobs)
-    written(study)
-    write_plan(
-        study,
-        where,
-        hours=settings.hours,
-        memory_gib=settings.memory_gib,
-        shards=settings.shards,
-        steps=settings.steps,
-        again=settings.again,
-    )
-    for line in on_gpu(study, settings.gpu_gib) if settings.gpu_gib else []:
-        print(line)
+    with opened(settings.study, settings.output) as study:
+        where = places(settings.gpus, settings.jobs)
+        written(study)
+        _begin(study)
+        write_plan(
+            study,
+            where,
+            hours=settings.hours,
+            memory_gib=settings.memory_gib,
+            shards=settings.shards,
+            steps=settings.steps,
+            again=settings.again,
+        )
+        for line in on_gpu(study, settings.gpu_gib) if settings.gpu_gib else []:
+            print(line)
     end(study.folder, following=_again("run", settings))
 
 
 def run(settings: Run) -> None:
     """Do all runs that are not done, and list those that failed."""
-    study = opened(settings.study, settings.output)
-    where = places(settings.gpus, settings.jobs)
-    written(study)
-    failed = run_pieces(study, where, shard=settings.shard or (0, 1))
+    with opened(settings.study, settings.output) as study:
+        where = places(settings.gpus, settings.jobs)
+        written(study)
+        _begin(study)
+        failed = run_pieces(study, where, shard=settings.shard or (0, 1))
     names = [name for name in pieces(study) if name.startswith("runs/")]
     done = sum(state(study.folder / name) == "finished" for name in names)
-    print(f"{done} of {len(names)} runs finished; they are in {study.folder}/runs")
+    print(f"{done} of {len(names)} runs finished; they are in {near(study.folder)}/runs")
     if failed:
         listed = "\n".join(f"  - {name}: {why}" for name, why in failed.items())
         raise SystemExit(f"Failed:\n{listed}\nStopped: {len(failed)} failed; the same command tries them again")
     end(study.folder / "runs", following=_again("report" if done == len(names) else "run", settings))
+
+
+def _begin(study: Study) -> None:
+    """Print what a study is."""
+    runs = study.runs()
+    done = sum(state(study.folder / f"runs/{run.name}") == "finished" for run in runs)
+    named = {"arms": study.arms, "data sets": study.data_sets, "budgets": study.budgets, "folds": study.folds}
+    counts = " x ".join(f"{len(each)} {name}" for name, each in {**named, "seeds": study.seeds}.items())
+    print(f"{study.name}: {counts}, {len(runs)} runs, {done} of them done before", flush=True)
 
 
 def _again(command: str, settings: Plan | Run) -> str:
@@ -97,8 +110,8 @@ def _again(command: str, settings: Plan | Run) -> str:
 
 def slurm(settings: Slurm) -> None:
     """Write a script for sbatch whose array shares the runs."""
-    study = opened(settings.study, settings.output)
-    written(study)
+    with opened(settings.study, settings.output) as study:
+        written(study)
     count = min(settings.tasks, len(study.runs()))
     script = study.folder / "study.sbatch"
     script.write_text(
@@ -116,7 +129,7 @@ def slurm(settings: Slurm) -> None:
         ),
         "utf-8",
     )
-    print(f"written: {script}; submit it with: sbatch {quote(str(script))}")
+    end(script, following=f"sbatch {quote(near(script))}")
 
 
 def card(settings: WriteCard) -> None:
@@ -127,24 +140,25 @@ def card(settings: WriteCard) -> None:
         raise SettingsError(f"{file} exists; give another --output")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(card_for_folder(place), sort_keys=False, allow_unicode=True), "utf-8")
-    print(f"written: {file}; look at it, complete it, and name it in a study as card: {file}")
+    print(f"a card of {near(settings.folder)}, to be completed, and named in a study as card: {near(file)}")
+    end(file, following=tool_command("study", "plan", "STUDY.yaml"))
 
 
 def one(settings: Piece) -> None:
     """Do one piece; what ``run`` starts in a process of its own."""
-    study = opened(settings.study, settings.output)
-    _one_of(settings.piece, pieces(study), "piece")
-    if do(study, settings.piece) == "elsewhere":
-        raise SystemExit(ELSEWHERE)
+    with opened(settings.study, settings.output) as study:
+        _one_of(settings.piece, pieces(study), "piece")
+        if do(study, settings.piece) == "elsewhere":
+            raise SystemExit(ELSEWHERE)
 
 
 def measure(settings: Measure) -> None:
     """Try one kind of run for some steps; what ``plan`` starts in a process of its own."""
-    study = opened(settings.study, settings.output)
-    runs = {each.name: each for each in study.runs()}
-    _one_of(settings.name, runs, "run")
-    found = tried(study, runs[settings.name], settings.config, steps=settings.steps, changes=settings.changes)
-    write_json(found, settings.file)
+    with opened(settings.study, settings.output) as study:
+        runs = {each.name: each for each in study.runs()}
+        _one_of(settings.name, runs, "run")
+        found = tried(study, runs[settings.name], settings.config, steps=settings.steps, changes=settings.changes)
+        write_json(found, settings.file)
 
 
 def _one_of(name: str, known: Collection[str], what: str) -> None:

@@ -22,6 +22,7 @@ from common.optimizers.schedules import SCHEDULES
 from common.paths import as_path
 from common.settings import unknown_settings
 
+from ..commanding.ending import tool
 from ..commanding.environment import ROOT, kept
 from .cards import read_card
 from .definition import (
@@ -283,7 +284,7 @@ def _weights(value: Any, bundle: str, base: Path, where: str) -> str:
         return str(value)
     if value is None:
         file = kept(bundle) / "models" / "pretrained_encoder.pt"
-        remedy = f"fetch it with tools/import_checkpoint.py {bundle}, pre-train it, or say weights: scratch"
+        remedy = f"fetch it with {tool('import_checkpoint')} {bundle}, pre-train it, or say weights: scratch"
     else:
         file = base / as_path(value, f"weights of {where}")
         remedy = "give the path of an encoder, scratch or pretraining"

@@ -14,6 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ...errors import DataError
+from ...terminal import near
 from ...transforms import read_header
 from ..cases import LABEL, MASKS, Case, images_of
 from .settings import StoreSettings
@@ -96,7 +97,7 @@ class DiskEstimate:
         self.mean = sum(map(self._made, few)) / max(len(few), 1)
         most, least = (each[settings.dtype] * self.mean * len(cases) * shares for each in (_WORST, _BEST))
         if most:
-            told = f"{self._of()} volumes will take up to about {_readable(most)} in {root} by their headers"
+            told = f"{self._of()} will take up to about {_readable(most)} in {near(root)} by their headers"
             self._tell(f"{told}, where {_readable(self.free)} are free", least)
 
     def add(self, case: Case, written: Callable[[Case], int]) -> None:
@@ -114,11 +115,11 @@ class DiskEstimate:
             return
         needed = self.bytes / max(self.voxels, 1) * self.mean * len(self.cases) * self.shares
         each = f"{_readable(self.bytes / self.count)} each for the first {self.count}"
-        told = f"{self._of()} volumes will take about {_readable(needed)} in {self.root} ({each})"
+        told = f"{self._of()} will take about {_readable(needed)} in {near(self.root)} ({each})"
         self._tell(f"{told}, where {_readable(self.free)} are free", needed)
 
     def _of(self) -> str:
-        count = f"{len(self.cases):,}"
+        count = f"{len(self.cases):,} volume{'s' if len(self.cases) > 1 else ''}"
         return f"the {self.shares} shares of about {count}" if self.shares > 1 else f"the {count}"
 
     def _tell(self, told: str, needed: float) -> None:
