@@ -19,11 +19,10 @@ from tqdm import tqdm
 from ..bundles import FOLDER, bundle_name, read_config, runs_for_a_user
 from ..errors import SettingsError
 from ..terminal import speaks
-from ..weights.made import NETWORK, PATCH, crop_of, made_with, same
+from ..weights.made import NETWORK, PATCH, crop_of, data_made_with, made_with, same
 
 __all__ = ["chosen_settings", "preset_settings", "tell_small"]
 
-_READ = ("spacing_mm", "reorient")  # what a run has of the encoder's data unless it is said
 _PUBLISHED = "published"
 _SHOWN = ("features_per_stage", "embed_dim", "depth", "patch_size", "input_size", "epochs", "iterations_per_epoch")
 
@@ -106,9 +105,9 @@ def _of_encoder(parser: Any, said: Collection[str], preset: Collection[str]) -> 
     crop = crop_of(theirs)
     if PATCH in config and crop is not None and PATCH not in {*said, *preset} and not same(config[PATCH], crop):
         found[PATCH] = crop
-    for name in _READ:
-        if name in theirs and name in config and name not in said and not same(config[name], theirs[name]):
-            found[name] = theirs[name]
+    for name, value in data_made_with(file).items():
+        if name in config and name not in said and not same(config[name], value):
+            found[name] = value
     if found and speaks():
         read = ", ".join(f"{name} {value}" for name, value in found.items())
         tqdm.write(f"as {file} was made, by the JSON beside it: {read}")

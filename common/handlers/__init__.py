@@ -15,12 +15,13 @@ from .pictures import (
     draw_restoration,
     draw_similarity,
 )
-from .progress import ListedOutput, Progress, shared
+from .progress import CaseBar, ListedOutput, Progress, shared
 from .progress_page import ProgressPage
 from .reading import UnreadableVolumes
 from .validation import PooledDice
 
 __all__ = [
+    "CaseBar",
     "CollapseWatch",
     "Curves",
     "FineTuningCheckpoint",

@@ -19,7 +19,7 @@ from ..files import write_json
 from ..paths import as_path
 from ..terminal import duration, progress_bar
 
-__all__ = ["ListedOutput", "Progress", "probe_in_words", "shared"]
+__all__ = ["CaseBar", "ListedOutput", "Progress", "probe_in_words", "shared"]
 
 _Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
@@ -56,6 +56,41 @@ class ListedOutput:
     def __call__(self, engine: Engine) -> None:
         """Put the output into a list."""
         engine.state.output = [engine.state.output]
+
+
+class CaseBar:
+    """Show how many cases an evaluator is through with: a bar on a terminal, a line now and then elsewhere.
+
+    Args:
+        name: what the bar is called.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._bar: tqdm | None = None
+
+    def attach(self, engine: Engine) -> None:
+        """Register with an evaluator whose batches are cases."""
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._update)
+        engine.add_event_handler(Events.COMPLETED, self._close)
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._fail)
+
+    def _open(self, engine: Engine) -> None:
+        self._bar = progress_bar(total=engine.state.epoch_length, desc=self.name, unit="case")
+
+    def _update(self, _: Engine) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def _close(self, _: Engine) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _fail(self, engine: Engine, error: BaseException) -> None:
+        self._close(engine)
+        raise error
 
 
 class Progress:

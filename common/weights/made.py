@@ -11,10 +11,11 @@ from ..errors import WeightsError
 from ..files import read_record
 from ..paths import as_path
 
-__all__ = ["NETWORK", "PATCH", "crop_of", "made_with", "same"]
+__all__ = ["NETWORK", "PATCH", "crop_of", "data_made_with", "made_with", "same"]
 
 NETWORK = {"features_per_stage", "blocks_per_stage", "embed_dim", "depth", "num_heads", "token_size"}
 PATCH = "patch_size"
+_DATA = ("spacing_mm", "reorient")
 _PUBLISHED = ([160, 160, 160], [256, 256, 64], [192, 192, 64])  # crops, or regions that crops are cut from
 
 
@@ -29,6 +30,18 @@ def made_with(encoder: str | Path) -> dict[str, Any]:
         return {}
     settings = read_record(beside, error=WeightsError).get("settings")
     return dict(settings) if isinstance(settings, dict) else {}
+
+
+def data_made_with(encoder: str | Path) -> dict[str, Any]:
+    """Return spacing and axes of the pre-training by the JSON beside an encoder, those that it says.
+
+    Raises:
+        WeightsError: if that JSON is damaged.
+    """
+    beside = as_path(encoder).with_suffix(".json")
+    about = read_record(beside, error=WeightsError) if beside.is_file() else {}
+    told = made_with(encoder) | {name: about[name] for name in _DATA if about.get(name) is not None}
+    return {name: told[name] for name in _DATA if name in told}
 
 
 def crop_of(made: dict[str, Any]) -> list[int] | None:

@@ -23,7 +23,7 @@ from ..networks.untrained import UNTRAINED, refuse_untrained
 from ..paths import as_path
 from .cells import describe
 from .files import check_values, checked_sha256, read_checkpoint, read_metadata
-from .made import same
+from .made import PATCH, same
 from .missing import encoder_remedy, fetch_command, import_tool
 from .origins import licence_terms
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
@@ -40,6 +40,7 @@ __all__ = [
     "transfer_weights",
 ]
 
+_INPUT = {"spacing_mm", PATCH}  # which a trained network takes otherwise only if somebody insists
 _TRANSFERS = ("encoder", "encoder+decoder")
 
 
@@ -317,13 +318,16 @@ def model_digests(path: str | Sequence[str]) -> list[str]:
     return [sha256(file)[:16] for file in _models(path) if file.is_file()]
 
 
-def trained_network(network: nn.Module, path: str | Sequence[str], *, settings: Mapping[str, Any]) -> nn.Module:
+def trained_network(
+    network: nn.Module, path: str | Sequence[str], *, settings: Mapping[str, Any], override_input: bool = False
+) -> nn.Module:
     """Return ``network`` with the weights of a fine-tuned model, every tensor of it.
 
     Args:
         network: to load into.
         path: flat state dict of the same network; or several, a list or a pattern with ``*``, to average their logits.
         settings: labels, spacing and network settings of this run, compared with the JSON beside the file, if any.
+        override_input: take another spacing or patch than in training, and say so.
 
     Returns:
         the network, or an :class:`~common.networks.Ensemble` of copies of it.
@@ -333,12 +337,15 @@ def trained_network(network: nn.Module, path: str | Sequence[str], *, settings: 
     """
     files = _models(path)
     if len(files) == 1:
-        return _load_trained(network, files[0], settings)
+        return _load_trained(network, files[0], settings, override_input=override_input)
     tqdm.write(f"averaging the logits of {len(files)} models: {', '.join(map(str, files))}")
-    return Ensemble([_load_trained(copy.deepcopy(network), file, settings) for file in files])
+    load = partial(_load_trained, settings=settings, override_input=override_input)
+    return Ensemble([load(copy.deepcopy(network), file) for file in files])
 
 
-def _load_trained(network: nn.Module, path: Path, settings: Mapping[str, Any]) -> nn.Module:
+def _load_trained(
+    network: nn.Module, path: Path, settings: Mapping[str, Any], *, override_input: bool = False
+) -> nn.Module:
     if not path.is_file():
         remedy = fetch_command(path) or "fine-tune with this bundle's train config first"
         raise WeightsError(f"there is no trained model {path}; {remedy}")
@@ -351,13 +358,14 @@ def _load_trained(network: nn.Module, path: Path, settings: Mapping[str, Any]) -
         for key in target
         if key in weights and weights[key].shape != target[key].shape
     ]
-    wrong = [
-        f"--{name} was {theirs}, here {ours}"
-        for name, (theirs, ours) in differences(_read_sidecar(path), settings).items()
-    ] + wrong
+    others = {name: f"{was}, here {ours}" for name, (was, ours) in differences(_read_sidecar(path), settings).items()}
+    for name in [name for name in others if name in _INPUT] if override_input else ():
+        tqdm.write(f"note: {name} of training was {others.pop(name)}, by --override_input")
+    wrong = [f"--{name} was {told}" for name, told in others.items()] + wrong
     if wrong:
+        insist = ", or insist with --override_input true" if others and others.keys() <= _INPUT else ""
         raise WeightsError(
-            f"{path} was trained otherwise ({'; '.join(wrong[:3])}); use the settings it was trained with"
+            f"{path} was trained otherwise ({'; '.join(wrong[:3])}); use the settings it was trained with{insist}"
         )
     network.load_state_dict(weights)
     refuse_untrained(network, str(path))

@@ -414,7 +414,7 @@ def test_settings_come_from_the_model(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "x.nii.gz").exists()
 
 
-def test_a_setting_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
+def test_a_setting_that_is_not_the_models_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(model(tmp_path / "model.pt", regions={"whole": [1, 2], "core": [2]}, num_heads=2))
     network = ResEncUNet(1, 3, features_per_stage=[4, 8], blocks_per_stage=[1, 1])
     for name, value in (
@@ -424,6 +424,17 @@ def test_a_setting_that_is_not_the_models_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(WeightsError, match=f"--{name} was"):
             trained_network(network, path, settings={name: value})
+    other = {"patch_size": [16, 16, 16], "spacing_mm": 2.0}
+    with pytest.raises(WeightsError, match=r"was \[8, 8, 8\], here .* or insist with --override_input true"):
+        trained_network(network, path, settings=other)
+    capsys.readouterr()
+    trained_network(network, path, settings=other, override_input=True)
+    assert (
+        "note: patch_size of training was [8, 8, 8], here [16, 16, 16], by --override_input" in capsys.readouterr().out
+    )
+    with pytest.raises(WeightsError, match="--labels was") as error:
+        trained_network(network, path, settings=other | {"labels": ["background", "x"]}, override_input=True)
+    assert "override" not in str(error.value), "which would not help"
     trained_network(network, path, settings={"spacing_mm": [1.0, 1.0, 1.0], "channels": 4})  # the same; not recorded
     (tmp_path / "model.json").write_text("{")
     with pytest.raises(WeightsError, match=r"model\.json is not the JSON that was written"):
@@ -467,7 +478,8 @@ def test_primus_predicts_with_tiles_of_its_own_size(tmp_path: Path) -> None:
     write_json({"settings": small}, tmp_path / "model.json")
     for patch in ([16, 16, 16], [16, 24, 16]):
         where = tmp_path / f"out_{patch[1]}"
-        predict(tmp_path, where, bundle="mae_primus_m", model=str(tmp_path / "model.pt"), patch_size=patch)
+        other = {"patch_size": patch, "override_input": patch[1] > 16}
+        predict(tmp_path, where, bundle="mae_primus_m", model=str(tmp_path / "model.pt"), **other)
         assert (where / "x.nii.gz").exists()
 
 

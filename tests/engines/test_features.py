@@ -17,9 +17,10 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from common.engines import VolumeEmbedder
-from common.engines.features import FeatureFolder, read_features
+from common.engines.features import FeatureFolder, frozen_encoder, read_features
 from common.engines.features.tiles import tile_origins, tile_shares
 from common.errors import DataError, SettingsError, WeightsError
+from common.files import write_record
 from common.networks import Primus, ResEncUNet
 from common.transforms import volume_preprocessing
 from common.weights import write_checkpoint
@@ -411,6 +412,18 @@ def test_all_parts_of_a_datalist_or_folder_are_embedded(images: Path, tmp_path: 
         write_volume(tmp_path / "nnunet" / folder / f"case_{index}_0000.nii.gz", blobs(index)[0])
     write_volume(tmp_path / "nnunet" / "labelsTr" / "case_0.nii.gz", blobs(0)[1])
     assert embed("mae_resenc_l", tmp_path / "nnunet", tmp_path / "g") == ["case_0", "case_1"]
+
+
+def test_voxels_that_the_encoder_was_not_made_with_are_refused(tmp_path: Path) -> None:
+    encoder = str(tmp_path / "e.pt")
+    pretrained("mae_resenc_l", Path(encoder))
+    for about in ({"settings": {"spacing_mm": [2, 2, 2]}}, {"spacing_mm": 2.0, "settings": {}}):
+        write_record(about, tmp_path / "e.json")
+        with pytest.raises(SettingsError, match=r"was made with spacing_mm .*2.*, and here it is 1.0; .* insist with"):
+            frozen_encoder(small_unet(), pretrained=encoder, settings={"spacing_mm": 1.0, "reorient": True})
+    write_record({"settings": {"reorient": False, "spacing_mm": None}}, tmp_path / "e.json")
+    with pytest.raises(SettingsError, match="was made with reorient False"):
+        frozen_encoder(small_unet(), pretrained=encoder, settings={"reorient": True})
 
 
 def test_too_coarse_maps_are_told(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,9 @@ from matplotlib import image as images
 from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
-from common.errors import SettingsError
+from common.errors import DataError, SettingsError
 from common.handlers import (
+    CaseBar,
     CollapseWatch,
     GradientClip,
     Pictures,
@@ -27,6 +29,7 @@ from common.handlers import (
     draw_restoration,
     draw_similarity,
 )
+from common.terminal import progress_bar
 
 
 def trainer(losses: list[float], network: nn.Module, optimizer: torch.optim.Optimizer) -> Engine:
@@ -193,3 +196,26 @@ def test_pictures_come_at_the_interval_and_at_the_end(tmp_path: Path) -> None:
         engine.add_event_handler(Events.EPOCH_COMPLETED, lambda e, epoch=epoch: setattr(e.state, "epoch", epoch))
         engine.run([0], max_epochs=1)
     assert drawn == ["epoch_3.png", "epoch_6.png", "epoch_7.png"]
+
+
+def test_cases_are_counted_in_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("common.handlers.progress.progress_bar", partial(progress_bar, line_every=0))
+    engine = Engine(lambda engine, batch: None)
+    CaseBar("predicting").attach(engine)
+    engine.run(range(4))
+    told = capfd.readouterr()
+    assert told.out == ""
+    assert "\r" not in told.err
+    lines = told.err.splitlines()
+    assert lines
+    assert all(line.startswith("predicting: ") and " of 4 cases" in line for line in lines)
+
+    def fail(engine: Engine, batch: int) -> None:
+        raise DataError("a.nii is empty; leave it out")
+
+    engine = Engine(fail)
+    CaseBar("predicting").attach(engine)
+    with pytest.raises(DataError, match="is empty; leave it out"):
+        engine.run(range(4))

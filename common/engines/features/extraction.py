@@ -18,6 +18,7 @@ from ...data.identity import identity_of
 from ...data.problems import settle
 from ...errors import DataError, SettingsError
 from ...terminal import progress_bar
+from ...weights.made import data_made_with, same
 from ...weights.receipt import CAVEAT
 from ...weights.transfer import fine_tuning_network
 from .embedder import VolumeEmbedder
@@ -35,6 +36,7 @@ def frozen_encoder(
     settings: Mapping[str, Any],
     from_scratch: bool = False,
     receipt_file: str | None = None,
+    override_input: bool = False,
 ) -> nn.Module:
     """Return ``network`` with the whole pre-trained encoder in it, or as it is for a control; print the receipt.
 
@@ -44,13 +46,23 @@ def frozen_encoder(
         settings: of this run, compared with the JSON beside ``pretrained``.
         from_scratch: load nothing.
         receipt_file: JSON to write.
+        override_input: take another spacing or other axes than in pre-training.
 
     Raises:
         WeightsError: if the file is missing, damaged or of another network.
+        SettingsError: if it was made at another spacing or with other axes, and nobody insists.
     """
     if from_scratch:
         tqdm.write("a random encoder, as a control: no weights loaded")
         return network
+    made = data_made_with(pretrained)
+    others = [name for name in made if name in settings and not same(made[name], settings[name])]
+    if others and not override_input:
+        name = others[0]
+        raise SettingsError(
+            f"{pretrained} was made with {name} {made[name]}, and here it is {settings[name]}; a frozen encoder knows "
+            f"nothing else: leave --{name} out, or insist with --override_input true"
+        )
     return fine_tuning_network(network, pretrained=pretrained, settings=settings, receipt_file=receipt_file)
 
 
