@@ -10,7 +10,7 @@ from ..lazy import on_demand
 
 if TYPE_CHECKING:
     from ..tasks import ClassificationTask, RegressionTask, SegmentationTask
-    from .checking.checks import usable_cases
+    from .checking.checks import check_first_labels, usable_cases
     from .cropping.crops import CropDataset, EpochSampler, crop_loader, prepare_pretraining_data
     from .cropping.patches import PatchDataset
     from .cropping.volumes import CaseSampler, VolumeDataset
@@ -39,6 +39,7 @@ __all__ = [
     "VolumeDataset",
     "VolumeStore",
     "VolumeTable",
+    "check_first_labels",
     "check_headers",
     "check_spacing",
     "class_weights",

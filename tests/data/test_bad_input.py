@@ -16,6 +16,7 @@ from common.data import (
     SegmentationTask,
     StoreSettings,
     VolumeStore,
+    check_first_labels,
     image_list,
     labelled_lists,
     pretraining_lists,
@@ -138,6 +139,21 @@ def test_one_bad_case_is_skipped_or_fatal(labelled: Path) -> None:
     for wrong in (["background"], "lesion", ["a", "a"]):
         with pytest.raises(SettingsError, match="background first"):
             SegmentationTask(wrong)
+
+
+def test_names_of_classes_are_held_against_the_first_label_maps(labelled: Path) -> None:
+    cases = labelled_lists(str(labelled), fold="all")["training"]
+    check_first_labels(cases, BALL)
+    for index in range(3):
+        mask = blobs(index)[1] * (4 if index else 1)
+        write_volume(labelled / "labels" / f"case_{index}.nii.gz", mask)
+    check_first_labels(cases, BALL)  # one of the three is as it should be, so the others are what is wrong
+    write_volume(labelled / "labels" / "case_0.nii.gz", blobs(0)[1] * 2)
+    with pytest.raises(SettingsError, match=r"case_0.nii.gz holds the values 2, .* --labels.* each of the 3 first"):
+        check_first_labels(cases, BALL)
+    truncated(labelled / "labels" / "case_0.nii.gz")  # which is judged later
+    with pytest.raises(SettingsError, match=r"case_1.nii.gz holds the values 4, .* each of the 2 first"):
+        check_first_labels(cases, BALL)
 
 
 def test_folders(tmp_path: Path, labelled: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from ...errors import DataError
+from ...errors import DataError, SettingsError
 from ...tasks import SegmentationTask
 from ...transforms import (
     Header,
@@ -23,12 +23,13 @@ from ...transforms import (
 )
 from ...transforms.checks import FEW_NEARLY_ZERO
 from ...transforms.grids import SLANTED_DEGREES
-from ..cases import Case, images_of
+from ..cases import LABEL, Case, images_of
 from ..problems import attempt, settle
 
 __all__ = [
     "check_case",
     "check_channels",
+    "check_first_labels",
     "check_grid",
     "check_header",
     "check_label",
@@ -43,6 +44,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_FIRST = 3  # label maps that are looked at before any work
 
 
 def check_header(path: str, *, channels: int = 1) -> Header:
@@ -154,6 +156,38 @@ def check_label_values(path: str, found: Iterable[float], task: SegmentationTask
             f"{path} holds the values {named}, but the classes are {task.by_value}; renumber the label, "
             "list its classes with --labels, or leave a value out with --ignore_label"
         )
+
+
+def check_first_labels(cases: Sequence[Case], task: SegmentationTask) -> None:
+    """Refuse names of classes that the values in the first label maps contradict, before any work is done.
+
+    A single map may be wrong and is left out later; that all of those looked at are is a matter of ``--labels``. What
+    cannot be read is judged later, too.
+
+    Args:
+        cases: of which the first few are looked at.
+        task: whose classes are named.
+
+    Raises:
+        SettingsError: with the values that have no name.
+    """
+    problems: list[DataError | None] = []
+    for case in cases[:_FIRST]:
+        try:
+            found = np.unique(whole_numbers(read_image(case[LABEL])[0], case[LABEL]))
+        except (DataError, OSError, ValueError):
+            continue
+        problems.append(_problem_of_values(case[LABEL], found.tolist(), task))
+    if problems and (first := problems[0]) is not None and None not in problems:
+        raise SettingsError(f"{first} (and so it is in each of the {len(problems)} first label maps)")
+
+
+def _problem_of_values(path: str, found: Iterable[float], task: SegmentationTask) -> DataError | None:
+    try:
+        check_label_values(path, found, task)
+    except DataError as error:
+        return error
+    return None
 
 
 def tell_outside(lost: Mapping[str, Mapping[int, int]], task: SegmentationTask) -> None:
