@@ -31,6 +31,7 @@ from ..settings import OWN_SETTINGS, meant_values, unknown_settings
 from ..tasks import SegmentationTask
 from .judging import end_plainly, judge
 from .presets import chosen_settings, tell_small
+from .threads import choose_threads
 from .written import path_settings, plain_numbers, typed_settings, written_settings
 
 __all__ = ["check_settings", "elsewhere", "model_settings"]
@@ -144,6 +145,8 @@ def check_settings(bundle_root: str = ".", presets: Sequence[str] | str | None =
             parser.update(chosen)
             parser.parse(reset=True)
         judge(parser)
+        if runs_for_a_user() and "device" in parser.get():
+            choose_threads(parser.get_parsed_content("device"))
         if presets is not None:
             tell_small(parser, presets, given)
     except (DataError, SettingsError, WeightsError) as error:
