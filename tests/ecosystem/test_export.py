@@ -597,7 +597,7 @@ def test_a_trained_model_takes_along_the_encoder_that_fits(
     model = write_model(tmp_path, ["background", "lesion"])
     own = tmp_path / "bundles" / "mae_resenc_l" / "models" / "pretrained_encoder.pt"
     own.parent.mkdir(parents=True)
-    monkeypatch.setattr(task_tool, "kept", lambda bundle: tmp_path / "bundles" / bundle)
+    monkeypatch.setattr(task_tool, "encoder_at_hand", lambda bundle: own)
 
     def made(name: str, **more: Any) -> tuple[list[str], str]:
         new_task(filled(NewTask, "mae_resenc_l", str(tmp_path / name), model=str(model), **more))

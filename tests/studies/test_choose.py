@@ -196,7 +196,9 @@ def test_what_is_at_hand_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / "bundles" / bundle / "models").mkdir()
         (tmp_path / "bundles" / bundle / "models" / "pretrained_encoder.pt").touch()
     monkeypatch.setattr(candidates, "ROOT", tmp_path)
-    monkeypatch.setattr(candidates, "kept", lambda bundle: tmp_path / "bundles" / bundle)
+    monkeypatch.setattr(
+        candidates, "encoder_at_hand", lambda bundle: tmp_path / "bundles" / bundle / "models" / "pretrained_encoder.pt"
+    )
     other = tmp_path / "other.pt"
     other.touch()
     assert list(candidates.find_candidates()) == ["mae_primus_m", B]

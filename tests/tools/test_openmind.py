@@ -23,9 +23,11 @@ import yaml
 from common.bundles import read_config
 from common.errors import SettingsError, WeightsError
 from tools.commanding import running
+from tools.commanding.ending import by_verbs
 from tools.commanding.locks import pins
 from tools.commanding.parsing import parse
 from tools.commanding.settings import filled
+from tools.commanding.weights import encoder_at_hand
 from tools.exporting.new_task import new_task
 from tools.exporting.settings import NewTask
 from tools.opening import doctor, runs, weights
@@ -268,6 +270,11 @@ def test_the_whole_chain_from_a_folder_of_the_users(here: Path, capsys: pytest.C
     assert set(np.unique(np.asanyarray(mask.dataobj))) <= {0, 1}
     assert sorted(path.name for path in Path("masks").glob("*.nii.gz")) == ["case_1.nii.gz"]
 
+    assert encoder_at_hand("mae_resenc_l") != (run / "models" / "pretrained_encoder.pt").absolute()
+    with by_verbs():
+        assert encoder_at_hand("mae_resenc_l") == (run / "models" / "pretrained_encoder.pt").absolute(), (
+            "one's own first"
+        )
     new_task(filled(NewTask, "mae_resenc_l", "ball", model=run / "models" / "model.pt"))
     one = "task/images/case_1.nii.gz"
     call = runs.predict(filled(Predict, "ball", one, output="others", num_workers=0, pictures=0))

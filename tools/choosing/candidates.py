@@ -13,7 +13,8 @@ from common.weights.origins import licence_terms
 
 from ..checkpoints.catalogue import checkpoints
 from ..commanding.ending import tool
-from ..commanding.environment import ROOT, kept
+from ..commanding.environment import ROOT
+from ..commanding.weights import encoder_at_hand
 from ..studies.definition import cell_of, plain_name
 from .probes import Encoder
 
@@ -37,7 +38,7 @@ def find_candidates(bundles: Sequence[str] = (), weights: Sequence[str] = ()) ->
         WeightsError: if a bundle that was named has no weights, a file is missing, or there is nothing to ask.
     """
     own = {
-        path.parent.parent.name: kept(path.parent.parent.name) / "models" / "pretrained_encoder.pt"
+        path.parent.parent.name: encoder_at_hand(path.parent.parent.name)
         for path in sorted(ROOT.glob("bundles/*/configs/features.yaml"))
     }
     found: dict[str, Encoder] = {}

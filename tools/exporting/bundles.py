@@ -16,7 +16,7 @@ from common.terminal import near
 from common.weights import read_checkpoint, trained_settings
 
 from ..commanding.ending import end, exported_command, tool
-from ..commanding.environment import kept
+from ..commanding.weights import encoder_at_hand
 from .configs import BUNDLES, check_settings
 from .distribution import Carried, check_target, write_bundle, write_zip
 from .hub import check_repository, push_bundle
@@ -48,7 +48,8 @@ def export_bundle(settings: ExportBundle) -> None:
         )
         packed, digest = write_zip(target, version=versions[name])
         _note(packed, digest, settings.source_url)
-        held = "a pre-trained encoder" if carried[name].encoder else "no weights"
+        encoder = carried[name].encoder
+        held = f"the encoder {near(encoder)}" if encoder else "no weights"
         held = "a fine-tuned model" if settings.model else held
         print(f"{near(target)}: {held}; {packed.name}, {packed.stat().st_size / 1e6:.1f} MB, sha1 {digest}", flush=True)
         if settings.push is not None:
@@ -68,7 +69,7 @@ def _carried(name: str, settings: ExportBundle) -> Carried:
     Raises:
         WeightsError: if an encoder is missing that was asked for, or there is nothing to be fetched.
     """
-    encoder = settings.pretrained or kept(name) / "models" / "pretrained_encoder.pt"
+    encoder = settings.pretrained or encoder_at_hand(name)
     wanted = settings.weights
     if wanted != "false" and not encoder.is_file() and (wanted == "true" or settings.pretrained is not None):
         raise WeightsError(

@@ -10,10 +10,12 @@ from common.bundles import read_config
 from common.engines.budget.starting import memory_problem
 from common.errors import SettingsError, WeightsError
 from common.settings import meant_values
+from common.terminal import near
 from common.weights import trained_settings
 
 from ..commanding.ending import end, exported_command, tool
-from ..commanding.environment import ROOT, kept
+from ..commanding.environment import ROOT
+from ..commanding.weights import encoder_at_hand
 from .configs import Derived, check_settings
 from .distribution import Carried, write_bundle
 from .settings import NewTask, config_names
@@ -35,7 +37,7 @@ def new_task(settings: NewTask) -> None:
         names, images = _of_model(trained, settings)
     if settings.gpu_gib is not None:
         others |= _fitting(settings, others, names, images)
-    encoder = settings.pretrained or kept(bundle) / "models" / "pretrained_encoder.pt"
+    encoder = settings.pretrained or encoder_at_hand(bundle)
     from_scratch = settings.from_scratch
     if not from_scratch and not encoder.is_file() and (trained is None or settings.pretrained is not None):
         raise WeightsError(
@@ -76,7 +78,7 @@ def _tell(settings: NewTask, names: list[str], images: list[str], encoder: Path)
     """Print what was written, and what to do with it."""
     target, trained, spacing = settings.output, settings.model, settings.spacing
     classes = ", ".join(f"{value} {name}" for value, name in enumerate(names))
-    carried = f"the encoder {encoder}" if (target / ENCODER).is_file() else "a random network"
+    carried = f"the encoder {near(encoder)}" if (target / ENCODER).is_file() else "a random network"
     start = carried if trained is None else "a fine-tuned model"
     if trained is not None and (target / ENCODER).is_file():
         start += f" and {carried}"

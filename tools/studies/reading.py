@@ -23,7 +23,8 @@ from common.paths import as_path
 from common.settings import unknown_settings
 
 from ..commanding.ending import tool
-from ..commanding.environment import ROOT, kept
+from ..commanding.environment import ROOT
+from ..commanding.weights import encoder_at_hand
 from .cards import read_card
 from .definition import (
     OWN,
@@ -283,7 +284,7 @@ def _weights(value: Any, bundle: str, base: Path, where: str) -> str:
     if value in (SCRATCH, PRETRAINING):
         return str(value)
     if value is None:
-        file = kept(bundle) / "models" / "pretrained_encoder.pt"
+        file = encoder_at_hand(bundle)
         remedy = f"fetch it with {tool('import_checkpoint')} {bundle}, pre-train it, or say weights: scratch"
     else:
         file = base / as_path(value, f"weights of {where}")
