@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sized
 from contextlib import chdir, contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -97,8 +97,9 @@ def _begin(study: Study) -> None:
     """Print what a study is."""
     runs = study.runs()
     done = sum(state(study.folder / f"runs/{run.name}") == "finished" for run in runs)
-    named = {"arms": study.arms, "data sets": study.data_sets, "budgets": study.budgets, "folds": study.folds}
-    counts = " x ".join(f"{len(each)} {name}" for name, each in {**named, "seeds": study.seeds}.items())
+    named: dict[str, Sized] = {"arms": study.arms, "data sets": study.data_sets, "budgets": study.budgets}
+    named |= {"folds": study.folds, "seeds": study.seeds}
+    counts = " x ".join(f"{len(each)} {name}" for name, each in named.items())
     print(f"{study.name}: {counts}, {len(runs)} runs, {done} of them done before", flush=True)
 
 
