@@ -71,7 +71,7 @@ def _told(data: Data) -> str:
     if data.task is not None:
         labels = ", ".join(f"{value} {name}" for value, name in data.task.by_value.items())
         return f"the segmentation of {labels} in {len(data.cases)} cases"
-    return f"the classification of {data.target} in {len(data.cases)} cases"
+    return f"the {data.kind} of {data.target} in {len(data.cases)} cases"
 
 
 def _check_folder(folder: Path, source: str) -> None:
