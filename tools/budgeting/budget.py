@@ -84,7 +84,8 @@ def budget(settings: Budget) -> None:
     found = None if settings.gpu is None else fits.within(settings.gpu)
     if settings.gpu is not None:
         print("\n" + _fit(fits, found, settings.gpu))
-    end(following=_following(settings, found))
+    if settings.gpu is None or found is not None:
+        end(following=_following(settings, found))
 
 
 def _following(settings: Budget, found: Fit | None) -> str:
