@@ -20,9 +20,19 @@ if TYPE_CHECKING:
         regression_scores,
         summarise_regression,
     )
+    from .groups import (
+        draw_groups,
+        format_groups,
+        gap_between,
+        group_scores,
+        group_sentences,
+        group_table_rows,
+        group_title,
+        ordered_groups,
+    )
     from .reports import draw_scores, format_summary, summarise, write_scores
     from .segmentation import METRICS, score_maps, score_masks
-    from .statistics import bootstrap_interval, known_mean
+    from .statistics import bootstrap_interval, crossed_interval, equal_units, known_mean
 
 __all__ = [
     "METRICS",
@@ -30,14 +40,24 @@ __all__ = [
     "SCORES",
     "bootstrap_interval",
     "classification_scores",
+    "crossed_interval",
     "draw_classification",
     "draw_regression",
+    "draw_groups",
     "draw_scores",
+    "equal_units",
     "format_classification",
     "format_regression",
+    "format_groups",
     "format_summary",
+    "gap_between",
+    "group_scores",
+    "group_sentences",
+    "group_table_rows",
+    "group_title",
     "known_mean",
     "regression_scores",
+    "ordered_groups",
     "score_maps",
     "score_masks",
     "summarise",

@@ -113,7 +113,7 @@ def test_classes_that_differ_are_told_and_shuffled_ones_are_not(tmp_path: Path) 
             low, high = found[model]["AUROC"]["interval"]
             held.append(low < 0.5 < high)
             estimates.append(found[model]["AUROC"]["estimate"])
-    assert np.mean(held) >= 0.75, "intervals of 95 %, a little too narrow"
+    assert np.mean(held) >= 7 / 8, "intervals of 95 %, of models that were trained on chance"
     assert np.mean(estimates) < 0.57, "better than chance at nothing is a leak"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from common.document import Heading, Part, Picture, Table, Text, write_html
 from common.engines.pages import label_names, volume_part
 from common.files import replace_file, write_json
+from common.metrics import crossed_interval
 from common.paths import output_file
 from common.tables import write_table
 from common.terminal import near
@@ -23,7 +24,6 @@ __all__ = ["ARMS", "curve_table", "dice_of", "write_curve"]
 
 ARMS = ("pre-trained", "from scratch")
 _HEADS = ("labelled cases", *ARMS, "difference [95 %]", "")
-_RESAMPLES = 2000
 _COLOURS = {"pre-trained": "#0077bb", "from scratch": "#cc6677"}
 
 
@@ -32,10 +32,9 @@ def curve_table(
 ) -> list[dict[str, Any]]:
     """Summarise runs: for every number of cases both means and the paired difference, with 95 % intervals.
 
-    The Dice of an unseen case is averaged over classes first. Intervals are of a bootstrap that draws both the unseen
-    cases (groups, where cases belong together) and the runs of each fold again, so that they hold what depends on the
-    draw of training cases and on the seed too; with few seeds that part is rough. Only pairs of which both runs exist
-    are used.
+    The Dice of an unseen case is averaged over classes first. Intervals hold what differs between unseen cases (groups,
+    where cases belong together) and between the runs of a fold, by the draw of training cases and by the seed (see
+    :func:`common.metrics.crossed_interval`). Only pairs of which both runs exist are used.
 
     Args:
         results: runs, and the Dice of their unseen cases by case and class.
@@ -64,36 +63,19 @@ def curve_table(
                 if (fold, seed) in pairs and all(case in scores for scores in pairs[fold, seed]):
                     one, other = (float(np.mean([*scores[case].values()])) for scores in pairs[fold, seed])
                     values[place, column] = one, other, one - other
-        folds = np.array([fold for fold, _ in cases])
         units = [groups[case] if groups else case for _, case in cases]
-        interval = _interval(values, folds, units)
+        interval = crossed_interval(values, [fold for fold, _ in cases], units=units)
         means = np.nanmean(values, axis=0)  # (seeds, 3)
         spread = means.std(0, ddof=1) if len(seeds) > 1 else np.full(3, np.nan)
         row: dict[str, Any] = {"cases": count, "pairs_of_runs": len(pairs), "unseen": len(cases)}
         for index, name in enumerate(("pretrained", "scratch", "difference")):
-            low, high = (np.nan, np.nan) if interval is None else interval[:, index]
+            lowest = -1.0 if name == "difference" else 0.0
+            low, high = (np.nan, np.nan) if interval is None else np.clip(interval[:, index], lowest, 1.0)
             row |= {name: np.nanmean(values[:, :, index]), f"{name}_low": low, f"{name}_high": high}
             if index < 2:
                 row[f"{name}_seed_sd"] = spread[index]
         rows.append({key: value if isinstance(value, int) else round(float(value), 5) for key, value in row.items()})
     return rows
-
-
-def _interval(values: np.ndarray, folds: np.ndarray, units: Sequence[str]) -> np.ndarray | None:
-    """Return the bounds ``(2, 3)`` of the means of ``values (cases, seeds, 3)``, None with a single unit."""
-    _, unit = np.unique(np.asarray(units), return_inverse=True)
-    members = [np.flatnonzero(unit == index) for index in range(unit.max() + 1)]
-    if len(members) < 2:
-        return None
-    rng = np.random.default_rng(12345)
-    _, fold = np.unique(folds, return_inverse=True)
-    seeds = values.shape[1]
-    found = []
-    for _ in range(_RESAMPLES):
-        rows = np.concatenate([members[index] for index in rng.integers(0, len(members), len(members))])
-        runs = rng.integers(0, seeds, (fold.max() + 1, seeds))
-        found.append(np.nanmean(np.take_along_axis(values[rows], runs[fold[rows]][:, :, None], axis=1), axis=(0, 1)))
-    return np.nanpercentile(np.stack(found), [2.5, 97.5], axis=0)
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
@@ -150,8 +132,13 @@ def write_curve(
     Returns:
         the rows of the table.
     """
-    groups = {case: entry["group"] or "unknown" for _, result in results for case, entry in result["cases"].items()}
-    rows = curve_table([(run, dice_of(result)) for run, result in results], groups=groups if asked["group"] else None)
+    units = {
+        case: str(entry.get("patient") or entry["group"] or case)
+        for _, result in results
+        for case, entry in result["cases"].items()
+    }
+    together = units if asked["group"] or asked.get("patient") else None
+    rows = curve_table([(run, dice_of(result)) for run, result in results], groups=together)
     if not rows:
         print("no pair of runs is complete; there is no curve yet")
         return rows
@@ -258,6 +245,6 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path, *, bundle: str) -> None
         axis.minorticks_off()
         axis.set_xlabel("labelled cases for fine-tuning")
         axis.grid(alpha=0.3)
-    figure.supxlabel("bands and bars: 95 % of bootstrap resamples of unseen cases and of runs", fontsize=7)
+    figure.supxlabel("bands and bars: 95 % intervals of what differs between unseen cases and between runs", fontsize=7)
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
     plt.close(figure)
