@@ -21,10 +21,23 @@ from .errors import DataError
 from .files import replace_file
 from .paths import as_path
 
-__all__ = ["read_table", "table_rows", "write_table"]
+__all__ = ["UNKNOWN", "is_missing", "read_table", "table_rows", "write_table"]
+
+UNKNOWN = "unknown"  # what is said where a table says nothing
 
 _FORMULA = re.compile("'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]")  # the last four are the wide forms of the first
 _NUMBER = re.compile(r"[-+]?(?:(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?|inf|nan)", re.ASCII)
+_MISSING = {"", "na", "n/a", "nan", "null", "?"}
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a cell says nothing; ``none`` may be a class: none, mild, severe.
+
+    Example:
+        >>> [is_missing(cell) for cell in (None, " ", "n/a", "NaN", "none", 0)]
+        [True, True, True, True, False, False]
+    """
+    return value is None or str(value).strip().lower() in _MISSING
 
 
 def write_table(

@@ -5,7 +5,7 @@
   python tools/evaluate.py prediction.nii.gz reference.nii.gz    # two files
   python tools/evaluate.py PREDICTIONS REFERENCES --labels "['background','edema','core']"
   python tools/evaluate.py PREDICTIONS REFERENCES --labels "['background','a','b']" --regions "{'both':[1,2],'b':[2]}"
-  python tools/evaluate.py PREDICTIONS REFERENCES --groups cases.csv --group centre
+  python tools/evaluate.py PREDICTIONS REFERENCES --groups cases.csv --group centre,sex,age:40,60 --patient patient
 
 It prints the means over cases with 95 % bootstrap intervals, and writes scores.csv (a row for each case and class),
 scores.json (also the means, for all and for each group, what was left out and why), scores.png and report.html, a page

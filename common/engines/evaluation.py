@@ -7,7 +7,7 @@ import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,21 +18,33 @@ from tqdm import tqdm
 from ..data.cases import Case, case_name, images_of
 from ..data.checking.checks import read_image
 from ..data.identity import Origins, same_images
+from ..data.listing.case_tables import CaseTable
 from ..data.listing.descriptions import segmentation_task
 from ..data.listing.labelled import labelled_lists
+from ..data.listing.members import Members, members_of, wanted_columns
 from ..data.prediction import prediction_outputs
 from ..data.problems import settle
 from ..errors import DataError, SettingsError
-from ..metrics import draw_scores, format_summary, score_maps, summarise, write_scores
-from ..metrics.reports import UNKNOWN
+from ..metrics import (
+    draw_groups,
+    draw_scores,
+    format_groups,
+    format_summary,
+    group_scores,
+    group_title,
+    known_mean,
+    score_maps,
+    summarise,
+    write_scores,
+)
+from ..metrics.groups import GROUPS_PICTURE
 from ..paths import as_path
-from ..tables import read_table
 from ..terminal import near, progress_bar
-from ..transforms import same_grid, whole_numbers, without_ending
+from ..transforms import same_grid, whole_numbers
 from .pages import PAGE, write_evaluation_page
 from .telling import tell_beginning
 
-__all__ = ["Pair", "evaluate_pairs", "evaluate_predictions", "found_values", "read_groups"]
+__all__ = ["Pair", "evaluate_pairs", "evaluate_predictions", "found_values"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -44,42 +56,20 @@ _DEFINITIONS = {
     "volume_error_ml": "predicted - reference",
     "empty": "neither holds the class: left out; only one of them: Dice and NSD 0, HD95 infinite and out of its mean",
     "mean": "plain mean over classes of the means over cases",
-    "interval": "95 %, percentiles of bootstrap resamples of cases",
+    "interval": "95 %, bootstrap over cases, or over patients where they are told, with percentiles for few of them",
+    "gap": "best less worst group of enough patients; its interval holds the differences of all pairs at once",
 }
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A predicted label map and its reference, both NIfTI, where the case belongs, and its scan if that is known."""
+    """A predicted label map and its reference, both NIfTI, its scan if that is known, and what a table says of it."""
 
     case: str
     prediction: str
     reference: str
-    group: str | None = None
     image: str | None = None
-
-
-def read_groups(path: str | Path, column: str) -> dict[str, str]:
-    """Read the group of each case from a CSV whose column ``case`` names the cases.
-
-    Args:
-        path: CSV with commas, semicolons or tabs; its other columns describe the cases.
-        column: the one to group by.
-
-    Raises:
-        DataError: if the file or a column is missing, or a case is in two groups.
-    """
-    rows = read_table(path)
-    if column not in rows[0][1]:
-        raise DataError(f"{path} has no column {column!r}; its columns are {', '.join(rows[0][1])}")
-    groups: dict[str, str] = {}
-    for _, row in rows:
-        name, group = without_ending(row["case"]), row[column]
-        if not group:
-            continue
-        if groups.setdefault(name, group) != group:
-            raise DataError(f"{path} puts the case {name} into {groups[name]!r} and {group!r}; keep one row of it")
-    return groups
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _label_map(path: str) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +153,8 @@ def evaluate_pairs(
     known: Iterable[int],
     ignore_label: int | None = None,
     tolerance_mm: float = 1.0,
-    group: str | None = None,
+    group: str | Sequence[str] | None = None,
+    patient: str | None = None,
     resamples: int = 2000,
     seed: int = 12345,
     num_workers: int = 2,
@@ -181,7 +172,8 @@ def evaluate_pairs(
         known: all values that a label map may hold; a case with another is refused.
         ignore_label: value of the reference whose voxels count nowhere.
         tolerance_mm: of NSD.
-        group: name of what ``Pair.group`` holds, None to report no groups.
+        group: columns of ``Pair.about`` by whose values to report too, with ends of bands: ``site,age:40,60``.
+        patient: column of the patients, who are then drawn instead of cases.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         num_workers: cases that are scored at a time; the scores do not depend on it.
@@ -199,42 +191,90 @@ def evaluate_pairs(
     """
     _check_numbers(tolerance_mm=tolerance_mm, resamples=resamples, seed=seed, num_workers=num_workers)
     _check_names(pairs)
-    if group is not None:
-        pairs = _grouped(pairs, group)
+    members = members_of([pair.case for pair in pairs], [pair.about for pair in pairs], group=group, patient=patient)
     score = partial(_scores_of, structures=structures, ignore_label=ignore_label, tolerance_mm=tolerance_mm)
     score = partial(score, known={0, *known})
     found = _map(score, pairs, title="evaluating", workers=num_workers)
     problems = dict(missing or {})
     problems |= {pair.case: each for pair, each in zip(pairs, found, strict=True) if isinstance(each, DataError)}
-    scored = [(pair, each) for pair, each in zip(pairs, found, strict=True) if not isinstance(each, DataError)]
+    scored = {index: each for index, each in enumerate(found) if not isinstance(each, DataError)}
     settle(list(problems.values()), len(scored), strict=strict)
     if not scored:
         raise DataError("there is nothing to score; check the folders of predictions and references")
-    scores = [each for _, each in scored]
-    groups = None if group is None else [str(pair.group) for pair, _ in scored]
-    summary = summarise(scores, groups=groups, resamples=resamples, seed=seed)
-    folder = as_path(output_dir)
-    used = {"ignore_label": ignore_label, "tolerance_mm": tolerance_mm, "group": group, "resamples": resamples}
-    cases = [{**asdict(pair), "scores": each} for pair, each in scored]
+    members = members.part([*scored])
+    often, scores = {"resamples": resamples, "seed": seed}, [*scored.values()]
+    summary = summarise(scores, groups=members.named(), patients=members.patients, **often)
+    apart = _apart(scores, members, **often)
+    used = {"ignore_label": ignore_label, "tolerance_mm": tolerance_mm, "group": group, "patient": patient}
+    cases = [
+        {**_files(pairs[index]), **members.row(row), "scores": each} for row, (index, each) in enumerate(scored.items())
+    ]
     write_scores(
         cases,
         {
             "summary": summary,
+            "by_group": apart,
             "skipped": {case: str(error) for case, error in problems.items()},
-            "settings": {"classes": _plain(structures), **used, "seed": seed, **(settings or {})},
+            "settings": {"classes": _plain(structures), **used, **often, **(settings or {})},
             "definitions": _DEFINITIONS,
             "versions": _versions(),
         },
-        folder=folder,
+        folder=as_path(output_dir),
     )
-    draw_scores(scores, folder / "scores.png", groups=groups, group=group, tolerance_mm=tolerance_mm)
     tqdm.write(f"{len(scored)} case(s) scored" + (f"; {len(problems)} could not be scored" if problems else ""))
-    tqdm.write(format_summary(summary, tolerance_mm=tolerance_mm, group=group))
-    (folder / PAGE).unlink(missing_ok=True)
-    if report:
-        write_evaluation_page(folder, cases, summary, tolerance_mm=tolerance_mm, group=group, structures=structures)
-    tqdm.write(f"written to {near(folder)}: scores.csv, scores.json, scores.png{f', {PAGE}' if report else ''}")
+    tqdm.write(format_summary(summary, tolerance_mm=tolerance_mm, group=group_title(members.groups)))
+    _show(as_path(output_dir), cases, summary, apart, members, tolerance_mm, structures if report else None)
     return summary
+
+
+def _apart(
+    scores: Sequence[Mapping[str, Mapping[str, float]]], members: Members, *, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return the mean Dice of each group, with the gap between best and worst; the mean is that of the summary."""
+    dice = np.array([[own["dice"] for own in each.values()] for each in scores])  # (cases, classes)
+    return group_scores(
+        lambda rows: float(known_mean(known_mean(dice[rows]))),
+        members.groups,
+        patients=members.patients,
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _files(pair: Pair) -> dict[str, Any]:
+    return {"case": pair.case, "prediction": pair.prediction, "reference": pair.reference, "image": pair.image}
+
+
+def _show(
+    folder: Path,
+    cases: Sequence[Mapping[str, Any]],
+    summary: Mapping[str, Any],
+    apart: Mapping[str, Any],
+    members: Members,
+    tolerance_mm: float,
+    structures: Mapping[str, Sequence[int]] | None,
+) -> None:
+    """Draw the scores and their groups, and write the page where structures are given."""
+    column, values = next(iter(members.named().items()), (None, None))
+    draw_scores(
+        [case["scores"] for case in cases],
+        folder / "scores.png",
+        groups=values,
+        group=column,
+        tolerance_mm=tolerance_mm,
+    )
+    written = ["scores.csv", "scores.json", "scores.png"]
+    (folder / GROUPS_PICTURE).unlink(missing_ok=True)
+    if apart:
+        whole = summary["all"]["mean"]["dice"]["mean"]
+        draw_groups(apart, folder / GROUPS_PICTURE, score="mean Dice", whole=whole)
+        tqdm.write(format_groups(apart, score="mean Dice"))
+        written.append(GROUPS_PICTURE)
+    (folder / PAGE).unlink(missing_ok=True)
+    if structures is not None:
+        write_evaluation_page(folder, cases, summary, tolerance_mm=tolerance_mm, groups=apart, structures=structures)
+        written.append(PAGE)
+    tqdm.write(f"written to {near(folder)}: {', '.join(written)}")
 
 
 def _plain(structures: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
@@ -259,21 +299,6 @@ def _check_numbers(*, tolerance_mm: Any, **counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise SettingsError(f"{name} is {value!r}; it must be a whole number from 0")
-
-
-def _grouped(pairs: Sequence[Pair], group: str) -> list[Pair]:
-    """Return the pairs with a group for each, unknown where none is told.
-
-    Raises:
-        DataError: if none is told at all.
-    """
-    pairs = [replace(pair, group=pair.group or UNKNOWN) for pair in pairs]
-    if pairs and all(pair.group == UNKNOWN for pair in pairs):
-        raise DataError(
-            f"no case has a {group}: the cases are called {', '.join(pair.case for pair in pairs[:3])}, ...; "
-            "name them so in the table of groups, or drop --group"
-        )
-    return pairs
 
 
 def _scores_of(
@@ -311,7 +336,8 @@ def evaluate_predictions(
     split: str = "all",
     tolerance_mm: float = 1.0,
     groups: str | None = None,
-    group: str | None = None,
+    group: str | Sequence[str] | None = None,
+    patient: str | None = None,
     resamples: int = 2000,
     seed: int = 12345,
     num_workers: int = 2,
@@ -327,11 +353,13 @@ def evaluate_predictions(
         labels: class names, background first, the values by name, or a ``dataset.json``, as in training.
         regions: sets of label values to score instead of the classes.
         ignore_label: value of voxels that count nowhere.
-        datalist: MONAI datalist JSON with labels; an entry may name its group under the key ``group``.
+        datalist: MONAI datalist JSON with labels; its entries may have keys such as ``centre``.
         split: ``training``, ``validation`` or ``all`` cases of the labelled data.
         tolerance_mm: of NSD.
-        groups: CSV with a column ``case``.
-        group: column of that CSV, or key of the datalist, by whose values to report too, for example ``centre``.
+        groups: table with a column ``case``, or BIDS' ``participants.tsv``.
+        group: columns of that table, or keys of the datalist, by whose values to report too; a quantity with the ends
+            of its bands, ``site,age:40,60``.
+        patient: column of the patients, who are then drawn for intervals instead of cases.
         resamples: of the bootstrap.
         seed: of the bootstrap.
         num_workers: cases that are scored at a time.
@@ -349,13 +377,13 @@ def evaluate_predictions(
     lists = labelled_lists(dataset_dir, datalist, channels=None)
     if split not in (*lists, "all"):
         raise SettingsError(f"split is {split!r}; it must be training, validation or all")
-    if groups and not group:
-        raise SettingsError(f"groups is {groups}, but no column is chosen; add --group NAME, such as --group centre")
+    if groups and not group and not patient:
+        raise SettingsError(f"groups is {groups}, but no column is chosen; add --group centre, or --patient NAME")
     chosen = lists["training"] + lists["validation"] if split == "all" else lists[split]
     cases = {case["label"]: case for case in chosen}.values()
-    table = read_groups(groups, group) if groups and group else {}
-    own = {case["label"]: (table.get(case_name(case)) if groups else case.get(group)) for case in cases if group}
-    pairs, missing = _pairs_of(cases, predictions, own)
+    table = CaseTable(groups, columns=wanted_columns(group, patient)) if groups else None
+    about = {case["label"]: case if table is None else table.of(case_name(case)) for case in cases}
+    pairs, missing = _pairs_of(cases, predictions, about)
     tell_beginning(f"scoring {predictions}", cases={"to score": pairs, "without a prediction": len(missing)}, task=task)
     summary = evaluate_pairs(
         pairs,
@@ -365,6 +393,7 @@ def evaluate_predictions(
         ignore_label=task.ignore_label,
         tolerance_mm=tolerance_mm,
         group=group,
+        patient=patient,
         resamples=resamples,
         seed=seed,
         num_workers=num_workers,
@@ -378,14 +407,14 @@ def evaluate_predictions(
 
 
 def _pairs_of(
-    cases: Iterable[Case], predictions: str, groups: Mapping[str, Any]
+    cases: Iterable[Case], predictions: str, about: Mapping[str, Mapping[str, Any]]
 ) -> tuple[list[Pair], dict[str, DataError]]:
     """Return the cases with their predictions, and why others have none; say how many are told by their names alone.
 
     Args:
         cases: with labels.
         predictions: folder.
-        groups: of the cases, by their label.
+        about: what is known of the cases, by their label.
     """
     pairs: list[Pair] = []
     missing: dict[str, DataError] = {}
@@ -405,8 +434,7 @@ def _pairs_of(
             )
             continue
         untold += known is None
-        own = groups.get(case["label"])
-        pairs.append(Pair(name, str(path), case["label"], None if own is None else str(own), str(images_of(case)[0])))
+        pairs.append(Pair(name, str(path), case["label"], str(images_of(case)[0]), about[case["label"]]))
     if untold:
         tqdm.write(
             f"note: nothing tells of which images {untold} of {len(pairs)} prediction(s) were made; they are taken for "

@@ -15,10 +15,18 @@ from ..data.listing.descriptions import segmentation_task
 from ..document import Heading, Part, Picture, Table, Text, Volume, write_html
 from ..errors import SettingsError, disk_is_full
 from ..metrics import known_mean
-from ..metrics.reports import summary_rows
+from ..metrics.groups import GROUPS_PICTURE, group_sentences, group_table_rows, group_title
+from ..metrics.reports import summary_rows, units_of
 from ..viewing import read_scene
 
-__all__ = ["PAGE", "label_names", "volume_part", "write_evaluation_page", "write_prediction_page"]
+__all__ = [
+    "PAGE",
+    "groups_parts",
+    "label_names",
+    "volume_part",
+    "write_evaluation_page",
+    "write_prediction_page",
+]
 
 PAGE = "report.html"
 _MOST_ROWS = 500  # of the table of cases
@@ -62,7 +70,7 @@ def write_evaluation_page(
     *,
     structures: Mapping[str, Sequence[int]],
     tolerance_mm: float,
-    group: str | None = None,
+    groups: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write ``report.html``: the best and the worst case to look through, the means, and every case.
 
@@ -72,7 +80,7 @@ def write_evaluation_page(
         summary: of all.
         structures: classes or regions, and the label values of each.
         tolerance_mm: of NSD.
-        group: what the groups are called.
+        groups: scores of groups, as :func:`common.metrics.group_scores` returns them.
     """
     means = {one["case"]: float(known_mean(np.array([s["dice"] for s in one["scores"].values()]))) for one in cases}
     told = summary["all"]["mean"]["dice"]
@@ -97,14 +105,34 @@ def write_evaluation_page(
         maps = {"reference": one["reference"], "prediction": one["prediction"]}
         title = f"{what}: {one['case']}, mean Dice {means[one['case']]:.3f}"
         parts.append(volume_part(one["image"], maps, labels=names, title=title))
-    heads, *rows = summary_rows(summary, tolerance_mm=tolerance_mm, group=group)
-    caption = "in brackets: 95 % bootstrap intervals over cases"
+    heads, *rows = summary_rows(summary, tolerance_mm=tolerance_mm, group=group_title(groups or {}))
+    caption = f"in brackets: 95 % bootstrap intervals over {units_of(summary)}"
     parts += [Heading("Scores"), Table(heads, rows, caption)]
     parts.append(Picture("scores.png", (folder / "scores.png").read_bytes(), "Dice and NSD of every case", large=False))
+    if groups:
+        parts += groups_parts(groups, folder / GROUPS_PICTURE, score="mean Dice")
     ordered = [*reversed(ranked), *(one for one in cases if math.isnan(means[one["case"]]))]
     parts += [Heading("Every case, the worst first", short="Every case"), _case_table(ordered, means, list(structures))]
     write_html("Evaluation", parts, folder / PAGE)
     return folder / PAGE
+
+
+def groups_parts(groups: Mapping[str, Any], picture: Path, *, score: str) -> list[Part]:
+    """Return the scores of groups as parts of a page: what they say, a picture and a table.
+
+    Args:
+        groups: as :func:`common.metrics.group_scores` returns them.
+        picture: as :func:`common.metrics.draw_groups` drew it.
+        score: what the score is called.
+    """
+    parts: list[Part] = [Heading("Groups of cases", short="Groups")]
+    parts += [Text(sentence, "note") for sentence in group_sentences(groups)]
+    parts.append(Picture(picture.name, picture.read_bytes(), f"{score} of each group", large=False))
+    heads = ["", "cases", "patients", f"{score} [95 %]"]
+    return [
+        *parts,
+        Table(heads, group_table_rows(groups), "intervals: bootstrap over patients; gaps: all pairs at once"),
+    ]
 
 
 def _case_table(cases: Sequence[Mapping[str, Any]], means: Mapping[str, float], names: Sequence[str]) -> Table:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..data.listing.classified import fingerprints
+from ..data.listing.members import Members, members_of
 from ..files import write_json
 from ..metrics.classification import (
     SCORES,
@@ -24,6 +26,7 @@ from ..metrics.classification import (
     format_classification,
     summarise_classification,
 )
+from ..metrics.groups import GROUPS_PICTURE, draw_groups, format_groups, group_scores
 from ..metrics.regression import draw_regression, format_regression, regression_scores, summarise_regression
 from ..paths import as_path
 from ..tables import write_table
@@ -98,13 +101,16 @@ class Predictions:
       ``predicted_<label>``, 0 or 1 each) and, where it is known, ``true`` in the same form; of a number ``predicted``
       and, where it is known, ``true`` and ``error``, and the ``units`` if they were named;
     * with ``scores``, the scores with intervals as JSON and, beside it, a picture: of ROC curves and decisions, or of
-      predicted against true numbers.
+      predicted against true numbers; with
+      ``group``, also the AUROC or the mean absolute error of each group, in ``groups.png`` too. (AUROC does not depend
+      on how frequent a class is in a group.)
 
     Args:
         task: classes, labels or a number.
         file: CSV to write.
         scores: JSON to write, None for none.
-        group: key of the cases that says which belong together, for the intervals.
+        group: keys of the cases by which scores are told too, with ends of bands: ``site,age:40,60``.
+        patient: key of the cases that says whose scan each is, for the intervals.
         resamples: of the bootstrap.
         trained_on: fingerprints of the cases that the model was trained on; scores that count them say so.
         skipped: what was wrong with cases that could not be used; written to ``skipped.json`` beside ``file``.
@@ -116,14 +122,16 @@ class Predictions:
         *,
         file: str | Path,
         scores: str | Path | None = None,
-        group: str | None = None,
+        group: str | Sequence[str] | None = None,
+        patient: str | None = None,
         resamples: int = 1000,
         trained_on: Sequence[str] = (),
         skipped: Sequence[Exception] = (),
     ) -> None:
         self.trained_on = set(trained_on)
         self.skipped = [str(problem) for problem in skipped]
-        self.task, self.file, self.group, self.resamples = task, as_path(file), group, resamples
+        self.task, self.file, self.resamples = task, as_path(file), resamples
+        self.columns: dict[str, Any] = {"group": group, "patient": patient}
         self.scores = None if scores is None else as_path(scores)
         self.main = not dist.is_initialized() or dist.get_rank() == 0
 
@@ -146,7 +154,8 @@ class Predictions:
         if not self.cases:
             return
         left = [self.file.with_name("skipped.json")]  # of an earlier run that this one replaces
-        left += [] if self.scores is None else [self.scores, self.scores.with_suffix(".png")]
+        if self.scores is not None:
+            left += [self.scores, self.scores.with_suffix(".png"), self.scores.with_name(GROUPS_PICTURE)]
         for path in left:
             path.unlink(missing_ok=True)
         if self.skipped:
@@ -159,11 +168,12 @@ class Predictions:
         if not known:
             tqdm.write(f"{len(self.cases)} case(s) predicted; written to {self.file}")
             return
-        groups = [str(self.cases[index].get(self.group)) for index in known] if self.group else None
+        own = [self.cases[index] for index in known]
+        members = members_of([case["case"] for case in own], own, **self.columns)
         picture = self.scores.with_suffix(".png")
-        targets = [self.cases[index][TARGET] for index in known]
-        summary, told = self._judged(predicted[known].numpy(), targets, groups, picture)
-        summary["trained_on"] = sum(name in self.trained_on for name in fingerprints([self.cases[i] for i in known]))
+        targets = [case[TARGET] for case in own]
+        summary, told = self._judged(predicted[known].numpy(), targets, members, picture)
+        summary["trained_on"] = sum(name in self.trained_on for name in fingerprints(own))
         write_json(summary, self.scores)
         tqdm.write(told)
         if summary["trained_on"]:
@@ -176,19 +186,52 @@ class Predictions:
         tqdm.write(f"written to {self.file}, {self.scores} and {picture}")
 
     def _judged(
-        self, predicted: np.ndarray, targets: list[Any], groups: list[str] | None, picture: Path
+        self, predicted: np.ndarray, targets: list[Any], members: Members, picture: Path
     ) -> tuple[dict[str, Any], str]:
         """Draw the cases whose truth is known, and return their scores, also in words."""
-        how: dict[str, Any] = {"groups": groups, "resamples": self.resamples}
+        how: dict[str, Any] = {"groups": members.patients, "resamples": self.resamples}
         if isinstance(self.task, RegressionTask):
             numbers = np.array(targets, dtype=np.float64)
             draw_regression(predicted, numbers, self.task, picture)
             summary = summarise_regression(predicted, numbers, self.task, **how)
-            return summary, format_regression(summary)
+            name = f"MAE {self.task.units}" if self.task.units else "MAE"
+            apart = self._apart(
+                lambda rows: regression_scores(predicted[rows], numbers[rows])["mae"],
+                members,
+                name,
+                lower_is_better=True,
+            )
+            return {**summary, "by_group": apart[0]}, "\n".join([format_regression(summary), *apart[1]])
         truth = self.task.encode(targets).long().numpy()
         draw_classification(predicted, truth, self.task.names, picture)
         summary = summarise_classification(predicted, truth, self.task.names, **how)
-        return summary, format_classification(summary)
+        apart = self._apart(
+            lambda rows: float(classification_scores(predicted[rows], truth[rows])["auroc"]), members, "AUROC"
+        )
+        return {**summary, "by_group": apart[0]}, "\n".join([format_classification(summary), *apart[1]])
+
+    def _apart(
+        self,
+        statistic: Callable[[np.ndarray], float],
+        members: Members,
+        name: str,
+        *,
+        lower_is_better: bool = False,
+    ) -> tuple[dict[str, Any], list[str]]:
+        """Draw the scores of groups, if there are any, and return them, also in words."""
+        found = group_scores(
+            statistic,
+            members.groups,
+            patients=members.patients,
+            lower_is_better=lower_is_better,
+            resamples=self.resamples,
+        )
+        if not found or self.scores is None:
+            return found, []
+        whole = statistic(np.arange(len(next(iter(members.groups.values())))))
+        known = None if math.isnan(whole) else whole
+        draw_groups(found, self.scores.with_name(GROUPS_PICTURE), score=name, whole=known)
+        return found, [format_groups(found, score=name)]
 
     def _table(self, predicted: Tensor) -> tuple[list[str], list[list[Any]]]:
         """Return the names of the columns, and the rows."""

@@ -13,13 +13,6 @@ if TYPE_CHECKING:
         format_classification,
         summarise_classification,
     )
-    from .regression import (
-        REGRESSION_SCORES,
-        draw_regression,
-        format_regression,
-        regression_scores,
-        summarise_regression,
-    )
     from .groups import (
         draw_groups,
         format_groups,
@@ -29,6 +22,13 @@ if TYPE_CHECKING:
         group_table_rows,
         group_title,
         ordered_groups,
+    )
+    from .regression import (
+        REGRESSION_SCORES,
+        draw_regression,
+        format_regression,
+        regression_scores,
+        summarise_regression,
     )
     from .reports import draw_scores, format_summary, summarise, write_scores
     from .segmentation import METRICS, score_maps, score_masks
@@ -42,13 +42,13 @@ __all__ = [
     "classification_scores",
     "crossed_interval",
     "draw_classification",
-    "draw_regression",
     "draw_groups",
+    "draw_regression",
     "draw_scores",
     "equal_units",
     "format_classification",
-    "format_regression",
     "format_groups",
+    "format_regression",
     "format_summary",
     "gap_between",
     "group_scores",
@@ -56,8 +56,8 @@ __all__ = [
     "group_table_rows",
     "group_title",
     "known_mean",
-    "regression_scores",
     "ordered_groups",
+    "regression_scores",
     "score_maps",
     "score_masks",
     "summarise",

@@ -94,7 +94,7 @@ def group_scores(
         large: dict[str, tuple[float, np.ndarray, float]] = {}
         for name in ordered_groups(value for value in values if value):
             rows = np.flatnonzero([value == name for value in values])
-            whose = None if patients is None else [patients[row] for row in rows]
+            whose = None if patients is None else [patients[row] for row in rows.tolist()]
             count = len(rows) if whose is None else len(set(whose))
             units = float(count) if whose is None else equal_units(whose)
             score = float(statistic(rows))

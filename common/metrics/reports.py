@@ -15,36 +15,43 @@ from matplotlib.axes import Axes
 from ..figures import Figure
 from ..files import replace_file, write_json
 from ..paths import as_path
-from ..tables import write_table
+from ..tables import UNKNOWN, write_table
 from .segmentation import METRICS
 from .statistics import bootstrap_interval, known_mean
 
-__all__ = ["draw_scores", "format_summary", "summarise", "summary_rows", "write_scores"]
+__all__ = ["draw_scores", "format_summary", "summarise", "summary_rows", "units_of", "write_scores"]
 
 Scores = Mapping[str, Mapping[str, float]]  # of one case: class or region, score, value
 _SUMMARISED = (*METRICS, "absolute_volume_error_ml")
-UNKNOWN = "unknown"  # the group of a case that has none
 _LONGEST_TABLE = 40  # lines up to which each group's classes are printed too
 
 
 def summarise(
-    cases: Sequence[Scores], *, groups: Sequence[str] | None = None, resamples: int = 2000, seed: int = 12345
+    cases: Sequence[Scores],
+    *,
+    groups: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
+    patients: Sequence[str] | None = None,
+    resamples: int = 2000,
+    seed: int = 12345,
 ) -> dict[str, Any]:
     """Average over cases, with bootstrap intervals, for all and for each group.
 
     A class is averaged over the cases in which a score is defined; an infinite HD95, of a case in which only one of
     prediction and reference holds the class, is left out and counted as ``one_empty``. ``mean`` is the plain mean of
-    the classes' means. Intervals resample cases, within the group if it is one of a group.
+    the classes' means. Intervals resample cases, or patients, within the group if it is one of a group.
 
     Args:
         cases: scores of each case, of the same classes.
-        groups: where each case belongs, for example its centre.
+        groups: where each case belongs, for example its centre; or that by column, whose names then stand before those
+            of groups if there are several.
+        patients: whose scan each case is.
         resamples: of the bootstrap.
         seed: of the bootstrap.
 
     Returns:
-        ``all`` and ``groups``; in each ``cases``, ``classes`` and ``mean``. A score has ``mean``, the 95 % ``interval``
-        (None with fewer than two cases) and the number of ``cases`` behind it.
+        ``all`` and ``groups``; in each ``cases``, ``patients`` (None where nobody tells), ``classes`` and ``mean``. A
+        score has ``mean``, the 95 % ``interval`` (None with fewer than two cases) and the number of ``cases`` behind
+        it.
 
     Example:
         >>> scores = dict.fromkeys(METRICS, 0.5)
@@ -56,10 +63,15 @@ def summarise(
     values = np.array([[[case[name][metric] for metric in METRICS] for name in names] for case in cases])
     absolute = np.abs(values[..., METRICS.index("volume_error_ml")])
     values = np.concatenate([values, absolute[..., None]], axis=2)  # (cases, classes, scores)
-    summary = {"all": _summary(values, names, resamples=resamples, seed=seed), "groups": {}}
-    for group in _ordered(groups or ()):
-        own = values[[name == group for name in groups or ()]]
-        summary["groups"][group] = _summary(own, names, resamples=resamples, seed=seed)
+    whose = None if patients is None else np.asarray(patients)
+    often = {"resamples": resamples, "seed": seed}
+    summary = {"all": _summary(values, names, whose, **often), "groups": {}}
+    columns: Mapping[str, Sequence[str]] = groups if isinstance(groups, Mapping) else {"": groups or ()}
+    for column, members in columns.items():
+        for group in _ordered(members):
+            own = np.array([name == group for name in members])
+            part = _summary(values[own], names, None if whose is None else whose[own], **often)
+            summary["groups"][f"{column} {group}" if len(columns) > 1 else group] = part
     return summary
 
 
@@ -73,13 +85,17 @@ def _class_means(values: np.ndarray) -> np.ndarray:
     return np.concatenate([means, known_mean(means)[None]])
 
 
-def _summary(values: np.ndarray, names: Sequence[str], *, resamples: int, seed: int) -> dict[str, Any]:
+def _summary(
+    values: np.ndarray, names: Sequence[str], patients: np.ndarray | None, *, resamples: int, seed: int
+) -> dict[str, Any]:
     dice, hd95 = (_SUMMARISED.index(name) for name in ("dice", "hd95_mm"))
     infinite = np.isinf(values)
     one_empty, both_empty = infinite[..., hd95].sum(0), np.isnan(values[..., dice]).sum(0)
     values = np.where(infinite, np.nan, values)
     means = _class_means(values)
-    bounds = bootstrap_interval(_class_means, values, resamples=resamples, seed=seed)
+    bounds = bootstrap_interval(
+        _class_means, values, groups=None if patients is None else patients.tolist(), resamples=resamples, seed=seed
+    )
     known = ~np.isnan(values)
     counts = np.concatenate([known.sum(0), known.any(1).sum(0)[None]])
 
@@ -99,6 +115,7 @@ def _summary(values: np.ndarray, names: Sequence[str], *, resamples: int, seed: 
 
     return {
         "cases": len(values),
+        "patients": None if patients is None else len(np.unique(patients)),
         "classes": {
             name: {**of(row), "one_empty": int(one_empty[row]), "both_empty": int(both_empty[row])}
             for row, name in enumerate(names)
@@ -118,7 +135,7 @@ def summary_rows(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, group
     Args:
         summary: of :func:`summarise`.
         tolerance_mm: of NSD.
-        group: what the groups are called.
+        group: what the groups are called; "" where their names say it.
     """
     heads = ("cases", "Dice", f"NSD {tolerance_mm:g} mm", "HD95 mm", "volume error ml")
     shown = (("dice", 3), ("nsd", 3), ("hd95_mm", 2), ("volume_error_ml", 2))
@@ -137,7 +154,10 @@ def summary_rows(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, group
         return [title, str(scores["dice"]["cases"]), *(cell(scores[name], digits) for name, digits in shown)]
 
     lines: list[list[str]] = [["", *heads]]
-    for title, block in [("", whole), *((f"{group or 'group'} {name}", each) for name, each in groups.items())]:
+    for title, block in [
+        ("", whole),
+        *((f"{'group' if group is None else group} {name}".strip(), each) for name, each in groups.items()),
+    ]:
         if title and brief:
             lines.append(line(title, block["mean"]))
             continue
@@ -171,7 +191,7 @@ def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, gro
         for row in lines
     ]
     if any(score["interval"] for score in whole["mean"].values()):
-        text.append("in brackets: 95 % bootstrap intervals over cases")
+        text.append(f"in brackets: 95 % bootstrap intervals over {units_of(summary)}")
     if groups and _is_brief(summary):
         text.append("of each group the mean of its classes; the classes are in scores.json")
     for name, scores in whole["classes"].items():
@@ -185,6 +205,11 @@ def format_summary(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, gro
     return "\n".join(text)
 
 
+def units_of(summary: Mapping[str, Any]) -> str:
+    """Return what intervals resample."""
+    return "cases" if summary["all"]["patients"] is None else f"{summary['all']['patients']} patients"
+
+
 def _is_brief(summary: Mapping[str, Any]) -> bool:
     """Return whether of each group the mean alone is told."""
     return (len(summary["all"]["classes"]) + 2) * (len(summary["groups"]) + 1) > _LONGEST_TABLE
@@ -193,22 +218,30 @@ def _is_brief(summary: Mapping[str, Any]) -> bool:
 def write_scores(cases: Sequence[Mapping[str, Any]], content: Mapping[str, Any], *, folder: str | Path) -> None:
     """Write ``scores.csv``, a row for each case and class, and ``scores.json``, with everything.
 
+    Of several columns of groups each is one of the CSV, ``group_<column>``.
+
     An undefined score is an empty field in the CSV and null in the JSON; an infinite HD95 is ``inf`` in the CSV and
     null in the JSON, where ``one_empty`` of its class counts it.
 
     Args:
-        cases: ``case``, ``group``, ``scores`` and, for the JSON, whatever else is known of each.
+        cases: ``case``, ``group`` (a name, or names by column), perhaps ``patient``, ``scores`` and, for the JSON,
+            whatever else is known of each.
         content: what else the JSON says.
         folder: where to.
     """
     columns = (*METRICS, "reference_ml", "predicted_ml")
+    several = isinstance(cases[0]["group"], Mapping)
+    heads = [f"group_{column}" for column in cases[0]["group"]] if several else ["group"]
+    heads += ["patient"] if "patient" in cases[0] else []
     rows = [
-        [case["case"], case["group"], name]
+        [case["case"], *(case["group"].values() if several else [case["group"]])]
+        + ([case["patient"]] if "patient" in case else [])
+        + [name]
         + [None if math.isnan(scores[key]) else f"{scores[key]:.6g}" for key in columns]
         for case in cases
         for name, scores in case["scores"].items()
     ]
-    write_table(Path(folder) / "scores.csv", ["case", "group", "class", *columns], rows)
+    write_table(Path(folder) / "scores.csv", ["case", *heads, "class", *columns], rows)
     plain = [
         {
             **case,

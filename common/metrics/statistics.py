@@ -78,7 +78,7 @@ def _members(count: int, groups: Sequence[Any] | None) -> list[np.ndarray]:
     return [np.flatnonzero(unit == index) for index in range(unit.max() + 1)] if count else []
 
 
-def equal_units(groups: Sequence[Any]) -> float:
+def equal_units(groups: Sequence[Any] | np.ndarray) -> float:
     """Return how many patients with one scan each would tell as much as these with their scans (Kish).
 
     Args:
@@ -101,7 +101,7 @@ def wider_percentiles(units: float, *, level: float = 0.95) -> tuple[float, floa
 
     Example:
         >>> [[round(bound, 2) for bound in wider_percentiles(units)] for units in (10, 100, 10000)]
-        [[0.85, 99.15], [2.31, 97.69], [2.5, 97.5]]
+        [[0.86, 99.14], [2.31, 97.69], [2.5, 97.5]]
     """
     freedom = max(units - 1, 0.1)
     low = 100 * ndtr(np.sqrt(1 + 1 / freedom) * stdtrit(freedom, (1 - level) / 2))
@@ -172,7 +172,7 @@ def crossed_interval(
     Example:
         >>> cases, luck = np.linspace(0.6, 0.9, 12)[:, None], np.array([[-0.02, 0.0, 0.02]])
         >>> low, high = crossed_interval(cases + luck, [0] * 12)
-        >>> round(low + high, 6), bool(high - low > np.subtract(*crossed_interval(cases, [0] * 12)[::-1]))
+        >>> round(float(low + high), 6), bool(high - low > np.subtract(*crossed_interval(cases, [0] * 12)[::-1]))
         (1.5, True)
     """
     if values.ndim > 2:
@@ -243,7 +243,8 @@ def _variances_of_runs(
         cells = total / np.where(mass > 0, mass, 1)
         left = np.where(mass > 0, cells - of_unit[:, None] - of_run + mean, 0.0)
         rest += (left**2).sum(), (len(of_unit) - 1) * (len(of_run) - 1)
-    return tuple(  # type: ignore[return-value]
-        (float(share * squares / freedom) if freedom else 0.0, float(freedom))
-        for share, (squares, freedom) in ((runs_share, runs), (rest_share, rest))
-    )
+    return _variance(runs_share, *runs), _variance(rest_share, *rest)
+
+
+def _variance(share: float, squares: float, freedom: float) -> tuple[float, float]:
+    return (float(share * squares / freedom) if freedom else 0.0), float(freedom)

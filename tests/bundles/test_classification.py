@@ -109,7 +109,7 @@ def predict(bundle: str, cohort: Path, out: Path, **more: Any) -> list[dict[str,
 @pytest.fixture(scope="module", params=PAIR)
 def learnt(request: pytest.FixtureRequest, cohort: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     out = tmp_path_factory.mktemp(request.param)
-    history = train(request.param, cohort, out, epochs=8, lr=3e-3, group="patient", fold=1, folds=4)
+    history = train(request.param, cohort, out, epochs=8, lr=3e-3, patient="patient", fold=1, folds=4)
     assert history[-1]["val_auroc"] > 0.9, history[-1]
     return request.param, out
 
@@ -122,7 +122,9 @@ def test_it_learns_and_predicts_with_nothing_repeated(learnt: tuple[str, Path], 
     with open(out / "out" / "validation_predictions.csv", newline="") as stream:
         validation = {row["case"]: row for row in csv.DictReader(stream)}
     assert len(validation) == 8
-    rows = predict(bundle, cohort, out, table=str(cohort / "table.csv"), group="patient", resamples=50)
+    rows = predict(
+        bundle, cohort, out, table=str(cohort / "table.csv"), group="slab,rare", patient="patient", resamples=50
+    )
     assert [row["case"] for row in rows] == [f"c{index:02d}" for index in range(32)]
     for row in rows:
         shares = [float(row["probability_ill"]), float(row["probability_well"])]
@@ -134,6 +136,14 @@ def test_it_learns_and_predicts_with_nothing_repeated(learnt: tuple[str, Path], 
     assert scores["scores"]["auroc"]["value"] > 0.9
     assert scores["trained_on"] == 24
     assert scores["groups"] == 16
+    found = scores["by_group"]
+    assert {name: (each["cases"], each["patients"]) for name, each in found["slab"]["groups"].items()} == {
+        "0": (16, 16),
+        "1": (16, 16),
+    }
+    assert all(each["score"] > 0.9 for each in found["slab"]["groups"].values())
+    assert found["rare"]["groups"]["1"] == {"cases": 1, "patients": 1, "score": None, "interval": None, "few": True}
+    assert (out / "pred" / "groups.png").stat().st_size > 5000
     assert (out / "pred" / "scores.png").stat().st_size > 5000
 
 

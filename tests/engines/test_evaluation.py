@@ -15,8 +15,8 @@ from monai.bundle import ConfigParser
 
 from common.bundles import read_config
 from common.data.cases import case_name
+from common.data.listing.case_tables import CaseTable
 from common.engines import evaluate_predictions
-from common.engines.evaluation import read_groups
 from common.errors import DataError, SettingsError
 
 from ..conftest import ROOT
@@ -128,7 +128,49 @@ def test_groups_of_a_table(folders: Path, capsys: pytest.CaptureFixture[str]) ->
         evaluate(folders, groups=str(table), group="centre")
     table.write_text("case,centre\ncase_0,A\ncase_0,B\n")
     with pytest.raises(DataError, match="case_0 into 'A' and 'B'"):
-        read_groups(table, "centre")
+        CaseTable(table, columns=["centre"])
+
+
+def test_several_columns_bands_and_patients(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    table = folders / "cases.csv"
+    told = ["case,site,age,who", *(f"case_{i},{'AB'[i % 2]},{30 + 10 * i},p{i // 2}" for i in range(5)), "case_5,,,p2"]
+    table.write_text("\n".join(told) + "\n")
+    evaluate(folders, groups=str(table), group="site,age:40", patient="who")
+    written = content(folders)
+    assert written["summary"]["all"]["patients"] == 3
+    assert {name: each["cases"] for name, each in written["summary"]["groups"].items()} == {
+        "site A": 3,
+        "site B": 2,
+        "site unknown": 1,
+        "age 40 and above": 4,
+        "age below 40": 1,
+        "age unknown": 1,
+    }
+    found = written["by_group"]
+    assert {name: each["patients"] for name, each in found["site"]["groups"].items()} == {"A": 3, "B": 2}
+    assert [found[column]["missing"] for column in ("site", "age")] == [1, 1]
+    for name in "AB":
+        same = written["summary"]["groups"][f"site {name}"]["mean"]["dice"]
+        assert found["site"]["groups"][name]["score"] == pytest.approx(same["mean"], abs=1e-5)
+        assert found["site"]["groups"][name]["interval"] == pytest.approx(same["interval"], abs=1e-5)
+    assert found["age"]["gap"] is None
+    row = rows(folders)["case_1", "a"]
+    assert (row["group_site"], row["group_age"], row["patient"]) == ("B", "40 and above", "p0")
+    (last,) = (case for case in written["cases"] if case["case"] == "case_5")
+    assert last["group"] == {"site": "unknown", "age": "unknown"}
+    printed = capsys.readouterr().out
+    assert "too few patients, fewer than 10, to say anything of A (3), B (2)" in printed
+    assert "site: 1 case(s) have none and are in no group" in printed
+    assert "intervals over 3 patients" in printed
+    assert (folders / "out" / "groups.png").read_bytes().startswith(b"\x89PNG")
+    assert "Groups of cases" in (folders / "out" / "report.html").read_text("utf-8")
+    evaluate(folders)
+    assert not (folders / "out" / "groups.png").exists(), "of an earlier evaluation"
+    table.write_text("\n".join(told).replace("p2", "") + "\n")
+    with pytest.raises(
+        DataError, match=r"case_\d has no 'who'; add it to the table or the datalist, or drop --patient"
+    ):
+        evaluate(folders, groups=str(table), patient="who")
 
 
 def test_what_a_case_is_called() -> None:

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 
 from common.metrics import classification_scores, regression_scores
 from tools.reporting import comparison, significance
-from tools.reporting.cells import all_cells, case_ranks, data_set_ranks
+from tools.reporting.cells import all_cells, case_ranks, data_set_ranks, gap_rows, group_cells, group_rows
 from tools.reporting.comparison import (
     _evaluate,
     average_precision,
@@ -30,7 +30,7 @@ from tools.reporting.comparison import (
 )
 from tools.reporting.outcome import judge
 from tools.reporting.significance import critical_difference, pair_tests, rank
-from tools.studies.results import Block, Results, blocks_of, every_run, read_results
+from tools.studies.results import Block, Results, blocks_of, every_run, patients_sentence, read_results
 
 from .synthetic import write_study
 
@@ -209,6 +209,43 @@ def test_units_are_patients_where_groups_are(tmp_path: Path) -> None:
     _, (block,) = blocks(tmp_path / "b", data_sets={"acdc": {"groups": ["Basel", "Bern", "Ulm"]}}, folds=1)
     assert not block.patients
     assert block.unit.max() + 1 == 24
+
+
+def test_patients_and_groups_that_are_told_are_not_read_from_counts(tmp_path: Path) -> None:
+    """Two scans of each patient at two sites; one site is harder, and one case has no age."""
+
+    def tell(run: Any, result: Any) -> None:
+        for case, entry in result["cases"].items():
+            index = int(case.removeprefix("case_"))
+            site = "AB"[index // 2 % 2]
+            age = None if index == 0 else "below 40" if index < 30 else "40 and above"
+            entry |= {"patient": f"p{index // 2}", "groups": {"site": site, "age": age}}
+            for scores in entry["scores"].values():
+                scores["dice"] -= 0.25 * (site == "B")
+
+    _, (block,) = blocks(tmp_path, cases=60, folds=1, change=tell)
+    assert block.told
+    assert not block.patients
+    assert block.unit.max() + 1 == 30
+    assert "hippocampus: 30 patients of 60 unseen cases" in patients_sentence(block)
+    found = group_cells(block, "mae_resenc_l")
+    assert list(found) == ["site", "age"]
+    assert list(found["age"]["groups"]) == ["below 40", "40 and above"]
+    assert [found[name]["missing"] for name in found] == [0, 1]
+    site = found["site"]
+    assert {name: (each["cases"], each["patients"]) for name, each in site["groups"].items()} == {
+        "A": (30, 15),
+        "B": (30, 15),
+    }
+    inside = np.array([own == "A" for own in block.columns["site"]])
+    assert site["groups"]["A"]["score"] == pytest.approx(score(block, "mae_resenc_l", rows=inside)[0])
+    assert (site["gap"]["best"], site["gap"]["worst"]) == ("A", "B")
+    assert site["gap"]["interval"][0] > 0
+    low, high = found["age"]["gap"]["interval"]
+    assert low < 0 < high
+    assert len(group_rows([block])) == 2 * 2 * 4
+    (row, *_) = gap_rows([block])
+    assert (row["arm"], row["column"], row["low"]) == ("mae_resenc_l", "site", site["gap"]["interval"][0])
 
 
 def test_arms_are_compared_on_shared_runs_only(tmp_path: Path) -> None:

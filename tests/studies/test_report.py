@@ -142,6 +142,25 @@ def test_how_groups_are_read_is_told(tmp_path: Path, groups: list[str | None], t
     assert (len(rows(tmp_path, "groups")) > 0) == ("each has" in told)
 
 
+def test_how_far_groups_are_apart_is_told(tmp_path: Path) -> None:
+    groups = [*(["Basel", "Bern"] * 20), "Ulm", "Ulm"]
+    text = report(tmp_path, data_sets={"hippocampus": {"groups": groups}}, cases=42, seeds=1)
+    assert "too few patients, fewer than 10, to say anything of Ulm (2); left out of the gap" in text
+    assert re.search(r"groups of these sizes that do not differ would be 0\.\d+ apart on average: no difference", text)
+    assert "from the best group to the worst" in text
+    gaps = rows(tmp_path, "gaps")
+    assert [row["arm"] for row in gaps] == list(SHORT)
+    for row in gaps:
+        assert {row["best"], row["worst"]} == {"Basel", "Bern"}
+        assert float(row["low"]) < 0 < float(row["gap"]) < float(row["high"])
+    assert {row["group"]: row["few"] for row in rows(tmp_path, "groups")} == {
+        "Basel": "False",
+        "Bern": "False",
+        "Ulm": "True",
+    }
+    assert (tmp_path / "report" / "groups_hippocampus_all.png").is_file()
+
+
 @pytest.mark.parametrize("outcome", ["failed", "missing"])
 def test_a_planned_data_set_without_results_is_not_passed_over(tmp_path: Path, outcome: str) -> None:
     cards = {"alpha": {"group": "ID"}, "gamma": {"group": "ID"}, "delta": {"group": "OOD"}}

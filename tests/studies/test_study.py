@@ -20,6 +20,7 @@ import pytest
 import yaml
 from monai.bundle import ConfigParser
 
+from common.data.cases import case_name
 from common.errors import DataError, SettingsError
 from tools.studies import commands as study_tool
 from tools.studies import execution, scheduling
@@ -106,6 +107,40 @@ def test_arms_train_on_the_same_cases_and_never_on_unseen_ones(task: Path) -> No
             assert drawn["MAE", "all"][:2] == drawn["MAE", "2"]
             assert drawn["MAE", "2"][:1] == drawn["MAE", "1"]
     assert len(unseen_once) == 6 == len(set(unseen_once)), "every case is unseen in one fold"
+
+
+def test_patients_stay_together_and_groups_are_for_the_report(task: Path) -> None:
+    names = sorted(path.name.split(".")[0] for path in (task / "images").iterdir())
+    rows = [f"{name},{'AB'[i % 2]},{30 + 10 * i},p{i // 2}" for i, name in enumerate(names)]
+    table = task.parent / "cases.csv"
+    table.write_text("\n".join(["case,site,age,who", *rows]), "utf-8")
+    entry = {"card": "ball.yaml", "folder": "task", "groups": "cases.csv", "group": "site,age:40", "patient": "who"}
+    study = small(task.parent, data_sets={"ball": entry}, folds=3)
+    data = study.data_sets["ball"]
+    assert data.kept_together is None
+    for part in data.parts:
+        unseen = {case["who"] for case in part["validation"]}
+        assert len(unseen) == 1
+        assert not unseen & {case["who"] for case in part["training"]}
+    case = next(case for part in data.parts for case in part["validation"] if case_name(case) == names[0])
+    assert execution._belonging(data, case) == {
+        "group": None,
+        "groups": {"site": "A", "age": "below 40"},
+        "patient": "p0",
+    }
+    assert study.as_plain()["data_sets"]["ball"]["patient"] == "who"
+    alone = small(task.parent, data_sets={"ball": {**entry, "group": "site", "patient": None}}, folds=2).data_sets[
+        "ball"
+    ]
+    assert alone.kept_together == "site"
+    assert execution._belonging(alone, case) == {"group": "A"}
+    for told, words in (
+        ({"patient": "nobody"}, "has no 'nobody'"),
+        ({"group": "centre,site"}, "no case has a centre"),
+        ({"group": "age:60,40"}, "let them ascend"),
+    ):
+        with pytest.raises((DataError, SettingsError), match=words):
+            small(task.parent, data_sets={"ball": {**entry, **told}}, folds=2)
 
 
 def test_half_of_the_cases_is_unseen_without_folds(task: Path) -> None:

@@ -69,9 +69,10 @@ def curve_table(
         spread = means.std(0, ddof=1) if len(seeds) > 1 else np.full(3, np.nan)
         row: dict[str, Any] = {"cases": count, "pairs_of_runs": len(pairs), "unseen": len(cases)}
         for index, name in enumerate(("pretrained", "scratch", "difference")):
-            lowest = -1.0 if name == "difference" else 0.0
-            low, high = (np.nan, np.nan) if interval is None else np.clip(interval[:, index], lowest, 1.0)
-            row |= {name: np.nanmean(values[:, :, index]), f"{name}_low": low, f"{name}_high": high}
+            value = np.nanmean(values[:, :, index])
+            limits = min(-1.0 if name == "difference" else 0.0, value), max(1.0, value)  # of Dice
+            low, high = (np.nan, np.nan) if interval is None else np.clip(interval[:, index], *limits)
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
             if index < 2:
                 row[f"{name}_seed_sd"] = spread[index]
         rows.append({key: value if isinstance(value, int) else round(float(value), 5) for key, value in row.items()})
@@ -232,9 +233,9 @@ def _draw(rows: Sequence[Mapping[str, Any]], path: Path, *, bundle: str) -> None
         )
     left.set(title=f"{bundle}: mean Dice on unseen cases", ylabel="Dice")
     left.legend(loc="lower right")
-    errors = [
-        [row["difference"] - row["difference_low"] for row in rows],
-        [row["difference_high"] - row["difference"] for row in rows],
+    errors = [  # not negative by rounding
+        [max(row["difference"] - row["difference_low"], 0.0) for row in rows],
+        [max(row["difference_high"] - row["difference"], 0.0) for row in rows],
     ]
     right.errorbar(counts, [row["difference"] for row in rows], yerr=errors, fmt="o-", color="#222222", capsize=3)
     right.axhline(0, color="#999999", lw=1)

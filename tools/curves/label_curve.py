@@ -111,6 +111,7 @@ def _asked(given: LabelCurve) -> dict[str, Any]:
         "folds": given.folds,
         **{name: None if path is None else str(path.absolute()) for name, path in paths.items()},
         "group": given.group,
+        **({"patient": given.patient} if given.patient else {}),
         "rates": list(given.rates),
         "settings": settings,
         "pretraining": {name: value for name, value in {**shared, **own}.items() if name in pretrain},
@@ -143,7 +144,7 @@ def _study(asked: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list
         labels, folds = labels or LABELS, {"use": [0]}
     else:
         entry["datalist" if asked["data"].endswith(".json") else "folder"] = asked["data"]
-        entry |= {name: asked[name] for name in ("splits", "groups", "group") if asked[name]}
+        entry |= {name: asked[name] for name in ("splits", "groups", "group", "patient") if asked.get(name)}
     if labels is None:
         raise SettingsError("name the classes: --labels \"['background','lesion']\", or a dataset.json")
     entry |= {"labels": labels, "card": "card.yaml"}

@@ -45,6 +45,8 @@ class LabelCurve:
     """CSV with a column case and further columns."""
     group: str | None = None
     """The column that folds do not tear apart."""
+    patient: str | None = None
+    """The column of the patients, whom folds do not tear apart and intervals count."""
     rates: tuple[float, ...] = (0.3, 1.0, 3.0)
     """Factors on the learning rate that are tried for each of the two."""
     small: bool | None = None

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from common.metrics import equal_units, gap_between, ordered_groups
+from common.metrics.groups import FEWEST
+
 from ..studies.results import METRICS, Block, Results, every_run
 from .comparison import baseline, bounded, case_scores, compare, interval, paired_case_scores, resampled, score
 from .significance import Ranks, by_unit, rank
@@ -22,6 +25,8 @@ __all__ = [
     "case_ranks",
     "case_rows",
     "data_set_ranks",
+    "gap_rows",
+    "group_cells",
     "group_rows",
     "kind_of",
     "mean_score",
@@ -170,37 +175,86 @@ def case_ranks(block: Block, metric: int = 0) -> Ranks | None:
     return rank(values, arms, block.data_set)
 
 
+def group_cells(block: Block, arm: str, metric: int = 0) -> dict[str, Any]:
+    """Return the scores of an arm in each group of cases, by column, as :func:`common.metrics.group_scores` does.
+
+    Samples of groups are put together as if each had runs of its own: that their luck is shared is not used, so that
+    gaps are rather a little less sure than more.
+    """
+    found: dict[str, Any] = {}
+    if block.patients:
+        return found
+    for column, values in block.columns.items():
+        groups: dict[str, Any] = {}
+        large: dict[str, tuple[float, np.ndarray, float]] = {}
+        ran = np.asarray(every_run(block, arm).any(1))[block.fold]
+        for name in ordered_groups(value for value in values if value is not None):
+            inside = np.array([own == name for own in values])
+            mine = block.unit[inside & ran]
+            if not len(mine):
+                continue
+            value = float(score(block, arm, rows=inside)[metric])
+            samples = resampled(block, arm, rows=inside)[:, metric]
+            count = len(np.unique(mine))
+            bounds = interval(bounded(block, samples))
+            groups[name] = {
+                "cases": len(mine),
+                "patients": count,
+                "score": value,
+                "interval": None if math.isnan(bounds[0]) else list(bounds),
+                "few": count < FEWEST,
+            }
+            if count >= FEWEST and not math.isnan(bounds[0]):
+                large[name] = (value, samples, equal_units(mine))
+        if len(groups) > 1:
+            gap = gap_between(large) if len(large) > 1 else None
+            missing = sum(value is None for value in values)
+            found[column] = {"groups": groups, "missing": missing, "gap": gap, "fewest": FEWEST}
+    return found
+
+
 def group_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
-    """Return the scores of each arm in each group of cases (centre, scanner), with intervals."""
-    rows = []
-    for block in blocks:
-        groups = sorted({group for group in block.groups if group is not None})
-        if block.patients or len(groups) < 2:
-            continue
-        for group in groups:
-            inside = np.array([own == group for own in block.groups])
-            for arm in block.arms:
-                mine = inside & np.asarray(every_run(block, arm).any(1))[block.fold]
-                if not mine.any():
-                    continue
-                values, samples = score(block, arm, rows=inside), resampled(block, arm, rows=inside)
-                for index, metric in enumerate(block.metrics):
-                    low, high = interval(bounded(block, samples[:, index]))
-                    rows.append(
-                        {
-                            "data_set": block.data_set,
-                            "budget": block.budget,
-                            "group": group,
-                            "arm": arm,
-                            "metric": metric,
-                            "cases": len(np.unique(block.unit[mine])),
-                            "value": float(values[index]),
-                            "low": low,
-                            "high": high,
-                            "complete": block.has(arm),
-                        }
-                    )
-    return rows
+    """Return the scores of each arm in each group of cases (centre, scanner, sex, band of age), with intervals."""
+    return [
+        {
+            "data_set": block.data_set,
+            "budget": block.budget,
+            "column": column,
+            "group": name,
+            "arm": arm,
+            "metric": metric,
+            "cases": each["patients"],
+            "value": each["score"],
+            "low": math.nan if each["interval"] is None else each["interval"][0],
+            "high": math.nan if each["interval"] is None else each["interval"][1],
+            "complete": block.has(arm),
+            "few": each["few"],
+        }
+        for block in blocks
+        for arm in block.arms
+        for index, metric in enumerate(block.metrics)
+        for column, one in group_cells(block, arm, index).items()
+        for name, each in one["groups"].items()
+    ]
+
+
+def gap_rows(blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    """Return how far the worst group of cases is from the best for each arm, in the first score."""
+    return [
+        {
+            "data_set": block.data_set,
+            "budget": block.budget,
+            "column": column,
+            "arm": arm,
+            "low": one["gap"]["interval"][0],
+            "high": one["gap"]["interval"][1],
+            **one["gap"],
+        }
+        for block in blocks
+        for arm in block.arms
+        for column, one in group_cells(block, arm).items()
+        if one["gap"]
+    ]
 
 
 def case_rows(results: Results) -> list[dict[str, Any]]:

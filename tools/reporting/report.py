@@ -10,6 +10,7 @@
 | tests.csv | paired tests of all pairs of arms |
 | ranks.csv | mean ranks |
 | groups.csv | scores in each centre, scanner or other group |
+| gaps.csv | how far the worst group is from the best |
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from common.tables import write_table
 from common.terminal import near
 
 from ..studies.results import METRICS, Block, Results, blocks_of, read_results
-from .cells import Cell, all_cells, case_rows, group_rows
+from .cells import Cell, all_cells, case_rows, gap_rows, group_rows
 from .examples import curves_part, predictions_part
 from .outcome import budget_words, caveats, headline, main_budget
 from .pictures import looks
@@ -43,7 +44,10 @@ _COLUMNS = {
         *("runs_of_each", "test", "p", "p_holm", "better"),
     ),
     "ranks": ("task", "budget", "metric", "over", "count", "arm", "mean_rank", "friedman_p", "critical_difference"),
-    "groups": ("data_set", "budget", "group", "arm", "metric", "cases", "value", "low", "high", "complete"),
+    "groups": (
+        *("data_set", "budget", "column", "group", "arm", "metric", "cases", "value", "low", "high", "complete", "few"),
+    ),
+    "gaps": ("data_set", "budget", "column", "arm", "best", "worst", "gap", "low", "high", "by_chance"),
 }
 
 
@@ -64,7 +68,7 @@ def write_report(folder: str | Path) -> Path:
     cells = all_cells(results, blocks)
     tests = pair_tests(blocks)
     ranks = all_ranks(results, blocks)
-    groups = group_rows(blocks)
+    groups, gaps = group_rows(blocks), gap_rows(blocks)
     outcome = headline(results, blocks, tests)
     own = looks(results.about["arms"])
     title = f"Study: {results.about['name']}"
@@ -75,7 +79,7 @@ def write_report(folder: str | Path) -> Path:
         *(Text(sentence, "note") for sentence in caveats(results, blocks, tests)),
         *scores_part(results, blocks, cells, own),
         *ranks_part(results, ranks, tests, own),
-        *groups_part(blocks, groups),
+        *groups_part(blocks, groups, gaps),
         *curves_part(results, own),
         *predictions_part(results, blocks),
         *published_part(results.about, cells),
@@ -88,6 +92,7 @@ def write_report(folder: str | Path) -> Path:
         "tests": tests,
         "ranks": _rank_rows(ranks),
         "groups": groups,
+        "gaps": gaps,
     }.items():
         columns = _COLUMNS.get(name) or tuple(field.name for field in fields(Cell))
         cells_of = ([row[column] for column in columns] for row in rows)
@@ -95,7 +100,8 @@ def write_report(folder: str | Path) -> Path:
     write_markdown(title, parts, target / "report.md")
     write_html(title, parts, target / "report.html")
     _print(results, blocks, cells, outcome)
-    print(f"written: {near(target)}/report.html, report.md, cases.csv, table.csv, tests.csv, ranks.csv, groups.csv")
+    tables = ", ".join(f"{name}.csv" for name in ("cases", "table", "tests", "ranks", "groups", "gaps"))
+    print(f"written: {near(target)}/report.html, report.md, {tables}")
     return target / "report.html"
 
 

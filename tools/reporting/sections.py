@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 
 from common.document import Heading, Part, Picture, Text
+from common.metrics import group_sentences
+from common.metrics.groups import groups_figure
 
-from ..studies.results import METRICS, Block, Results, groups_sentence
-from .cells import MEANS, Cell, case_ranks, data_set_ranks
-from .comparison import RESAMPLES
+from ..studies.definition import plain_name
+from ..studies.results import METRICS, Block, Results, groups_sentence, patients_sentence
+from .cells import MEANS, Cell, case_ranks, data_set_ranks, group_cells
+from .comparison import RESAMPLES, score
 from .outcome import budget_words, of_planned
-from .pictures import Look, draw_budgets, draw_ranks, draw_scores
+from .pictures import Look, draw_budgets, draw_ranks, draw_scores, png
 from .significance import Ranks
 from .tables import (
     FEWER,
@@ -24,6 +27,7 @@ from .tables import (
     TITLES,
     covers,
     difference_table,
+    gap_table,
     group_table,
     interval_table,
     main_table,
@@ -196,15 +200,16 @@ def _ranks(ranks: Ranks, over: str) -> list[Part]:
     return [Text("With so few data sets the test finds only large differences.", "note")] if few else []
 
 
-def groups_part(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> list[Part]:
-    """Return the scores in each centre, scanner or other group of cases."""
+def groups_part(
+    blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]], gaps: Sequence[Mapping[str, Any]]
+) -> list[Part]:
+    """Return the scores in each centre, scanner or other group of cases, and how far the worst is from the best."""
     parts: list[Part] = [Heading("Groups of cases", short="Groups")]
     read: dict[str, dict[str, str]] = {}  # of each data set what is said of its groups, and with which budget
     for block in blocks:
-        told = groups_sentence(block.groups, block.data_set)
-        if told:
+        if told := patients_sentence(block) or groups_sentence(block.groups, block.data_set):
             read.setdefault(block.data_set, {}).setdefault(told, block.budget)
-    if not read:
+    if not read and not rows:
         return [*parts, Text("No data set tells of groups of cases, such as centres or scanners.")]
     for texts in read.values():
         several = len(texts) > 1  # not all cases are scored with each budget
@@ -219,10 +224,28 @@ def groups_part(blocks: Sequence[Block], rows: Sequence[Mapping[str, Any]]) -> l
         )
     )
     for block in blocks:
-        for metric in block.metrics:
-            own = [
-                r for r in rows if (r["data_set"], r["budget"], r["metric"]) == (block.data_set, block.budget, metric)
-            ]
-            if own:
-                parts.append(group_table(own, f"{block.data_set}, {TITLES[metric]}, {budget_words(block.budget)}"))
+        here = [r for r in rows if (r["data_set"], r["budget"]) == (block.data_set, block.budget)]
+        where = f"{block.data_set}, {budget_words(block.budget)}"
+        for column in dict.fromkeys(row["column"] for row in here):
+            for metric in block.metrics:
+                own = [row for row in here if (row["column"], row["metric"]) == (column, metric)]
+                parts.append(group_table(own, f"{where}, {TITLES[metric]} by {column}"))
+        if here:
+            parts += _apart(
+                block, where, [r for r in gaps if (r["data_set"], r["budget"]) == (block.data_set, block.budget)]
+            )
     return parts
+
+
+def _apart(block: Block, where: str, gaps: Sequence[Mapping[str, Any]]) -> list[Part]:
+    """Return what groups say and do not say, the gaps of all arms, and a picture of the best arm."""
+    best = max(block.arms, key=lambda arm: (block.has(arm), np.nan_to_num(score(block, arm)[0], nan=-1.0)))
+    found = group_cells(block, best)
+    title = TITLES[block.metrics[0]]
+    parts: list[Part] = [Text(f"{where}, {title} of {best}. {sentence}", "note") for sentence in group_sentences(found)]
+    if gaps:
+        parts.append(gap_table(gaps, f"{where}, {title}, from the best group to the worst"))
+    name = f"groups_{plain_name(block.data_set)}_{block.budget}.png"
+    whole = float(score(block, best)[0])
+    figure = groups_figure(found, score=f"{title} of {best}", whole=None if math.isnan(whole) else whole)
+    return [*parts, Picture(name, png(figure), f"{title} of {best} in each group, {where}", large=False)]

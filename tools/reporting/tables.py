@@ -23,6 +23,7 @@ __all__ = [
     "bounds",
     "covers",
     "difference_table",
+    "gap_table",
     "group_table",
     "interval_table",
     "main_table",
@@ -231,3 +232,20 @@ def group_table(rows: Sequence[Mapping[str, Any]], caption: str) -> Table:
             ]
         )
     return Table(["", *(f"{group} ({count})" for group, count in groups.items())], lines, caption)
+
+
+def gap_table(rows: Sequence[Mapping[str, Any]], caption: str) -> Table:
+    """Return how far the worst group is from the best, for each arm and column."""
+    lines = [
+        [
+            row["arm"],
+            row["column"],
+            row["best"],
+            row["worst"],
+            f"{number(row['gap'])} {bounds(*row['interval'])}",
+            number(row["by_chance"]),
+        ]
+        for row in rows
+    ]
+    heads = ["arm", "groups", "best", "worst", "gap [95 %, all pairs]", "if they did not differ"]
+    return Table(heads, lines, caption, words=True)

@@ -10,9 +10,11 @@ from tqdm import tqdm
 
 from common.data import segmentation_task
 from common.data.cases import stem
+from common.data.listing.case_tables import CaseTable
 from common.data.listing.descriptions import check_names_of_classes
 from common.data.listing.folders import volumes_in
-from common.engines.evaluation import Pair, evaluate_pairs, found_values, read_groups
+from common.data.listing.members import wanted_columns
+from common.engines.evaluation import Pair, evaluate_pairs, found_values
 from common.errors import DataError
 from common.terminal import near
 from common.transforms import without_ending
@@ -46,6 +48,7 @@ def evaluate(settings: Evaluate) -> None:
         ignore_label=ignore_label,
         tolerance_mm=settings.tolerance_mm,
         group=settings.group,
+        patient=settings.patient,
         resamples=settings.resamples,
         seed=settings.seed,
         num_workers=settings.num_workers,
@@ -83,9 +86,12 @@ def _pairs(settings: Evaluate) -> tuple[list[Pair], dict[str, DataError], list[s
             f"no file of {predicted} has the name of one in {wanted}, for example {next(iter(theirs.values())).name}; "
             "rename them alike"
         )
-    table = read_groups(str(settings.groups), str(settings.group)) if settings.groups else {}
+    table = None
+    if settings.groups:
+        table = CaseTable(str(settings.groups), columns=wanted_columns(settings.group, settings.patient))
     named = [name for name in theirs if name not in missing]
-    return [Pair(name, str(ours[name]), str(theirs[name]), table.get(name)) for name in named], missing, unmatched
+    about = {name: table.of(name) if table else {} for name in named}
+    return [Pair(name, str(ours[name]), str(theirs[name]), about=about[name]) for name in named], missing, unmatched
 
 
 def _label_maps(folder: Path) -> dict[str, Path]:

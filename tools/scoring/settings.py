@@ -30,9 +30,11 @@ class Evaluate:
     tolerance_mm: Annotated[float, From(0)] = 1.0
     """Distance up to which NSD takes two surfaces as equal."""
     groups: Existing | None = None
-    """CSV with a column "case" and others."""
+    """CSV with a column "case" and others, or the participants.tsv of a BIDS data set."""
     group: str | None = None
-    """The column of it by whose values to report too."""
+    """Columns of it by whose values to report too; of a quantity with the ends of its bands: site,sex,age:40,60."""
+    patient: str | None = None
+    """Column of it with the patients, who are then resampled instead of cases."""
     output: Path = Path("evaluation")
     """Folder to write to."""
     resamples: Annotated[int, From(1)] = 2000
@@ -49,8 +51,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         if self.predictions.is_dir() != self.references.is_dir():
             raise SettingsError(f"{self.predictions} and {self.references} must both be folders, or both files")
-        if bool(self.groups) != bool(self.group):
-            raise SettingsError("groups and group belong together: --groups cases.csv --group centre")
+        if bool(self.groups) != bool(self.group or self.patient):
+            raise SettingsError("groups and group (or patient) belong together: --groups cases.csv --group centre")
         if self.regions is not None and self.labels is None:
             raise SettingsError("regions need the names of the label values: --labels background,edema,core")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from common.bundles import read_config
+from common.data.listing.members import group_columns
 
 from ..commanding.environment import ROOT
 
@@ -40,13 +41,13 @@ SCRATCH, PRETRAINING = "scratch", "pretraining"  # weights that are no file
 # settings of the train configs that a study decides itself
 OWN = {
     *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "pretrained", "from_scratch", "labels", "seed"),
-    *("fold", "folds", "splits", "groups", "group", "table", "target", "classes", "regions", "ignore_label", "strict"),
-    *("regions_class_order", "task"),
+    *("fold", "folds", "splits", "groups", "group", "patient", "table", "target", "classes", "regions", "ignore_label"),
+    *("strict", "regions_class_order", "task"),
 }
 # and of the inference configs
 OWN_INFERENCE = {
     *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "model", "trained", "channels", "group"),
-    *("labels", "regions", "regions_class_order", "strict", "overwrite"),
+    *("labels", "regions", "regions_class_order", "strict", "overwrite", "patient"),
 }
 
 
@@ -89,7 +90,8 @@ class DataSet:
     labels: Any
     channels: int = 1
     groups: str | None = None
-    group: str | None = None
+    group: str | list[str] | None = None
+    patient: str | None = None
     target: Any = None
     classes: list[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
@@ -100,6 +102,12 @@ class DataSet:
     def task(self) -> str:
         """Segmentation, classification or regression."""
         return str(self.card["task"])
+
+    @property
+    def kept_together(self) -> str | None:
+        """The column of groups that folds do not tear apart: a single one without bands, where no patients are told."""
+        columns = group_columns(self.group)
+        return columns[0].name if not self.patient and len(columns) == 1 and not columns[0].cuts else None
 
 
 @dataclass(frozen=True)
@@ -219,6 +227,7 @@ class Study:
                     "classes": data.classes,
                     "target": data.target,
                     "group": data.group,
+                    "patient": data.patient,
                     "cases": [{part: len(cases) for part, cases in fold.items()} for fold in data.parts],
                     "settings": data.settings,
                 }

@@ -26,6 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from common.data.cases import Case, case_name, images_of
+from common.data.listing.members import group_columns
 from common.errors import SettingsError, sentence
 from common.files import is_as_recorded, read_content, sha256, write_json, write_record
 from common.literals import as_data
@@ -33,7 +34,7 @@ from common.paths import output_file
 from common.tables import read_table
 
 from .contents import contents_of, sizes_of
-from .definition import PRETRAINING, SCRATCH, Arm, Run, Study, bundle_config, digest, plain_name
+from .definition import PRETRAINING, SCRATCH, Arm, DataSet, Run, Study, bundle_config, digest, plain_name
 from .results import read_json
 
 __all__ = [
@@ -300,7 +301,7 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
         "weights": arm.weights,
         "weights_sha256": _digest_of(arm),
         "pretraining": pretraining_of(study, run),
-        "task": {**task, "target": data.target, "classes": data.classes, "group": data.group},
+        "task": {**task, "target": data.target, "classes": data.classes, "group": data.group, **_patient(data)},
         "files": sizes_of(cases),
         "contents": contents_of(cases, study.folder),
         "settings": study.training_settings(arm, data),
@@ -406,7 +407,7 @@ def train(
     settings: dict[str, Any] = {}
     if data.task != "segmentation":
         own["val_interval"] = 10**6
-        settings = {"task": data.task, "target": data.target, "group": data.group}
+        settings = {"task": data.task, "target": data.target, "group": data.kept_together, **_patient(data)}
         if data.card.get("units"):
             settings["units"] = data.card["units"]
         if data.task == "classification" and not isinstance(data.target, list):
@@ -459,7 +460,6 @@ def predict(study: Study, run: Run, folder: Path, **changes: Any) -> None:
         record=folder / "inference.json",
         **{
             "model": str(folder / "models" / model),
-            "group": data.group,
             "datalist": str(folder / "datalist.json"),
             "store_dir": str(study.folder / "store"),
             "output_dir": str(folder / "predictions"),
@@ -475,8 +475,6 @@ def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> 
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
     settings: dict[str, Any] = {"tolerance_mm": 1.0}
     settings |= {name: data.card[name] for name in ("regions", "ignore_label") if data.card.get(name)}
-    if data.group:
-        settings["group"] = data.group
     run_config(
         arm.bundle,
         "evaluate",
@@ -498,7 +496,7 @@ def _segmented(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> 
         case = files[row["case"]]
         one = found.setdefault(
             row["case"],
-            {"group": row["group"] or None, "image": images_of(case), "label": case["label"], "scores": {}},
+            {**_belonging(data, case), "image": images_of(case), "label": case["label"], "scores": {}},
         )
         one["scores"][row["class"]] = {name: _number(row[name]) for name in _SCORES}
     os.replace(folder / "evaluation" / "scores.csv", folder / "scores.csv")
@@ -518,12 +516,11 @@ def _classified(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) ->
     names = [str(name) for name in columns or data.classes or []]
     found: dict[str, dict[str, Any]] = {}
     rows = {row["case"]: row for _, row in read_table(folder / "predictions" / "predictions.csv", exact=True)}
-    groups = {case_name(case): case for case in unseen}
+    cases = {case_name(case): case for case in unseen}
     for name, row in rows.items():
         truth: Any = [int(row[f"true_{each}"]) for each in names] if columns else names.index(row["true"])
-        group = groups.get(name, {}).get(data.group) if data.group else None
         found[name] = {
-            "group": None if group is None else str(group),
+            **_belonging(data, cases[name]),
             "truth": truth,
             "probabilities": [float(row[f"probability_{each}"]) for each in names],
         }
@@ -533,12 +530,11 @@ def _classified(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) ->
 def _regressed(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> dict[str, Any]:
     """Gather predicted and true numbers."""
     data = study.data_sets[run.data_set]
-    groups = {case_name(case): case.get(data.group) for case in unseen} if data.group else {}
+    cases = {case_name(case): case for case in unseen}
     found: dict[str, dict[str, Any]] = {}
     for _, row in read_table(folder / "predictions" / "predictions.csv", exact=True):
-        group = groups.get(row["case"])
         found[row["case"]] = {
-            "group": None if group is None else str(group),
+            **_belonging(data, cases[row["case"]]),
             "truth": float(row["true"]),
             "predicted": [float(row["predicted"])],
         }
@@ -546,6 +542,22 @@ def _regressed(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> 
 
 
 _GATHER = {"segmentation": _segmented, "classification": _classified, "regression": _regressed}
+
+
+def _patient(data: DataSet) -> dict[str, str]:
+    """Return the column of the patients as a setting, where one is told; runs without one are recorded as ever."""
+    return {"patient": data.patient} if data.patient else {}
+
+
+def _belonging(data: DataSet, case: Case) -> dict[str, Any]:
+    """Return the group of a case, by column where there are several, and its patient where one is told."""
+    own = {
+        column.name: column.group_of(case.get(column.name), case_name(case)) or None
+        for column in group_columns(data.group)
+    }
+    alone = next(iter(own.values())) if len(own) == 1 else None
+    patient = {"patient": str(case[data.patient])} if data.patient else {}
+    return {"group": alone, **({"groups": own} if len(own) > 1 else {}), **patient}
 
 
 def _keep(folder: Path, kept: Collection[Path]) -> None:

@@ -15,6 +15,7 @@ import yaml
 from common.data import classified_lists, labelled_lists, segmentation_task, split_cases
 from common.data.cases import case_name
 from common.data.listing.descriptions import check_names_of_classes
+from common.data.listing.members import members_of
 from common.errors import DataError, SettingsError, line_of
 from common.files import replace_file
 from common.literals import as_data
@@ -50,13 +51,13 @@ _TOP = (
 _ARM = ("bundle", "weights", "schedule", "epochs", "spacing", "settings", "pretraining", "inference")
 _DATA_SET = (
     *("card", "folder", "datalist", "splits", "groups", "group", "labels", "channels", "table", "target", "classes"),
-    *("settings", "pretraining", "inference"),
+    *("patient", "settings", "pretraining", "inference"),
 )
 _LEVEL = ("settings", "pretraining", "inference")  # what every level may hold: settings of these configs
 _KEEP = ("models", "predictions")
 _NAMES = {  # entries that are texts, whatever they look like
     *("name", "output", "bundle", "weights", "card", "folder", "datalist", "splits", "groups", "group"),
-    *("table", "target"),
+    *("patient", "table", "target"),
 }
 _MEANS = ("ID", "OOD", "All")  # columns of the report that no data set may be called like
 _POSITIVE = ("epochs", "iterations_per_epoch", "batch_size", "lr", "patch_size", "input_size", "spacing_mm", "channels")
@@ -326,19 +327,17 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
     if isinstance(labels, str):
         labels = str(base / as_path(labels))
     channels = _number(entry.get("channels", len(about.get("channels") or [1])), f"channels of {where}", least=1)
-    group, splits = entry.get("group"), path("splits")
+    told: dict[str, Any] = {"group": entry.get("group"), "patient": entry.get("patient")}
+    together, splits = DataSet(name, about, [], None, **told).kept_together, path("splits")
     data_folder, datalist = path("folder") or "", path("datalist")
     if entry.get("folder") == TEMPLATE:
         data_folder, datalist, splits, folds = "", *_template(folder), 2
     if not data_folder and not datalist:
         raise SettingsError(f"{where} has no folder; say where its labelled cases are")
-    places: dict[str, Any] = {"channels": channels, "group": group, "splits": splits, "folds": folds}
+    places: dict[str, Any] = {**told, "group": together, "channels": channels, "splits": splits, "folds": folds}
     target = entry.get("target", about.get("target"))
     classes = entry.get("classes", about.get("classes"))
-    if segmentation and not labels:
-        raise SettingsError(f"{where} has no labels; add labels: [background, ...] or the path of a dataset.json")
-    if not segmentation and not target:
-        raise SettingsError(f"{where} has no target; name the column of its table with the classes or numbers")
+    _check_asked(segmentation, labels, target, where)
     try:
         count = _split_count(splits) if splits else folds
         parts = []
@@ -363,9 +362,11 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
                 classes = None if about["task"] == "regression" else list(lists["task"].names)
                 parts.append({part: [_columns(case) for case in lists[part]] for part in ("training", "validation")})
         if segmentation:
-            told = {name: about.get(name) for name in ("regions", "ignore_label", "regions_class_order")}
-            segmentation_task(labels or [], **told)
+            described = {name: about.get(name) for name in ("regions", "ignore_label", "regions_class_order")}
+            segmentation_task(labels or [], **described)
             check_names_of_classes(labels, *filter(None, [data_folder]))
+        if not together:
+            _check_members(parts[0], told)
     except (OSError, ValueError) as error:
         if isinstance(error, (DataError, SettingsError)):
             raise type(error)(f"{where}: {error}") from error
@@ -378,7 +379,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         labels,
         channels=int(channels),
         groups=path("groups"),
-        group=group,
+        **told,
         target=target if not segmentation else None,
         classes=classes if not segmentation else None,
         settings={**_of_card(about), **_task_settings(about), **_settings(entry, "settings", where)},
@@ -394,6 +395,20 @@ def _asked(card: Mapping[str, Any], target: Any, classes: Any) -> dict[str, Any]
         "classes": None if isinstance(target, list) else classes,
         "units": card.get("units"),
     }
+
+
+def _check_asked(segmentation: bool, labels: Any, target: Any, where: str) -> None:
+    """Refuse a data set that does not say what is to be told."""
+    if segmentation and not labels:
+        raise SettingsError(f"{where} has no labels; add labels: [background, ...] or the path of a dataset.json")
+    if not segmentation and not target:
+        raise SettingsError(f"{where} has no target; name the column of its table with the classes or numbers")
+
+
+def _check_members(part: Mapping[str, Sequence[Mapping[str, Any]]], told: Mapping[str, Any]) -> None:
+    """Refuse columns of groups or patients that do not tell of the cases, before anything runs."""
+    cases = [dict(case) for own in part.values() for case in own]
+    members_of([case_name(case) for case in cases], cases, **told)
 
 
 def _split_count(splits: str) -> int:
@@ -435,10 +450,11 @@ def _segmentation_part(
 ) -> dict[str, list[dict[str, Any]]]:
     """Split once in halves, as the study does, or into folds."""
     if places["splits"]:
-        return split_cases(cases, fold=fold, splits=places["splits"])
+        return split_cases(cases, fold=fold, splits=places["splits"], patient=places["patient"])
+    together = {name: places[name] for name in ("group", "patient")}
     if places["folds"] == 1:
-        return split_cases(cases, fold=None, group=places["group"], validation_share=0.5)
-    return split_cases(cases, fold=fold, folds=places["folds"], group=places["group"])
+        return split_cases(cases, fold=None, validation_share=0.5, **together)
+    return split_cases(cases, fold=fold, folds=places["folds"], **together)
 
 
 def _columns(case: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 |---|---|
 | block | all results on one data set with one budget: the same unseen cases for every arm |
 | row | an unseen case of one fold |
-| unit | what is drawn in a bootstrap and counted in a test: a case, or a patient (``patient``) where it has several |
+| unit | what is drawn in a bootstrap and counted in a test: a case, or its patient where that is told |
 | runs | which fold and seed an arm has, ``(folds, seeds)`` |
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from common.data.listing.members import group_columns
 from common.errors import DataError
 from common.files import read_record
 
@@ -29,6 +30,7 @@ __all__ = [
     "blocks_of",
     "every_run",
     "groups_sentence",
+    "patients_sentence",
     "read_json",
     "read_results",
     "shared_runs",
@@ -78,13 +80,15 @@ class Block:
         fold: index of each row's fold, ``(rows,)``.
         unit: index of each row's unit, ``(rows,)``.
         patients: whether groups are patients, so that they are the units.
-        groups: centre, scanner or patient of each row.
+        groups: centre, scanner or patient of each row; None where several columns tell of groups.
         values: scores ``(arms, rows, seeds, classes, metrics)``; of classification probabilities, of regression
             predicted numbers, last axis 1.
         truth: of classification: index of the class ``(rows,)``, or labels ``(rows, classes)``; of regression: the
             number ``(rows,)``.
         ran: ``(arms, folds, seeds)``.
         planned: number of runs planned of each arm.
+        columns: of each column that tells of groups the group of each row.
+        told: whether patients are told, so that nothing is read from groups.
     """
 
     data_set: str
@@ -103,6 +107,8 @@ class Block:
     truth: np.ndarray | None
     ran: np.ndarray
     planned: dict[str, int]
+    columns: dict[str, list[str | None]] = field(default_factory=dict)
+    told: bool = False
     cache: dict[Any, np.ndarray] = field(default_factory=dict, repr=False)
 
     @property
@@ -198,7 +204,13 @@ def _block(
             else:
                 values[arm, row, seed, :, 0] = entry["probabilities" if task == "classification" else "predicted"]
     groups = [entries[row].get("group") for row in rows]
-    small = _are_patients(groups)
+    told = any(entries[row].get("patient") for row in rows)
+    small = not told and _are_patients(groups)
+    names = dict.fromkeys(column for row in rows for column in entries[row].get("groups", ()))
+    columns = {name: [entries[row].get("groups", {}).get(name) for row in rows] for name in names}
+    if any(group is not None for group in groups):
+        known = group_columns(results.about["data_sets"][data_set].get("group"))
+        columns = {known[0].name if known else "group": groups}
     units = [
         str(entries[row].get("patient") or (small and group) or row[1]) for row, group in zip(rows, groups, strict=True)
     ]
@@ -219,6 +231,8 @@ def _block(
         np.array([entries[row]["truth"] for row in rows]) if task != "segmentation" else None,
         ran,
         {arm: len(results.planned(arm=arm, data_set=data_set, budget=budget)) for arm in arms},
+        columns,
+        told,
     )
 
 
@@ -231,6 +245,13 @@ def _are_patients(groups: Sequence[str | None]) -> bool:
     """
     sizes = Counter(groups)
     return None not in sizes and 6 <= len(sizes) < len(groups) and len(groups) <= 3 * len(sizes)
+
+
+def patients_sentence(block: Block) -> str:
+    """Say whose scans the unseen cases of a data set are, where patients are told; "" otherwise."""
+    count, cases = len(np.unique(block.unit)), len(block.rows)
+    told = f"{block.data_set}: {count} patients of {cases} unseen cases, whom intervals and tests count."
+    return told if block.told else ""
 
 
 def groups_sentence(groups: Sequence[str | None], where: str) -> str:

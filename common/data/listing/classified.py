@@ -26,14 +26,15 @@ from typing import Any
 from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
-from ...tables import read_table
+from ...tables import is_missing, read_table
 from ...tasks import TARGET, ClassificationTask, RegressionTask
 from ...transforms import without_ending
 from ..cases import Case, case_name, images_of
 from ..problems import settle
 from .datalists import channel_cases, read_datalist
 from .folders import LABELLED, existing_folder, volumes_in
-from .labelled import split_cases
+from .labelled import split_cases, whole_patients
+from .members import wanted_columns
 from .quantities import check_numbers, number_of, ranges, spread, standardised
 
 __all__ = [
@@ -45,7 +46,6 @@ __all__ = [
     "target_digest",
 ]
 
-_MISSING = {"", "na", "n/a", "nan", "null", "?"}  # not none, which may be a class: none, mild, severe
 _TRUTH = {"0": 0, "1": 1, "false": 0, "true": 1, "no": 0, "yes": 1}
 _START = 2**16  # bytes of a file that tell it from others
 _MANY_NUMBERS = 10  # different ones; more are classes only if --classes lists them
@@ -125,6 +125,7 @@ def classified_lists(
     units: str | None = None,
     channels: int = 1,
     group: str | None = None,
+    patient: str | None = None,
     fold: int | str | None = None,
     folds: int = 5,
     splits: str | None = None,
@@ -148,8 +149,8 @@ def classified_lists(
         units: of the number, in words.
         channels: images of a case.
         group: column whose values are never torn apart by a split.
-        fold: which of ``folds`` is validated on, from 0; ``all`` trains and validates on everything; None holds out
-            ``validation_share`` once.
+        patient: column of the patients, who are never torn apart either.
+        fold: which of ``folds`` is validated on, from 0; ``all`` is both on everything; None holds out once.
         folds: number of cross-validation folds.
         splits: JSON list of ``{"train": [names], "val": [names]}``; ``fold`` then counts its entries.
         validation_share: share of the cases held out without folds; at least one case.
@@ -168,7 +169,7 @@ def classified_lists(
     lists = classified_cases(dataset_dir, datalist, table=table, channels=channels, strict=strict)
     cases, given = lists["training"], lists["validation"]
     columns = [target] if isinstance(target, str) else [str(name) for name in target]
-    _check_columns(cases + given, [*columns, *([group] if group else [])], source)
+    _check_columns(cases + given, [*columns, *filter(None, (group, patient))], source)
     asked = _asked(cases + given, target, task=task, classes=classes, units=units, source=source)
     problems: list[DataError] = []
     for case in cases + given:
@@ -179,7 +180,7 @@ def classified_lists(
     usable = [[case for case in part if TARGET in case] for part in (cases, given)]
     settle(problems, sum(map(len, usable)), strict=strict)
     if given and fold is None and splits is None:
-        split = {"training": usable[0], "validation": usable[1]}
+        split = whole_patients({"training": usable[0], "validation": usable[1]}, patient, source)
     else:
         split = split_cases(
             usable[0],
@@ -187,6 +188,7 @@ def classified_lists(
             folds=folds,
             splits=splits,
             group=group,
+            patient=patient,
             validation_share=validation_share,
             seed=seed,
             stratify=ranges(usable[0], parts=folds) if isinstance(asked, RegressionTask) else asked.stratum,
@@ -244,7 +246,8 @@ def prediction_cases(
     task: ClassificationTask | RegressionTask,
     target: str | Sequence[str],
     table: str | None = None,
-    group: str | None = None,
+    group: str | Sequence[str] | None = None,
+    patient: str | None = None,
     channels: int = 1,
     strict: bool = False,
 ) -> list[Case]:
@@ -256,7 +259,8 @@ def prediction_cases(
         task: of the model.
         target: column or columns of the truth.
         table: CSV with the columns ``case`` and target, for scores; only its cases are then predicted.
-        group: column of the patients, for intervals.
+        group: columns by whose values scores are told, with ends of bands: ``site,age:40,60``.
+        patient: column of the patients, for intervals.
         channels: images of a case.
         strict: stop at a row without image, or a case without a known target.
 
@@ -273,7 +277,7 @@ def prediction_cases(
         )
     columns = [target] if isinstance(target, str) else [str(name) for name in target]
     if table:
-        _check_columns(cases, [*columns, *([group] if group else [])], table)
+        _check_columns(cases, [*columns, *wanted_columns(group, patient)], table)
     problems: list[DataError] = []
     for case in cases:
         try:
@@ -281,8 +285,8 @@ def prediction_cases(
         except DataError as error:
             case[TARGET] = None
             problems.append(error)
-        if group and table and _is_missing(case.get(group, "")):
-            raise DataError(f"{table}: {case['case']} has no {group!r}; add it, or drop --group")
+        if patient and table and is_missing(case.get(patient, "")):
+            raise DataError(f"{table}: {case['case']} has no {patient!r}; add it, or drop --patient")
     if table and problems:
         told = "\n".join(f"  - {problem}" for problem in problems)
         if strict:
@@ -378,13 +382,9 @@ def _plain(value: Any) -> str:
     return str(int(number)) if number.is_integer() else text
 
 
-def _is_missing(value: Any) -> bool:
-    return str(value).strip().lower() in _MISSING
-
-
 def _known(cases: Sequence[Case], column: str) -> list[str]:
     """Return what a column says of the cases that it says something of."""
-    return [_plain(case[column]) for case in cases if not _is_missing(case.get(column, ""))]
+    return [_plain(case[column]) for case in cases if not is_missing(case.get(column, ""))]
 
 
 def _asked(
@@ -443,7 +443,7 @@ def _target(case: Case, columns: Sequence[str], task: ClassificationTask | Regre
     values = []
     for column in columns:
         value = case.get(column, "")
-        if _is_missing(value):
+        if is_missing(value):
             raise DataError(f"{source}: {case['case']} has no {column!r}")
         values.append(_plain(value))
     if isinstance(task, RegressionTask):

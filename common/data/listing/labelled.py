@@ -16,14 +16,14 @@ from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
 from ...paths import as_path
-from ...tables import read_table
-from ...transforms import ENDINGS, without_ending
+from ...transforms import ENDINGS
 from ..cases import Case, case_name, images_of, stem
+from .case_tables import CaseTable
 from .datalists import channel_cases, read_datalist
 from .descriptions import described_cases
 from .folders import LABELLED, existing_folder, is_series, named_below, path_below, volumes_in
 
-__all__ = ["add_columns", "labelled_lists", "split_cases"]
+__all__ = ["add_columns", "labelled_lists", "split_cases", "whole_patients"]
 
 
 def labelled_lists(
@@ -36,6 +36,7 @@ def labelled_lists(
     splits: str | None = None,
     groups: str | None = None,
     group: str | None = None,
+    patient: str | None = None,
     validation_share: float = 0.2,
     seed: int = 12345,
 ) -> dict[str, list[Case]]:
@@ -54,8 +55,10 @@ def labelled_lists(
         folds: number of cross-validation folds; the five of nnU-Net by default.
         splits: JSON list of ``{"train": [names], "val": [names]}``, such as nnU-Net's ``splits_final.json``; ``fold``
             then counts its entries.
-        groups: CSV with a column ``case`` and further columns, such as the centre or the patient.
+        groups: table with a column ``case`` and further columns, such as the centre or the patient, or BIDS'
+            ``participants.tsv``.
         group: column, of that file or of the datalist's entries, whose values are never torn apart by a split.
+        patient: column of the patients, who are never torn apart either.
         validation_share: share of the cases held out without folds; at least one case.
         seed: of the split.
 
@@ -76,26 +79,33 @@ def labelled_lists(
         cases = _pairs(existing_folder(dataset_dir), channels)
     add_columns(cases + given, groups)
     if given and fold is None and splits is None:  # an empty training list is fine for evaluation
-        return {"training": cases, "validation": given}
+        return whole_patients({"training": cases, "validation": given}, patient, str(datalist))
     return split_cases(
-        cases, fold=fold, folds=folds, splits=splits, group=group, validation_share=validation_share, seed=seed
+        cases,
+        fold=fold,
+        folds=folds,
+        splits=splits,
+        group=group,
+        patient=patient,
+        validation_share=validation_share,
+        seed=seed,
     )
 
 
 def add_columns(cases: Sequence[Case], file: str | None) -> None:
-    """Add the columns of a CSV to the cases it names.
+    """Add the columns of a table, as :class:`.case_tables.CaseTable` reads it, to the cases it names.
 
     Raises:
         DataError: if it cannot be read, has no column ``case`` or names none of the cases.
     """
     if not file:
         return
-    table = {without_ending(row["case"]): row for _, row in read_table(file)}
-    known = [case for case in cases if case_name(case) in table]
+    table = CaseTable(file)
+    known = [case for case in cases if table.of(case_name(case))]
     if cases and not known:
         raise DataError(f"{file} names none of the cases, such as {case_name(cases[0])}; write names without .nii.gz")
     for case in known:
-        row = table[case_name(case)]
+        row = table.of(case_name(case))
         case.update({key: value for key, value in row.items() if key not in ("case", *case) and key is not None})
 
 
@@ -106,6 +116,7 @@ def split_cases(
     folds: int = 5,
     splits: str | None = None,
     group: str | None = None,
+    patient: str | None = None,
     validation_share: float = 0.2,
     seed: int = 12345,
     stratify: Callable[[Case], str] | None = None,
@@ -128,15 +139,16 @@ def split_cases(
     if fold is not None and (isinstance(fold, bool) or not isinstance(fold, int) or fold < 0):
         raise SettingsError(f"fold is {fold!r}; it must be a number from 0, all, or null")
     if splits:
-        return _given_split(cases, splits, fold or 0)
+        return whole_patients(_given_split(cases, splits, fold or 0), patient, splits)
     if len(cases) < 2:
         return {"training": cases, "validation": cases}
-    members = _members(cases, group)
+    members = _members(cases, group, patient)
     strata = [stratify(case) for case in cases] if stratify else None
+    together = bool(group or patient)
     count = max(1, round(validation_share * len(cases)))
     if fold is None and strata is None:
         chosen = _hold_out(members, count, seed)
-    elif fold is None and strata is not None and not group:
+    elif fold is None and strata is not None and not together:
         chosen = _stratified_hold_out(strata, min(count, len(cases) - 1), seed)
     elif fold is None and strata is not None and len(set(members)) > 1:
         parts = min(len(set(members)), max(2, round(len(cases) / count)))
@@ -150,7 +162,7 @@ def split_cases(
             raise SettingsError(f"fold {fold} does not exist among {folds} folds; they count from 0")
         if len(set(members)) < folds:
             raise SettingsError(f"{len(set(members))} case(s) or groups do not make {folds} folds; lower --folds")
-        chosen = set(_folds(len(cases), folds, seed=seed, groups=members if group else None, strata=strata)[fold])
+        chosen = set(_folds(len(cases), folds, seed=seed, groups=members if together else None, strata=strata)[fold])
     if len(chosen) == len(cases):  # one single group: validate on what is trained on
         return {"training": cases, "validation": cases}
     return {
@@ -159,14 +171,50 @@ def split_cases(
     }
 
 
-def _members(cases: Sequence[Case], group: str | None) -> list[str]:
-    """Return what must stay together: the value of the group column, or each case by itself."""
-    if not group:
+def whole_patients(lists: dict[str, list[Case]], patient: str | None, source: str) -> dict[str, list[Case]]:
+    """Return a split that is given as it is, if it tears no patient apart.
+
+    Raises:
+        DataError: if it does, or if a case has no patient.
+    """
+    if patient:
+        training, validation = ({*_values(lists[part], patient, "patient")} for part in ("training", "validation"))
+        if both := sorted(training & validation):
+            raise DataError(
+                f"{source} has {len(both)} {patient}(s), such as {both[0]}, both in training and in validation; mend it"
+            )
+    return lists
+
+
+def _members(cases: Sequence[Case], group: str | None, patient: str | None) -> list[str]:
+    """Return what must stay together: the values of the group or patient column, or each case by itself.
+
+    Raises:
+        DataError: if a case lacks one, or a patient is in two groups.
+    """
+    if not group and not patient:
         return [case_name(case) for case in cases]
+    patients = _values(cases, patient, "patient") if patient else []
+    if not group:
+        return patients
+    groups = _values(cases, group, "group")
+    of: dict[str, str] = {}
+    for one, own in zip(patients, groups, strict=bool(patients)):
+        if of.setdefault(one, own) != own:
+            raise DataError(
+                f"the {patient} {one} is in the {group} {of[one]!r} and {own!r}, so that a split cannot keep both "
+                "together; drop --group or --patient"
+            )
+    return groups
+
+
+def _values(cases: Sequence[Case], column: str, option: str) -> list[str]:
     for case in cases:
-        if str(case.get(group, "")) == "":
-            raise DataError(f"{case_name(case)} has no {group!r}; add it to the table or the datalist, or drop --group")
-    return [str(case[group]) for case in cases]
+        if str(case.get(column, "")) == "":
+            raise DataError(
+                f"{case_name(case)} has no {column!r}; add it to the table or the datalist, or drop --{option}"
+            )
+    return [str(case[column]) for case in cases]
 
 
 def _hold_out(members: Sequence[str], count: int, seed: int) -> set[int]:
