@@ -150,8 +150,9 @@ def test_both_are_trained_scored_and_put_side_by_side(
     assert ours["ratio"] == pytest.approx(ours["seconds"] / 4.0)
     text = page.read_text()
     assert "old" not in text
+    assert "One seed each: intervals and p are of cases, not of the luck of a run." in text
     assert text.endswith("kept\n")
-    assert "3 cases to learn from, 2 unseen; 1 seeds; 2 x 1 iterations of 1 patches of 16 x 16 x 16" in text
+    assert "3 cases to learn from, 2 unseen; 1 seed(s); 2 x 1 iterations of 1 patches of 16 x 16 x 16" in text
     assert "| nnUNetTrainer | 100.0" in capsys.readouterr().out
 
     folder = tmp_path / "beside_nnunet"

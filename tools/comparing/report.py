@@ -106,13 +106,14 @@ def write_report(comparison: Comparison, page: Path | None) -> None:
     about = (
         f"{where['when'][:10]}; nnunetv2 {theirs}; ours with torch {where['torch']}, monai {where['monai']}; "
         f"{where['cpu']}. {len(comparison.training)} cases to learn from, {len(comparison.unseen)} unseen; "
-        f"{asked.seeds} seeds; {asked.epochs} x {asked.iterations} iterations of {asked.batch_size} patches of "
+        f"{asked.seeds} seed(s); {asked.epochs} x {asked.iterations} iterations of {asked.batch_size} patches of "
         f"{' x '.join(map(str, patch))} voxels of {' x '.join(spacing)} mm; features "
         f"{planned.network['features_per_stage']}, blocks {planned.network['blocks_per_stage']}; "
         f"learning rate {asked.lr or 0.01:g}, momentum {0.99 if asked.momentum is None else asked.momentum:g}."
     )
     about += f" Settings of ours: {asked.settings}." if asked.settings else ""
     about += "".join(f" {name}: {settings}." for name, settings in asked.variants.items())
+    about += " One seed each: intervals and p are of cases, not of the luck of a run." if asked.seeds == 1 else ""
     write_record({"about": about, "rows": rows}, comparison.folder / "comparison.json")
     text = markdown(rows, about)
     write_section(comparison.folder / "comparison.md", _SECTION, text)
