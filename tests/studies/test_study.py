@@ -566,7 +566,7 @@ def test_what_was_cut_after_its_training_is_not_trained_again(task: Path, monkey
 
     monkeypatch.setattr(execution, "train", pretend)
     monkeypatch.setattr(execution, "predict", pretend)
-    monkeypatch.setattr(execution, "_segmented", scored)
+    monkeypatch.setitem(execution._GATHER, "segmentation", scored)
     with pytest.raises(KeyboardInterrupt):
         execution.do(study, f"runs/{run.name}")
     assert execution.do(study, f"runs/{run.name}") == "finished"
