@@ -30,6 +30,7 @@ __all__ = [
     "slice_axis",
 ]
 
+_COLUMNS = 32  # that are resampled at once
 _ANISOTROPY = 3.0  # coarser than this against the finest axis, and slices are resampled one by one
 
 
@@ -60,42 +61,43 @@ def slice_axis(spacing_mm: Sequence[float], target_mm: Sequence[float]) -> int |
 def _resample_image(volume: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:
     """Resample ``(C, D, H, W)`` by cubic splines; with ``axis``, in its planes only and by nearest neighbour along it.
 
-    What a spline overshoots is cut off at the ends of the channel, or of the plane. The same numbers as scikit-image's
-    ``resize`` of order 3 but for float32's last digits, one axis after the other, so that nothing larger than the
-    volume in float32 is made.
+    What a spline overshoots is cut off at the ends of the channel, or of the plane. The numbers are those of
+    scikit-image's ``resize`` of order 3, which nnU-Net calls: one axis after the other in float64, by products with a
+    small matrix, in pieces, so that nothing larger than the volume in float32 is made.
     """
-    kept = [1, 2, 3] if axis is None else [n for n in range(1, 4) if n != axis + 1]
-    low, high = volume.amin(kept, keepdim=True), volume.amax(kept, keepdim=True)
-    for dim in sorted(kept, key=lambda n: shape[n - 1] / volume.shape[n]):  # what makes it smaller first
-        if volume.shape[dim] != shape[dim - 1]:
-            volume = _along(volume, dim, _cubic_weights(volume.shape[dim], shape[dim - 1]))
-    volume = torch.clamp(volume, low, high)
-    if axis is None or volume.shape[axis + 1] == shape[axis]:
-        return volume
-    return volume.index_select(axis + 1, nearest_voxels(volume.shape[axis + 1], shape[axis]))
+    kept = [0, 1, 2] if axis is None else [n for n in range(3) if n != axis]
+    between = [shape[n] if n in kept else volume.shape[n + 1] for n in range(3)]
+    weights = [
+        _cubic_weights(old, new) if old != new else None for old, new in zip(volume.shape[1:], between, strict=True)
+    ]
+    out = volume.new_empty([len(volume), *between])
+    for channel, result in zip(volume, out, strict=True):
+        for start in range(0, between[2], _COLUMNS):
+            columns = slice(start, start + _COLUMNS)
+            result[..., columns] = _columns(channel, weights, columns)
+    edges = [n + 1 for n in kept]
+    torch.clamp(out, volume.amin(edges, keepdim=True), volume.amax(edges, keepdim=True), out=out)
+    if axis is None or between[axis] == shape[axis]:
+        return out
+    return out.index_select(axis + 1, nearest_voxels(between[axis], shape[axis]))
+
+
+def _columns(channel: Tensor, weights: Sequence[Tensor | None], columns: slice) -> Tensor:
+    """Return some columns of a resampled ``(D, H, W)``: ``(d, h, w or less)``, float64."""
+    across = weights[2]
+    if across is None:
+        piece = channel[..., columns].double()
+    else:
+        piece = torch.stack([plane.double() @ across[columns].T for plane in channel])
+    if weights[0] is not None:
+        piece = (weights[0] @ piece.flatten(1)).view(-1, *piece.shape[1:])
+    return piece if weights[1] is None else weights[1] @ piece
 
 
 def _cubic_weights(old: int, new: int) -> Tensor:
-    """Return what each voxel of an axis has of each of the resampled one, ``(new, old)``, float32."""
+    """Return what each voxel of an axis has of each of the resampled one, ``(new, old)``, float64."""
     alike = resize(np.eye(old), (old, new), order=3, mode="edge", anti_aliasing=False, clip=False)
-    alike[np.abs(alike) < 1e-12] = 0  # what is far away; a processor takes ten times as long for numbers below 1e-38
-    return torch.from_numpy(alike.T.astype(np.float32))
-
-
-def _along(volume: Tensor, dim: int, weights: Tensor) -> Tensor:
-    """Map one axis of ``(C, D, H, W)`` by ``weights`` ``(new, old)``."""
-    if dim == 3:
-        return volume @ weights.T
-    shape = list(volume.shape)
-    shape[dim] = len(weights)
-    out = volume.new_empty(shape)
-    if dim == 1:
-        for channel, result in zip(volume, out, strict=True):
-            torch.mm(weights, channel.flatten(1), out=result.view(len(weights), -1))
-    else:
-        for slices, result in zip(volume.flatten(0, 1), out.flatten(0, 1), strict=True):
-            torch.mm(weights, slices, out=result)
-    return out
+    return torch.from_numpy(np.ascontiguousarray(alike.T))
 
 
 def resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None, *, slices: slice = slice(None)) -> Tensor:

@@ -94,9 +94,38 @@ def test_isotropic_images_are_resampled_by_cubic_splines() -> None:
     values = np.random.default_rng(0).standard_normal((10, 12, 14)).astype(np.float32)
     out = ResampleToSpacingd("image", spacing_mm=1.0)({"image": metatensor(values, (2.0, 2.0, 2.0))})["image"]
     expected = resize(values, (20, 24, 28), order=3, mode="edge", anti_aliasing=False)
-    np.testing.assert_allclose(out[0], expected, atol=1e-5)
+    np.testing.assert_allclose(out[0], expected, rtol=0, atol=1e-10)
     np.testing.assert_allclose(np.diag(out.affine), [1, 1, 1, 1])
     np.testing.assert_allclose(out.affine[:3, 3], -0.5)  # the first voxel's centre moves towards the volume's corner
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "spacing", "target"),
+    [
+        ((21, 40, 33), (25, 38, 90), (1.2, 0.95, 2.73), (1.0, 1.0, 1.0)),  # more columns than are done at once
+        ((1, 9, 70), (2, 9, 35), (2.0, 1.0, 0.5), (1.0, 1.0, 1.0)),
+        ((6, 30, 20), (30, 27, 36), (5.0, 0.9, 1.8), (1.0, 1.0, 1.0)),  # slice by slice
+        ((30, 20, 6), (27, 36, 6), (0.9, 1.8, 5.0), (1.0, 1.0, 5.0)),
+    ],
+)
+def test_resampled_images_are_those_of_scikit_image_to_the_last_bit(
+    old: tuple[int, ...], new: tuple[int, ...], spacing: tuple[float, ...], target: tuple[float, ...]
+) -> None:
+    values = np.random.default_rng(0).standard_normal((2, *old)).astype(np.float32)
+    image = MetaTensor(torch.from_numpy(values), affine=torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64)))
+    out = ResampleToSpacingd("image", spacing_mm=target)({"image": image})["image"]
+    axis = slice_axis(spacing, target)
+    for found, channel in zip(out, values, strict=True):
+        expected = channel
+        if axis is None:
+            expected = resize(channel, new, order=3, mode="edge", anti_aliasing=False)
+        else:
+            plane = [n for a, n in enumerate(new) if a != axis]
+            planes = [
+                resize(one, plane, order=3, mode="edge", anti_aliasing=False) for one in np.moveaxis(channel, axis, 0)
+            ]
+            expected = np.repeat(np.stack(planes, axis), new[axis] // old[axis], axis)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-10)
 
 
 def test_thick_slices_are_not_blended() -> None:
