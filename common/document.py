@@ -164,7 +164,9 @@ def write_html(title: str, parts: Sequence[Part], path: Path, *, head: str = "")
         )
         + f"\n</main>{scripts}</body></html>\n"
     )
-    replace_file(path, lambda temporary: Path(temporary).write_text(text, "utf-8"))
+    replace_file(
+        path, lambda temporary: Path(temporary).write_text(text, "utf-8", "replace")
+    )  # names of files that are no UTF-8
 
 
 def _anchor(text: str) -> str:

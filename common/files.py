@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -35,8 +36,9 @@ def replace_file(path: Path, write: Callable[[str], object]) -> None:
     """Write beside ``path``, flush and rename, so that ``path`` is the old file or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.part"):  # by a killed run
-        if time.time() - left.stat().st_mtime > _STALE_SECONDS:
-            left.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process writes the same file, and is done by now
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                left.unlink()
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     os.close(handle)
     try:

@@ -52,7 +52,7 @@ def regression_scores(predicted: np.ndarray, truth: np.ndarray) -> dict[str, flo
     Example:
         >>> found = regression_scores(np.array([2.0, 4.0, 9.0]), np.array([1.0, 5.0, 9.0]))
         >>> {name: round(value, 3) for name, value in found.items()}
-        {'mae': 0.667, 'rmse': 0.816, 'r2': 0.938, 'pearson': 0.977, 'spearman': 1.0}
+        {'mae': 0.667, 'rmse': 0.816, 'r2': 0.938, 'pearson': 0.971, 'spearman': 1.0}
     """
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
     squares = (predicted - truth) ** 2

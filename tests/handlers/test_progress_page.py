@@ -102,6 +102,11 @@ def test_a_run_that_stops_says_why(tmp_path: Path) -> None:
     assert "http-equiv" not in page
 
 
+def test_a_warning_that_names_a_file_in_another_encoding_stops_nothing(tmp_path: Path) -> None:
+    terminal.warned.append("scan_\udcff.nii.gz is left out")
+    assert "scan_?.nii.gz is left out" in run(tmp_path)["end"]
+
+
 def test_writing_takes_a_small_share_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     now = [0.0]

@@ -49,7 +49,7 @@ try:
 except ValueError as error:
     told = type(error).__name__ + ": " + str(error)
 try:
-    openmind.predict("task/images", model=model, patch_size=[24, 24, 24], output="task/images", num_workers=0)
+    openmind.predict("task/images", model=model, output="task/images", num_workers=0)
 except ValueError as error:
     wrapped = type(error).__name__ + ": " + str(error)
 from openmind.tools.opening.options import BUNDLES

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from common.errors import SettingsError, WeightsError
-from common.files import read_record, sha256
+from common.files import read_record, sha256, write_json
 from common.networks import Primus
 from common.weights import (
     Cell,
@@ -689,6 +689,13 @@ def peak_gib(name: str, *arguments: object) -> float:
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     return int(result.stdout.splitlines()[-1]) / 2**20
+
+
+def test_what_another_process_has_just_renamed_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = tmp_path / ".model.json.1.part"
+    monkeypatch.setattr(Path, "glob", lambda *_: iter([gone]))
+    write_json({"a": 1}, tmp_path / "model.json")
+    assert json.loads((tmp_path / "model.json").read_text()) == {"a": 1}
 
 
 def test_two_imports_at_once(unet: tuple[Cell, Path], tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_what_goes_out_comes_back(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "nnUNetv2_predict_from_modelfolder -m" in (told := capsys.readouterr().out)
     assert "--disable_tta" in told
     taken(tmp_path / "nnunet", tmp_path / "back" / "model.pt")
-    assert '--mirror_axes "[0,2]"' in capsys.readouterr().out
+    assert "--mirror_axes '[0,2]'" in capsys.readouterr().out
     before, after = read_checkpoint(ours), read_checkpoint(tmp_path / "back" / "model.pt")
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
