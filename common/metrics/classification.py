@@ -28,7 +28,7 @@ from sklearn.metrics import roc_curve
 from ..figures import Figure
 from ..files import replace_file
 from ..paths import as_path
-from .statistics import bootstrap_interval, known_mean
+from .statistics import bootstrap_interval, known_mean, with_intervals
 
 __all__ = [
     "SCORES",
@@ -134,13 +134,7 @@ def summarise_classification(
 
     values = statistic(probabilities, truth)
     interval = bootstrap_interval(statistic, probabilities, truth, groups=groups, resamples=resamples, seed=seed)
-    entries = [
-        {
-            "value": _plain(value),
-            "interval": None if interval is None else [_plain(bound) for bound in interval[:, place]],
-        }
-        for place, value in enumerate(values)
-    ]
+    entries = with_intervals(values, interval, _plain)
     own = entries[len(SCORES) :]
     counts = truth.sum(0) if truth.ndim == 2 else np.bincount(truth, minlength=len(names))
     summary: dict[str, Any] = {

@@ -28,7 +28,7 @@ from ..figures import Figure
 from ..files import replace_file
 from ..paths import as_path
 from ..tasks import RegressionTask
-from .statistics import bootstrap_interval
+from .statistics import bootstrap_interval, plain_number, with_intervals
 
 __all__ = [
     "REGRESSION_SCORES",
@@ -111,15 +111,12 @@ def summarise_regression(
     predicted, truth = np.asarray(predicted, np.float64), np.asarray(truth, np.float64)
     values = statistic(predicted, truth)
     interval = bootstrap_interval(statistic, predicted, truth, groups=groups, resamples=resamples, seed=seed)
-    entries = [
-        {
-            "value": _plain(value),
-            "interval": None if interval is None else [_plain(bound) for bound in interval[:, place]],
-        }
-        for place, value in enumerate(values)
-    ]
+    entries = with_intervals(values, interval)
     beside = [*_IN_UNITS, *(f"{name}_gain" for name in _IN_UNITS)]
-    constant: dict[str, Any] = {"value": _plain(task.mean), **dict(zip(beside, entries[-len(beside) :], strict=True))}
+    constant: dict[str, Any] = {
+        "value": plain_number(task.mean),
+        **dict(zip(beside, entries[-len(beside) :], strict=True)),
+    }
     constant["sentence"] = _sentence(constant, _units(task.units))
     return {
         "cases": len(truth),
@@ -130,11 +127,6 @@ def summarise_regression(
         "mean_of_training": constant,
         "resamples": resamples,
     }
-
-
-def _plain(value: float) -> float | None:
-    """Return a number as JSON holds it; six digits, since a target may be of any size."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def _units(units: str | None) -> str:

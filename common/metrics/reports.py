@@ -17,7 +17,7 @@ from ..files import replace_file, write_json
 from ..paths import as_path
 from ..tables import UNKNOWN, write_table
 from .segmentation import METRICS
-from .statistics import bootstrap_interval, known_mean
+from .statistics import bootstrap_interval, known_mean, plain_number
 
 __all__ = ["draw_scores", "format_summary", "summarise", "summary_rows", "units_of", "write_scores"]
 
@@ -102,11 +102,11 @@ def _summary(
     def of(row: int) -> dict[str, Any]:
         return {
             score: {
-                "mean": _plain(means[row, column]),
+                "mean": plain_number(means[row, column]),
                 "interval": (
                     None
                     if bounds is None or counts[row, column] < 2
-                    else [_plain(bound) for bound in bounds[:, row, column]]
+                    else [plain_number(bound) for bound in bounds[:, row, column]]
                 ),
                 "cases": int(counts[row, column]),
             }
@@ -122,11 +122,6 @@ def _summary(
         },
         "mean": of(len(names)),
     }
-
-
-def _plain(value: float) -> float | None:
-    """Return a number that JSON knows, to six digits; None for NaN and infinity."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def summary_rows(summary: Mapping[str, Any], *, tolerance_mm: float = 1.0, group: str | None = None) -> list[list[str]]:
@@ -246,7 +241,8 @@ def write_scores(cases: Sequence[Mapping[str, Any]], content: Mapping[str, Any],
         {
             **case,
             "scores": {
-                name: {key: _plain(value) for key, value in scores.items()} for name, scores in case["scores"].items()
+                name: {key: plain_number(value) for key, value in scores.items()}
+                for name, scores in case["scores"].items()
             },
         }
         for case in cases

@@ -11,6 +11,7 @@ how much runs differ; :func:`crossed_interval` estimates the part of runs by its
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,7 +25,9 @@ __all__ = [
     "crossed_interval",
     "equal_units",
     "known_mean",
+    "plain_number",
     "wider_percentiles",
+    "with_intervals",
 ]
 
 
@@ -39,6 +42,35 @@ def known_mean(values: np.ndarray, *, axis: int = 0) -> Any:
     count = known.sum(axis)
     with np.errstate(invalid="ignore"):
         return np.where(known, values, 0.0).sum(axis) / np.where(count, count, np.nan)
+
+
+def plain_number(value: float) -> float | None:
+    """Return a number that JSON knows, to six digits; None for NaN and infinity.
+
+    Example:
+        >>> plain_number(1234567.8), plain_number(math.inf)
+        (1234570.0, None)
+    """
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def with_intervals(
+    values: np.ndarray, interval: np.ndarray | None, plain: Callable[[float], float | None] = plain_number
+) -> list[dict[str, Any]]:
+    """Return for each value its ``value`` and ``interval``, as JSON knows them.
+
+    Args:
+        values: ``(n,)``.
+        interval: ``(2, n)``, of :func:`bootstrap_interval`.
+        plain: how a number is written.
+    """
+    return [
+        {
+            "value": plain(value),
+            "interval": None if interval is None else [plain(bound) for bound in interval[:, place]],
+        }
+        for place, value in enumerate(values)
+    ]
 
 
 def bootstrap_samples(

@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""How runs of bundles are cut."""
+"""Where runs of bundles start, how small, and how they are cut."""
 
 from __future__ import annotations
 
@@ -9,9 +9,23 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Killed", "killed"]
+from ..conftest import ROOT
+
+__all__ = ["PAIR", "SIZES", "Killed", "from_the_root", "killed"]
 
 Killed = Callable[..., AbstractContextManager[None]]
+PAIR = ["mae_primus_m", "mae_resenc_l"]
+SIZES: dict[str, dict[str, Any]] = {  # of networks that are trained in seconds
+    "mae_resenc_l": {"features_per_stage": [8, 16, 32], "blocks_per_stage": [1, 1, 1]},
+    "mae_primus_m": {"embed_dim": 48, "depth": 2, "num_heads": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def from_the_root() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        yield
 
 
 @pytest.fixture
