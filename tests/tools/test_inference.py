@@ -45,8 +45,8 @@ def test_imports_are_counted_apart_and_memory_at_its_peak(tmp_path: Path) -> Non
     command = [sys.executable, measured.__file__, str(report), str(tmp_path / "program.py"), "asked"]
     subprocess.run(command, check=True)
     found = json.loads(report.read_text())
-    assert 0.4 <= found["imports"] < 0.55
-    assert 1.0 <= found["seconds"] < 1.5
+    assert found["imports"] >= 0.4
+    assert found["seconds"] - found["imports"] >= 0.6
     assert 100 * 2**20 < found["peak"] < 160 * 2**20
 
 
