@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,12 @@ from common.weights import fine_tuning_network, read_checkpoint
 from common.weights.cells import METHODS
 from tools.preparing.template import simulate_scan, template
 
-from ..conftest import BUNDLES, ROOT, method_of, small_settings, write_cases
+from ..conftest import BUNDLES, method_of, small_settings, write_cases
 from .conftest import Killed
 
+pytestmark = pytest.mark.usefixtures("from_the_root")
 WHOLE_BATCH = ("simclr", "swinunetr", "voco")  # their loss needs the whole batch at once
 FALLS_TO = 0.75  # share of its start that every loss must reach in 30 steps on two samples
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _from_the_root() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield
 
 
 @pytest.fixture(scope="module")

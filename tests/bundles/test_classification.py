@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +20,10 @@ from common.errors import SettingsError
 from common.handlers import FineTuningCheckpoint
 from common.weights import read_checkpoint, write_checkpoint
 
-from ..conftest import ROOT, blobs, run, write_volume
-from .conftest import Killed
+from ..conftest import blobs, run, write_volume
+from .conftest import PAIR, SIZES, Killed
 
-PAIR = ["mae_primus_m", "mae_resenc_l"]
-SIZES: dict[str, dict[str, Any]] = {
-    "mae_resenc_l": {"features_per_stage": [8, 16, 32], "blocks_per_stage": [1, 1, 1]},
-    "mae_primus_m": {"embed_dim": 48, "depth": 2, "num_heads": 4},
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _from_the_root() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield
+pytestmark = pytest.mark.usefixtures("from_the_root")
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +21,11 @@ from common.weights import read_checkpoint
 from ..conftest import BUNDLES, ROOT, blobs, command, pretraining, small_settings, write_volume
 from .processes import Job, distance, run_here, run_in_processes, torchrun
 
+pytestmark = pytest.mark.usefixtures("from_the_root")
 RESENC, PRIMUS = "mae_resenc_l", "mae_primus_m"
 STATE = "models/pretraining_state.pt"
 SGD = {"_target_": "torch.optim.SGD", "params": "$@network.parameters()", "lr": 0.01, "momentum": 0.9}
 PLAIN = ["--lr", "0.01", "--optimizer", json.dumps(SGD)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _from_the_root() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)
-        yield
 
 
 @pytest.fixture(scope="module")

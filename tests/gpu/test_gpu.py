@@ -16,13 +16,15 @@ from monai.bundle import ConfigParser
 
 from common.bundles import read_config
 
+from ..bundles.conftest import from_the_root  # noqa: F401 (a fixture)
 from ..bundles.processes import distance, run_in_processes
-from ..bundles.test_cells import _from_the_root, build, scans  # noqa: F401 (fixtures)
+from ..bundles.test_cells import build, scans  # noqa: F401 (a fixture)
 from ..bundles.test_distributed import SGD, tiny
 from ..conftest import BUNDLES, method_of, small_settings
 
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.usefixtures("from_the_root"),
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"),
 ]
 # their voxel noise and permutations follow one law on all devices, but are not the same numbers
@@ -82,7 +84,7 @@ def test_the_host_never_waits_within_a_step(bundle: str, scans: Path) -> None:  
 
 
 @pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m"])
-def test_inference_under_amp_equals_the_cpu(bundle: str, _from_the_root: None) -> None:  # noqa: F811, PT019
+def test_inference_under_amp_equals_the_cpu(bundle: str) -> None:
     parser = ConfigParser(read_config(f"bundles/{bundle}/configs/inference.yaml"))
     names = ("features_per_stage", "blocks_per_stage", "embed_dim", "depth", "num_heads", "patch_size")
     parser.update({name: value for name, value in small_settings(bundle).items() if name in names})
