@@ -3,6 +3,7 @@
 
 from .classification import ClassificationLoss
 from .contrastive import NTXentLoss
+from .deep_supervision import DeepSupervision
 from .masked_mse import MaskedMSELoss
 from .reduction import gather, weighted_mean
 from .regression import RegressionLoss, target_loss
@@ -10,6 +11,7 @@ from .segmentation import DiceCrossEntropy
 
 __all__ = [
     "ClassificationLoss",
+    "DeepSupervision",
     "DiceCrossEntropy",
     "MaskedMSELoss",
     "NTXentLoss",

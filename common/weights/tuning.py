@@ -37,6 +37,7 @@ __all__ = ["TUNINGS", "memory_note", "merged_state_dict", "prepare_tuning"]
 TUNINGS = ("full", "sawtooth", "norm", "lora", "frozen", "linear_probe")
 _PROJECTIONS = r".*\battention\.(query|key|value|output)"
 _ADAPTER = "default"
+_DEEP = "deep_heads."
 
 
 def prepare_tuning(
@@ -118,7 +119,8 @@ def _add_adapters(encoder: nn.Module, *, rank: int, alpha: float, dropout: float
 
 
 def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
-    """Return the state dict of the plain network, with adapters, if there are any, added to the weights they adapt.
+    """Return the state dict of the plain network, with adapters, if there are any, added to the weights they adapt, and
+    without the heads of deep supervision.
 
     Example:
         >>> from common.networks import Primus
@@ -136,7 +138,7 @@ def merged_state_dict(network: nn.Module) -> dict[str, Tensor]:
                 weights[f"{owner}.{leaf}"] = (
                     value + adapters[owner].get_delta_weight(_ADAPTER) if leaf == "weight" else value
                 )
-        elif not any(key.startswith(f"{name}.lora_") for name in adapters):
+        elif not key.startswith(_DEEP) and not any(key.startswith(f"{name}.lora_") for name in adapters):
             weights[key] = value
     return weights
 

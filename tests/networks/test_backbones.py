@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +78,50 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         Primus(input_size=20)
     with pytest.raises(ValueError, match="initialization"):
         ResEncUNet(initialization="random")
+
+
+def deep(**settings: Any) -> ResEncUNet:
+    torch.manual_seed(0)
+    how: dict[str, Any] = {"features_per_stage": [4, 6, 8, 8, 8], "blocks_per_stage": [1] * 5, "deep_supervision": True}
+    return ResEncUNet(1, 2, **{**how, **settings})
+
+
+def test_deep_supervision_gives_outputs_of_falling_resolution_in_training_alone() -> None:
+    image = torch.randn(2, 1, 32, 32, 16)
+    kept, again = (deep(checkpointing=mode) for mode in ("none", "selective"))
+    found = []
+    for net in (kept, again):
+        outputs = net(image)
+        assert [tuple(output.shape) for output in outputs] == [
+            (2, 2, 32 >> level, 32 >> level, 16 >> level) for level in range(3)
+        ]
+        sum((output**2).mean() for output in outputs).backward()
+        found.append({name: parameter.grad for name, parameter in net.named_parameters()})
+    for name, gradient in found[0].items():
+        assert float(gradient.abs().sum()) > 0, name
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-5, atol=1e-6)
+    whole = kept(image)[0]
+    plain = deep(deep_supervision=False)
+    state = {name: value for name, value in kept.state_dict().items() if not name.startswith("deep_heads.")}
+    plain.load_state_dict(state)
+    assert torch.equal(kept.eval()(image), whole)
+    assert torch.equal(plain(image), whole)
+    with pytest.raises(ValueError, match="at least 4 stages"):
+        deep(features_per_stage=[4, 8, 8], blocks_per_stage=[1, 1, 1])
+
+
+def test_residual_blocks_of_nnunet_begin_as_their_shortcuts() -> None:
+    image = torch.randn(1, 1, 32, 32, 32)
+    net, other = deep(initialization="nnunet"), deep(initialization="he")
+    with torch.no_grad():
+        x = net.encoder.stem(image)
+        for found, stage in zip(net.encode(image), net.encoder.stages, strict=True):
+            (block,) = stage
+            through = block.pool(x) if block.shortcut is None else block.shortcut(block.pool(x))
+            x = torch.nn.functional.leaky_relu(through, 0.01)
+            torch.testing.assert_close(found, x)
+    assert not torch.allclose(other.encode(image)[0], net.encode(image)[0])
+    assert torch.equal(net.encoder.stages[0][0].conv2.conv.weight, other.encoder.stages[0][0].conv2.conv.weight)
 
 
 def test_unet_does_not_see_hidden_blocks() -> None:

@@ -8,14 +8,14 @@ comes out ``(B, out_channels, D, H, W)``
 ========  =====================================================================
 
 Named size ``resenc_l``: six stages, 102.3 million parameters (Isensee et al., arXiv:2404.09556; Wald et al.,
-arXiv:2412.17041). The deep-supervision heads that the published files carry beside the last one are never used there
-and are not built here.
+arXiv:2412.17041). The deep-supervision heads that the published files carry beside the last one are never used there;
+here they are built if asked for, to train from scratch as nnU-Net does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any, List, Optional
 
@@ -41,6 +41,14 @@ def initialize_he(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, a=0.01)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+def begin_as_shortcuts(module: nn.Module) -> None:
+    """Set the last norm of every residual block to zero, so that the block begins as its shortcut, as nnU-Net does."""
+    for block in module.modules():
+        if isinstance(block, ResidualBlock):
+            nn.init.zeros_(block.conv2.norm.weight)
+            nn.init.zeros_(block.conv2.norm.bias)
 
 
 def masked(x: Tensor, seen: Optional[Tensor], mask_token: Optional[Tensor]) -> Tensor:
@@ -163,15 +171,26 @@ class UNetDecoder(nn.Module):
             level -= 1
         return x
 
-    def recalled(self, features: List[Tensor]) -> tuple[Tensor, Again]:
-        """Do the same with the outputs of the convolutions kept; tell how the last map is computed again."""
+    def recalled(self, features: List[Tensor]) -> Iterator[tuple[Tensor, Again]]:
+        """Do the same with the outputs of the convolutions kept; yield the map of each level, coarse to fine, and how
+        it is computed again.
+        """
         x, again = features[-1], None
         for upsampling, stage, skip in zip(self.upsamplings, self.stages, features[-2::-1], strict=True):
             assert isinstance(stage, ConvBlock)
             up, up_again = recalled(upsampling, x, source=again)
             x, again = stage.activated(stage.dropout(convolve_joined(stage.conv, up, skip, up_again)), None)
-        assert again is not None
-        return x, again
+            yield x, again
+
+    def levels(self, features: List[Tensor]) -> Iterator[tuple[Tensor, AbstractContextManager[None]]]:
+        """Yield the map of each level, coarse to fine, and the context in which what reads it keeps what it needs."""
+        if selects(self):
+            yield from ((x, again.instead_of(x)) for x, again in self.recalled(features))
+            return
+        x = features[-1]
+        for upsampling, stage, skip in zip(self.upsamplings, self.stages, features[-2::-1], strict=True):
+            x = stage(torch.cat([upsampling(x), skip], dim=1))
+            yield x, nullcontext()
 
 
 class ResEncUNet(nn.Module):
@@ -190,10 +209,14 @@ class ResEncUNet(nn.Module):
         features_per_stage: channels of each stage, fine to coarse. Every stage but the first halves the resolution.
         blocks_per_stage: residual blocks of each stage.
         dropout: probability of dropping a channel after the first convolution of each block; 0 as published.
-        initialization: ``"pytorch"`` (the published pre-training runs) or ``"he"`` (nnU-Net from scratch).
+        initialization: ``"pytorch"`` (the published pre-training runs), ``"he"`` (the published fine-tuning from
+            scratch) or ``"nnunet"`` (besides, residual blocks begin as their shortcuts).
         checkpointing: what is computed again in the backward pass instead of kept: ``none``, ``selective`` or ``full``
             (also false and true), see :mod:`.blocks.recompute`.
         with_decoder: build the decoder and head; without them only :meth:`encode` works.
+        deep_supervision: in training return a list of outputs, at full resolution and at each coarser level of the
+            decoder but the coarsest, for :class:`~common.losses.DeepSupervision`. What is saved of a trained network
+            leaves these further heads out.
 
     Attributes:
         feature_channels: channels of the maps of :meth:`encode`.
@@ -222,6 +245,7 @@ class ResEncUNet(nn.Module):
         initialization: str = "pytorch",
         checkpointing: bool | str = "none",
         with_decoder: bool = True,
+        deep_supervision: bool = False,
     ) -> None:
         super().__init__()
         watch_untrained(self)
@@ -230,8 +254,13 @@ class ResEncUNet(nn.Module):
                 f"features_per_stage {list(features_per_stage)} and blocks_per_stage {list(blocks_per_stage)} "
                 "must have the same length, at least 2"
             )
-        if initialization not in ("pytorch", "he"):
-            raise ValueError(f"initialization is {initialization!r}; it must be 'pytorch' or 'he'")
+        if initialization not in ("pytorch", "he", "nnunet"):
+            raise ValueError(f"initialization is {initialization!r}; it must be 'pytorch', 'he' or 'nnunet'")
+        if deep_supervision and (len(features_per_stage) < 4 or not with_decoder):
+            raise ValueError(
+                f"deep_supervision needs a decoder and at least 4 stages, and features_per_stage is "
+                f"{list(features_per_stage)}: there is no coarser level to supervise; switch it off"
+            )
         self.checkpointing = checkpointing = mode_of(checkpointing)
         self.stride = 2 ** (len(features_per_stage) - 1)
         self.feature_channels = list(features_per_stage)
@@ -250,8 +279,15 @@ class ResEncUNet(nn.Module):
                 features_per_stage=features_per_stage, dropout=dropout, checkpointing=checkpointing
             )
             self.head = Convolution(features_per_stage[0], out_channels, kernel_size=1)
-        if initialization == "he":
+        self.deep_heads = nn.ModuleList()
+        if deep_supervision:
+            self.deep_heads.extend(
+                Convolution(features, out_channels, kernel_size=1) for features in features_per_stage[-3:0:-1]
+            )
+        if initialization != "pytorch":
             initialize_he(self)
+        if initialization == "nnunet":
+            begin_as_shortcuts(self)
 
     def encode(
         self,
@@ -312,14 +348,30 @@ class ResEncUNet(nn.Module):
         assert self.head is not None
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
             if selects(self.decoder):
-                x, again = self.decoder.recalled(features)
+                for x, again in self.decoder.recalled(features):  # noqa: B007 (the last)
+                    pass
                 with again.instead_of(x):
                     return self.head(x)
         return self.head(self.decoder(features))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Map ``(B, in_channels, D, H, W)`` to ``(B, out_channels, D, H, W)``."""
+        """Map ``(B, in_channels, D, H, W)`` to ``(B, out_channels, D, H, W)``.
+
+        Under deep supervision, in training alone: to a list of them, at full, half, quarter, ... of the resolution.
+        """
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if self.training and len(self.deep_heads) > 0:
+                return self._outputs(image)  # type: ignore[return-value]
         return self.decode(self.encode(image))
+
+    def _outputs(self, image: Tensor) -> list[Tensor]:
+        assert self.decoder is not None
+        outputs, levels = [], self.decoder.levels(self.encode(image))
+        for head, (x, keeping) in zip([None, *self.deep_heads, self.head], levels, strict=True):
+            if head is not None:
+                with keeping:
+                    outputs.append(head(x))
+        return outputs[::-1]
 
 
 def resenc_l(in_channels: int = 1, out_channels: int = 1, **kwargs: Any) -> ResEncUNet:
