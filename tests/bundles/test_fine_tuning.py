@@ -214,7 +214,7 @@ def test_whatever_changes_the_mathematics_is_another_run(labelled: Path, tmp_pat
         ("augmentation#noise_probability", 0.9, r"augmentation\.noise_probability 0\.1 -> 0\.9"),
         ("rotation_probability", 0.0, r"spatial\.rotation_probability 0\.2 -> 0\.0"),
         ("dropout", 0.5, r"dropout 0\.0 -> 0\.5"),
-        ("initialization", "nnunet", r"initialization he -> nnunet"),
+        ("initialization", "nnunet", r"initialization 'he' -> 'nnunet'"),
         ("warmup_epochs", 2, r"learning_rate\.warmup_epochs 1 -> 2"),
         ("clip_norm", 1.0, r"clip_norm 12\.0 -> 1\.0"),
         ("batch_size", 4, r"batch_size 2 -> 4"),
