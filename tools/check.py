@@ -4,11 +4,12 @@ if any failed.
 
   python tools/check.py           # what CI runs
   python tools/check.py --fast    # without the tests that run whole bundles and studies
-  python tools/check.py --all     # with the slow tests, those of a MONAI Label server, and nnU-Net itself
+  python tools/check.py --all     # with the slow tests, a MONAI Label server, nnU-Net itself, other versions
   python tools/check.py --fix     # let ruff mend what it can first
 
 It makes its own environment (.venv) unless the running one has the exact pins; --all makes .venv-label and
-.venv-nnunet as well, and renews tests/weights/nnunet/recording.json, what nnU-Net said of the exports.
+.venv-nnunet as well, and renews tests/weights/nnunet/recording.json, what nnU-Net said of the exports. Last it makes
+.venv-lowest and .venv-newest, with the lowest and the newest versions that the metadata allow, and tests in them.
 """
 
 from __future__ import annotations

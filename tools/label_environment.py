@@ -14,6 +14,7 @@ from pathlib import Path
 
 if not __package__:  # run as a file
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+from tools.commanding.ending import end
 from tools.commanding.label_environment import label_python
 from tools.commanding.running import main
 from tools.commanding.settings import settings
@@ -27,8 +28,8 @@ class LabelEnvironment:
 
 
 def label_environment(_: LabelEnvironment) -> None:
-    """Make the environment, and print its interpreter."""
-    print(label_python())
+    """Make the environment, and tell its interpreter."""
+    end(label_python(), following="python -m pytest -m label tests/ecosystem")
 
 
 if __name__ == "__main__":

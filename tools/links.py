@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from tools.linking.links import place, undo
+from tools.commanding.ending import end, tool_command
+from tools.linking.links import LEFT_ALONE, place, undo
 
 
 def links() -> None:
@@ -30,6 +31,10 @@ def links() -> None:
     given = parser.parse_args()
     lines = undo() if given.undo else place(refresh=given.refresh, copies=given.copies)
     print("\n".join(lines) or "all links are in place")
+    if any(line.startswith(LEFT_ALONE) for line in lines):
+        end(following=tool_command("links", "--refresh"))
+    else:
+        end(following="git status" if given.undo else tool_command("quickstart"))
 
 
 if __name__ == "__main__":

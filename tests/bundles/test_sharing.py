@@ -303,17 +303,20 @@ def test_where_links_are_texts_every_tool_says_so(tmp_path: Path, monkeypatch: p
 def test_one_command_puts_copies_in_the_place_of_texts(images: Path, tmp_path: Path) -> None:
     root = without_links(tmp_path / "clone", "mae_resenc_l", "simmim_primus_m")
 
-    def tool(*arguments: str) -> str:
-        line = [sys.executable, "tools/links.py", *arguments]
-        return subprocess.run(line, cwd=root, capture_output=True, text=True, check=True).stdout
+    def tool(*arguments: str, following: str = "python tools/quickstart.py") -> list[str]:
+        line = [sys.executable, "-S", "tools/links.py", *arguments]  # without any package
+        done = subprocess.run(line, cwd=root, capture_output=True, text=True, check=True)
+        *told, last = done.stdout.splitlines()
+        assert last == f"next:    {following}"
+        return told
 
-    made = tool("--copies").splitlines()
+    made = tool("--copies")
     assert len(made) == 18
     assert all(re.match(r"copy: bundles/\w+/\S+ -> \.\./", line) for line in made)
     for path, target in links.expected(root):
         assert not path.is_symlink()
         assert links._same(path, path.parent / target)
-    assert tool() == "all links are in place\n"
+    assert tool() == ["all links are in place"]
     # from inside the bundle, with the code and the configs that were copied
     folder = root / "bundles" / "mae_resenc_l"
     narrow = {"patch_size": [16, 16, 16], "features_per_stage": [4, 8], "blocks_per_stage": [1, 1], "block_size": 8}
@@ -326,7 +329,7 @@ def test_one_command_puts_copies_in_the_place_of_texts(images: Path, tmp_path: P
     # a source that changes, and a copy that the user changed
     source, copy = root / "common" / "configs" / "evaluate.yaml", folder / "configs" / "evaluate.yaml"
     source.write_text(source.read_text().replace("resamples: 2000", "resamples: 3000"))
-    left = tool().splitlines()
+    left = tool(following="python tools/links.py --refresh")
     assert sorted(line.split(": ")[1].split(";")[0] for line in left) == sorted(
         f"bundles/{bundle}/{name}"
         for bundle in ("mae_resenc_l", "simmim_primus_m")
@@ -335,12 +338,12 @@ def test_one_command_puts_copies_in_the_place_of_texts(images: Path, tmp_path: P
     assert all("left alone" in line and "--refresh replaces it" in line for line in left)
     assert len(links.problems(root)) == 4
     assert read_config(copy)["resamples"] == 2000
-    assert len(tool("--refresh", "--copies").splitlines()) == 4
+    assert len(tool("--refresh", "--copies")) == 4
     assert read_config(copy)["resamples"] == 3000
     assert links.problems(root) == []
     # back to what Git wrote, and to links where there can be some
-    undone = tool("--undo").splitlines()
+    undone = tool("--undo", following="git status")
     assert len(undone) == 18
     assert {path.read_text() for path, _ in links.expected(root)} == {target for _, target in links.expected(root)}
-    assert all(line.startswith("link: ") for line in tool().splitlines())
+    assert all(line.startswith("link: ") for line in tool())
     assert all(path.is_symlink() and path.exists() for path, _ in links.expected(root))

@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -257,3 +258,25 @@ def test_the_app_of_this_collection_chooses_what_is_least_like_the_labelled(
         unlabelled = [name for name in ("alike_0", "alike_1", "alike_2", "new") if name != start["id"]]
         scores = {name: server.image_info(name)["epistemic_entropy"] for name in unlabelled}
         assert server.next_sample("epistemic")["id"] == max(scores, key=lambda name: scores[name])
+
+
+def test_one_command_serves_a_bundle(
+    python: Path, bundles: dict[str, Path], scans: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    app = tmp_path / "app"
+    server = LabelServer(python, app, [], [image for image, _ in scans.values()], tmp_path)
+    words = ["serve", str(bundles[UNET]), str(server.studies), "--app", str(app), "--port", server.url.split(":")[-1]]
+    # by an interpreter that has no MONAI Label, from an environment that is not active
+    server.command = [sys.executable, str(ROOT / "tools" / "openmind.py"), *words]
+    server.command += ["--monailabel", str(python.with_name("monailabel"))]
+    with server:
+        info = server.info()
+        assert info["models"][UNET]["labels"] == {"ball": 1}
+        assert {"core_set", "epistemic"} <= {*info["strategies"]}
+        server.save_label("scan_0", scans["scan_0"][1])
+        assert (server.studies / "labels" / "final" / "scan_0.nii.gz").is_file(), "where the command says"
+        status, told = server.task("train", UNET, **TRAIN, val_split=0, model_filename="pretrained_encoder.pt")
+        assert status == "DONE", told
+        check_prediction(server, python, UNET, "scan_4", scans["scan_4"], tmp_path)
+    assert f"copied {bundles[UNET]} to {app / 'model' / UNET}" in server.log.read_text("utf-8")
+    assert not (bundles[UNET] / "models" / "model.json").exists(), "it is trained in the copy"

@@ -30,7 +30,7 @@ from tools.commanding.settings import filled
 from tools.commanding.weights import encoder_at_hand
 from tools.exporting.new_task import new_task
 from tools.exporting.settings import NewTask
-from tools.opening import doctor, runs, weights
+from tools.opening import doctor, listing, runs, weights
 from tools.opening.entering import WORKFLOWS, enter
 from tools.opening.listing import list_bundles
 from tools.opening.options import config_file, judged, names_of, options, options_text
@@ -301,8 +301,10 @@ def test_the_whole_chain_from_a_folder_of_the_users(here: Path, capsys: pytest.C
     assert float(row["probability_a"]) + float(row["probability_b"]) == pytest.approx(1, abs=1e-3)
 
     capsys.readouterr()
-    list_bundles(ListBundles())
+    with by_verbs():
+        list_bundles(ListBundles())
     said = capsys.readouterr().out
+    assert said.endswith("next:    openmind predict openmind_runs/mae_resenc_l/models/model.pt IMAGES\n")
     assert "openmind_runs/mae_resenc_l/models/model.pt: mae_resenc_l, segments background, ball" in said
     assert all(bundle in said for bundle in BUNDLES)
     assert Path.cwd() == here
@@ -347,7 +349,8 @@ def test_the_doctor_finds_what_is_missing(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     doctor.doctor(Doctor())
-    said = capsys.readouterr().out.splitlines()
+    *said, last = capsys.readouterr().out.splitlines()
+    assert last == "next:    openmind list"
     assert all(re.match(r"(good|note)  \S", line) for line in said)
     count = len(pins(ROOT / "requirements.txt"))
     assert f"good  {count} of {count} packages have the version that was tested" in said
@@ -361,9 +364,11 @@ def test_the_doctor_finds_what_is_missing(
         return versions.get(name, pins(ROOT / "requirements.txt")[name])
 
     monkeypatch.setattr(doctor.importlib.metadata, "version", version)
+    monkeypatch.setattr(doctor, "is_installed", lambda: True)
     with pytest.raises(SystemExit):
         doctor.doctor(Doctor())
-    said = capsys.readouterr().out.splitlines()
+    *said, last = capsys.readouterr().out.splitlines()
+    assert last == "next:    python -m pip install tqdm"
     assert f"missing  tqdm is not installed; {pins(ROOT / 'requirements.txt')['tqdm']} is what was tested" in said
     assert any(line.startswith("note     monai 9.9.9 is installed, 1.6.1 is what was tested") for line in said)
     assert any("torch 2.99.0 is installed" in line and "no other version of torch was tried" in line for line in said)
@@ -393,4 +398,28 @@ def test_serving_puts_app_and_bundle_together(here: Path, capsys: pytest.Capture
         (here / "openmind_runs/monai_label/model/glioma/trained").touch()
     assert (here / "openmind_runs/monai_label/main.py").is_file()
     assert (here / "openmind_runs/monai_label/model/glioma/trained").is_file()
-    assert "going on with openmind_runs/monai_label/model/glioma" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "going on with openmind_runs/monai_label/model/glioma" in said
+    assert "labels go to task/images/labels/final; in 3D Slicer, MONAI Label server: http://127.0.0.1:8000;" in said
+
+
+def test_the_list_ends_with_what_is_done_with_what_is_here(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(listing, "kept", lambda bundle: here / "kept" / bundle)
+
+    def following() -> str:
+        list_bundles(ListBundles())
+        return capsys.readouterr().out.splitlines()[-1]
+
+    with by_verbs():
+        assert following() == "next:    openmind pretrain mae_resenc_l FOLDER"
+        for encoder, bundle in (
+            ("kept/voco_resenc_l", "voco_resenc_l"),
+            ("openmind_runs/mae_primus_m", "mae_primus_m"),
+        ):
+            (here / encoder / "models").mkdir(parents=True)
+            (here / encoder / "models" / "pretrained_encoder.pt").touch()
+            assert following() == (f"next:    openmind finetune {bundle} LABELLED_FOLDER --labels background,NAMES"), (
+                "one's own before one that is kept"
+            )

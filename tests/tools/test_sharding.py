@@ -1,6 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import shlex
 import subprocess
 
 import pytest
@@ -26,6 +27,10 @@ def test_a_process_holds_half_of_what_is_sharded() -> None:
     ]
     together = {row[0]: float(row[4]) for row in rows}
     assert together["sharded"] == pytest.approx(together["copied"] / 2, rel=0.1)
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("next:    torchrun --standalone --nproc_per_node 2 -m monai.bundle run --config_file ")
+    files = ["bundles/simmim_primus_m/configs/pretrain.yaml", "common/configs/fsdp.yaml"]
+    assert shlex.split(last)[9:] == [str(files), *("--dataset_dir", "FOLDER"), *narrow[:-2]]
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,6 @@ def test_the_environment_is_made_with_the_standard_library_alone() -> None:
     alone += [TOOLS / "links.py", TOOLS / "linking" / "links.py"]  # which mends a fresh clone
     for path in alone:
         for name in imported(path):
-            ours = (("commanding", "environment"), ("commanding", "locks"), ("linking", "links"))
+            ours = (*(("commanding", each) for each in ("ending", "environment", "locks")), ("linking", "links"))
             local = name[0] == "tools" and name[1:3] in ours
             assert local or name[0] in sys.stdlib_module_names, name

@@ -10,10 +10,8 @@ import importlib.metadata
 import json
 import re
 import subprocess
-import sys
 import tarfile
 import tomllib
-import venv
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -205,43 +203,3 @@ def test_the_metadata_ask_for_what_was_run(unpacked: Path) -> None:
         assert any(one.operator == ">=" for one in each.specifier), each
         if each.name not in ("torch", "numpy"):  # of which others were run too, or may be
             assert f">={version}".startswith(str(next(one for one in each.specifier if one.operator == ">="))), each
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("versions", ["lowest-direct", "highest"])
-def test_it_runs_in_an_environment_of_its_own(versions: str, task: Path) -> None:
-    """Of each dependency the lowest and the newest version that the metadata allow, but of torch the tested one."""
-    (task / "torch.txt").write_text(f"torch=={pins(ROOT / 'requirements.txt')['torch']}\n")
-    venv.create(task / "env")
-    place = task / "env" / ("Scripts" if sys.platform == "win32" else "bin")
-    resolved = ["pip", "compile", "--quiet", "--resolution", versions, "--constraint", str(task / "torch.txt")]
-    resolved += [
-        "--python",
-        str(place / "python"),
-        str(ROOT / "pyproject.toml"),
-        "--output-file",
-        str(task / "all.txt"),
-    ]
-    wheel = task / backend.build_wheel(str(task))
-    for words in (
-        resolved,
-        ["pip", "install", "--quiet", "--python", str(place / "python"), "-r", str(task / "all.txt")],
-        ["pip", "install", "--quiet", "--python", str(place / "python"), "--no-deps", str(wheel)],
-    ):
-        subprocess.run([sys.executable, "-m", "uv", *words], check=True, cwd=task)
-    site = next((task / "env").rglob("site-packages"))
-    assert not [name for name in ("common", "tools", "tests") if (site / name).exists()]
-    told = subprocess.run([str(place / "openmind"), "doctor"], cwd=task, capture_output=True, text=True)
-    assert told.returncode == 0, told.stdout
-    narrow = "--features-per-stage 4 8 8 --blocks-per-stage 1 1 1 --patch-size 16 16 16 --num-workers 0"
-    brief = "--epochs 1 --iterations-per-epoch 1 --val-iterations 1 --batch-size 2"
-    for line in (
-        f"pretrain mae_resenc_l task/images {narrow} {brief} --block-size 8",
-        f"finetune mae_resenc_l task {narrow} {brief} --labels background,ball",
-        "predict openmind_runs/mae_resenc_l task/images -o masks --num-workers 0",
-        "evaluate masks task/labels --labels background,ball",
-        "embed mae_resenc_l task/images -o vectors " + narrow,
-    ):
-        subprocess.run([str(place / "openmind"), *line.split()], cwd=task, check=True)
-    assert len(list((task / "masks").glob("*.nii.gz"))) == 4
-    assert (task / "openmind_runs" / "evaluate_masks" / "scores.json").is_file()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 import statistics
 import tempfile
@@ -19,9 +20,12 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
+from common.engines.budget import override
 from common.errors import SettingsError
 from common.processes import leave_processes
+from common.terminal import near
 
+from ..commanding.ending import end
 from ..commanding.environment import ROOT
 from .settings import Benchmark, Sharding
 from .steps import bundle_config, regions
@@ -115,3 +119,13 @@ def sharding(settings: Sharding) -> None:
         print(f"| {name} | {' | '.join(shown)} |", flush=True)
     if not all(abs(a - b) <= 2e-2 * abs(b) for a, b in zip(*losses.values(), strict=True)):
         raise SystemExit(f"Stopped: the losses differ: {losses}")
+    end(following=_following(settings))
+
+
+def _following(settings: Sharding) -> str:
+    """Return the command that pre-trains with sharded weights in as many processes, with the settings of the config."""
+    files = [ROOT / "bundles" / settings.bundle / "configs" / "pretrain.yaml"]
+    files.append(ROOT / "common" / "configs" / OVERLAYS["sharded"])
+    words = ["torchrun", "--standalone", "--nproc_per_node", str(settings.processes), "-m", "monai.bundle", "run"]
+    words += ["--config_file", str([near(file) for file in files]), "--dataset_dir", "FOLDER"]
+    return f"{shlex.join(words)} {override(settings.settings)}".rstrip()

@@ -7,10 +7,13 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 from ..commanding.environment import ROOT
 from ..commanding.locks import lock_problems
 from .configs import configs_are_good
+from .ranges import ranges_are_good
 from .settings import Check
 
 __all__ = ["check"]
@@ -51,11 +54,15 @@ def check(settings: Check) -> None:
         steps["browser"] = [*python, "pytest", "-q", "-m", "browser", "tests/viewing"]
         steps["nnunet"] = [*python, "tests.weights.nnunet.record"]
     results: list[tuple[str, bool, float]] = []
-    quick = {"configs": configs_are_good, "locks": _locks_are_fresh}
-    for name in (*quick, *steps):
+    own: dict[str, Callable[[], bool]] = {"configs": configs_are_good, "locks": _locks_are_fresh}
+    order = [*own, *steps]
+    if settings.all:
+        own["ranges"] = partial(ranges_are_good, workers=_workers())
+        order.append("ranges")
+    for name in order:
         print(f"== {name}", flush=True)
         began = time.monotonic()
-        passed = quick[name]() if name in quick else subprocess.run(steps[name]).returncode == 0
+        passed = own[name]() if name in own else subprocess.run(steps[name]).returncode == 0
         results.append((name, passed, time.monotonic() - began))
     print()
     for name, passed, seconds in results:

@@ -15,6 +15,7 @@ class Check:
     fast: bool = False
     """Leave out the tests that run whole bundles and studies, and networks of full size."""
     all: bool = False
-    """Run the slow tests, those of a MONAI Label server, and nnU-Net itself on what is exported for it too."""
+    """Run the slow tests, those of a MONAI Label server, and nnU-Net itself on what is exported for it too, and tests
+    with the lowest and the newest versions that the metadata allow."""
     fix: bool = False
     """Let ruff mend format and lint first."""

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from ..commanding.environment import ROOT
 
-__all__ = ["expected", "place", "problems", "undo"]
+__all__ = ["LEFT_ALONE", "expected", "place", "problems", "undo"]
 
+LEFT_ALONE = "left alone"  # with which the line of a file begins that is not replaced
 KINDS = ("train", "inference", "evaluate", "features", "train_classification", "inference_classification")
 
 
@@ -121,7 +122,7 @@ def place(root: Path = ROOT, *, refresh: bool = False, copies: bool = False) -> 
         if state in ("nothing", "text") or (state == "other" and refresh):
             lines.append(f"{_link(path, target, copies=copies)}: {name} -> {target}")
         elif state == "other":
-            lines.append(f"left alone, since it is not what {target} is: {name}; --refresh replaces it")
+            lines.append(f"{LEFT_ALONE}, since it is not what {target} is: {name}; --refresh replaces it")
     return lines
 
 

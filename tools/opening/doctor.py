@@ -7,13 +7,17 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ..commanding.environment import ROOT, RUNS, RUNTIME, is_clone, kept, lacks_cuda
+from common.terminal import openmind
+
+from ..commanding.ending import end, tool_command
+from ..commanding.environment import ROOT, RUNS, RUNTIME, is_clone, is_installed, kept, lacks_cuda
 from ..commanding.locks import pins
 from ..linking.links import problems
 from .settings import Doctor
@@ -34,7 +38,7 @@ _LITTLE_DISK, _LITTLE_MEMORY, _LITTLE_SHARED = 20, 8, 2  # GiB below which a lin
 
 
 def doctor(_: Doctor) -> None:
-    """Print the findings; the exit status is 1 if a run cannot work here.
+    """Print the findings, and what to do next; the exit status is 1 if a run cannot work here.
 
     Raises:
         SystemExit: if something is missing.
@@ -43,8 +47,24 @@ def doctor(_: Doctor) -> None:
     width = max(len(mark) for mark, _ in found)
     for mark, told in found:
         print(f"{mark:<{width}}  {told}")
-    if any(mark == "missing" for mark, _ in found):
+    missing = [told for mark, told in found if mark == "missing"]
+    end(following=_following(missing))
+    if missing:
         raise SystemExit(1)
+
+
+def _following(missing: Sequence[str]) -> str | None:
+    """Return the command that mends what is missing, or the first one to try; None if a person has to see to it.
+
+    Args:
+        missing: sentences.
+    """
+    absent = [name for name in pins(ROOT / RUNTIME) if any(told.startswith(f"{name} is not") for told in missing)]
+    if absent and (is_installed() or not is_clone()):
+        return shlex.join(["python", "-m", "pip", "install", *absent])
+    if absent or not missing:  # in a clone a verb makes the environment
+        return f"{openmind() or 'openmind'} list"
+    return tool_command("links") if is_clone() and problems() else None
 
 
 def findings() -> Iterator[tuple[str, str]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..commanding.ending import config_command, end, model_command
 from ..commanding.environment import kept
 from .options import BUNDLES
 from .settings import ListBundles
@@ -28,6 +29,7 @@ def list_bundles(settings: ListBundles) -> None:
     print(_table(rows))
     for line in _runs(settings.folder):
         print(line)
+    end(following=_following(settings.folder))
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> str:
@@ -50,6 +52,27 @@ def _beside(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _following(folder: Path) -> str:
+    """Return what is done with the newest model or encoder of the runs, or with a kept encoder, or first of all."""
+    models = [file for file in folder.glob("*/models/model.pt") if _beside(file).get("settings", {}).get("bundle")]
+    if models:
+        newest = max(models, key=_changed)
+        return model_command(_beside(newest)["settings"]["bundle"], newest, "IMAGES")
+    known = [path.parent.parent.name for path in sorted(BUNDLES.glob("*/configs/metadata.json"))]
+    runs = [bundle for bundle in known if (folder / bundle / "models" / ENCODER).is_file()]
+    if runs:
+        newest_run = max(runs, key=lambda bundle: _changed(folder / bundle / "models" / ENCODER))
+        return config_command(newest_run, "train", "LABELLED_FOLDER", "--labels", "background,NAMES")
+    for bundle in known:
+        if (kept(bundle) / "models" / ENCODER).is_file():
+            return config_command(bundle, "train", "LABELLED_FOLDER", "--labels", "background,NAMES")
+    return config_command("mae_resenc_l", "pretrain", "FOLDER")
+
+
+def _changed(file: Path) -> float:
+    return file.stat().st_mtime
 
 
 def _runs(folder: Path) -> Iterator[str]:

@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 from common.errors import SettingsError
+from common.terminal import near
 
 from ..commanding.environment import ROOT
 from .settings import Serve
@@ -44,6 +45,11 @@ def serve(settings: Serve) -> None:
             "docs/monai_label.md tells how to make: name its program with --monailabel ENVIRONMENT/bin/monailabel"
         )
     _put_together(app, settings.bundle, name)
+    print(
+        f"labels go to {near(settings.studies / 'labels' / 'final')}; in 3D Slicer, MONAI Label server: "
+        f"http://{settings.host}:{settings.port}; Ctrl-C ends it",
+        flush=True,
+    )
     raise SystemExit(subprocess.run([program, *command]).returncode)
 
 
