@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -391,6 +392,13 @@ def test_serving_puts_app_and_bundle_together(here: Path, capsys: pytest.Capture
     program = here / "program"
     program.write_text("#!/bin/sh\nexit 3\n")
     program.chmod(0o700)
+    (here / "environment of its own").mkdir()
+    beside = here / "environment of its own" / "python"
+    beside.touch()
+    label = shutil.copy(program, beside.with_name("monailabel"))
+    serve(Serve("glioma", "task/images", monailabel=str(label), show_command=True))
+    said = capsys.readouterr().out
+    assert shlex.split(said)[:4] == [str(beside), "-m", "monailabel.main", "start_server"], "not the first python"
     for _ in range(2):  # and what was trained stays
         with pytest.raises(SystemExit) as end:
             serve(Serve("glioma", "task/images", monailabel=str(program)))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import spawn
 
-from common.engines.budget import override
+from common.engines.budget.fitting import override
 from common.errors import SettingsError
 from common.processes import leave_processes
 from common.terminal import near

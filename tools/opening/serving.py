@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -35,10 +36,11 @@ def serve(settings: Serve) -> None:
     named = {"models": name, "zoo_source": "local", "sam2": "false", "epistemic_model": name}
     command += [word for conf in named.items() for word in ("--conf", *conf)]
     command += ["--host", settings.host, "--port", str(settings.port)]
-    if settings.show_command:
-        print(shlex.join([settings.monailabel, *command]))
-        return
     program = shutil.which(settings.monailabel)
+    command = [*_started_by(program or settings.monailabel), *command]
+    if settings.show_command:
+        print(shlex.join(command))
+        return
     if program is None:
         raise SettingsError(
             f"there is no program {settings.monailabel}; MONAI Label needs an environment of its own, which "
@@ -50,7 +52,16 @@ def serve(settings: Serve) -> None:
         f"http://{settings.host}:{settings.port}; Ctrl-C ends it",
         flush=True,
     )
-    raise SystemExit(subprocess.run([program, *command]).returncode)
+    raise SystemExit(subprocess.run(command).returncode)
+
+
+def _started_by(program: str) -> list[str]:
+    """Return the words that start MONAI Label by the Python beside its program.
+
+    The program itself is a script that takes the first Python of the search path, and cuts words at spaces.
+    """
+    python = Path(program).with_name("python.exe" if os.name == "nt" else "python")
+    return [str(python), "-m", "monailabel.main"] if python.is_file() else [program]
 
 
 def _put_together(app: Path, bundle: Path, name: str) -> None:
