@@ -75,7 +75,8 @@ def tell_beginning(
     if device is not None:
         lines["device"] = f"{device}{_threads(device)}"
     if epochs is not None:
-        lines["length"] = f"{epochs:,} epochs{f' of {length}' if length else ''}{_left(history, epochs)}"
+        many = "" if epochs == 1 else "s"
+        lines["length"] = f"{epochs:,} epoch{many}{f' of {length}' if length else ''}{_left(history, epochs)}"
     tqdm.write("\n".join([what, *(f"  {name:<{_WIDTH}}{told}" for name, told in lines.items())]))
 
 
