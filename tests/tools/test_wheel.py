@@ -197,9 +197,18 @@ def test_the_metadata_ask_for_what_was_run(unpacked: Path) -> None:
     assert len(needed) == len(project["dependencies"]) + sum(map(len, project["optional-dependencies"].values()))
     runtime, development = pins(ROOT / "requirements.txt"), pins(ROOT / "requirements-dev.txt")
     assert {normal(each.name) for each in needed if each.marker is None} == runtime.keys()
+    table = re.findall(
+        r"^\| ([\w-]+) \| (\d[\w.]*) \| (\d[\w.]*) \|$", (ROOT / "docs" / "install.md").read_text("utf-8"), re.M
+    )
+    ends = {normal(name): (lowest, newest) for name, lowest, newest in table}
+    assert len(ends) > 5
+    assert ends.keys() <= {normal(each.name) for each in needed}
     for each in needed:
         version = (runtime | development)[normal(each.name)]
         assert Version(version) in each.specifier, each
-        assert any(one.operator == ">=" for one in each.specifier), each
-        if each.name not in ("torch", "numpy"):  # of which others were run too, or may be
-            assert f">={version}".startswith(str(next(one for one in each.specifier if one.operator == ">="))), each
+        lowest, newest = ends.get(normal(each.name), (version, version))
+        assert Version(newest) in each.specifier, each
+        assert Version(newest) >= Version(version), "a pin is not newer than what was run as the newest"
+        (bound,) = (Version(one.version) for one in each.specifier if one.operator == ">=")
+        if each.name != "torch":  # of which others may be had, though none was run
+            assert bound.release == Version(lowest).release[: len(bound.release)], each
