@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Exported bundles and the Model Zoo: its rules for files, keys and metadata, and MONAI's own commands on all sixteen.
+"""Exported bundles and the Model Zoo: its rules for files, keys and metadata, and MONAI's own commands on every one.
 
 Bundles have narrow networks here; ``test_at_the_published_size`` does the same with those that users have.
 """

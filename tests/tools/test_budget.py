@@ -111,7 +111,7 @@ def test_the_tables_of_a_page_are_made_anew(tmp_path: Path, capsys: pytest.Captu
     assert text.startswith("before\n<!-- tables -->\n")
     assert text.endswith("<!-- end of tables -->\nafter\n")
     assert "old" not in text
-    assert [text.count(f"| {bundle} |") for bundle in BUNDLES] == [8] * 16, "two tables of four workflows"
+    assert [text.count(f"| {bundle} |") for bundle in BUNDLES] == [8] * len(BUNDLES), "two tables of four workflows"
     (tmp_path / "other.md").write_text("no marks", "utf-8")
     with pytest.raises(SettingsError, match="has no line"):
         module._write(tmp_path / "other.md", "x")

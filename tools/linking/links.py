@@ -20,7 +20,7 @@ KINDS = ("train", "inference", "evaluate", "features", "train_classification", "
 def expected(root: Path = ROOT) -> Iterator[tuple[Path, str]]:
     """Yield every link that the bundles below ``root`` have, and what it says.
 
-    Which backbone a bundle has its pretrain.yaml says.
+    Which backbone a bundle has its pretrain.yaml says: its file comes before one of the method.
 
     Raises:
         SystemExit: if a pretrain.yaml names no backbone.
@@ -28,7 +28,7 @@ def expected(root: Path = ROOT) -> Iterator[tuple[Path, str]]:
     sources = root / "common" / "configs"
     for page in sorted((root / "bundles").glob("*/configs/pretrain.yaml")):
         bundle = page.parent.parent
-        found = re.search(r"^shared: .*\bpretraining_(\w+)\.yaml", page.read_text("utf-8"), re.M)
+        found = re.search(r"^shared: .*?\bpretraining_(\w+)\.yaml", page.read_text("utf-8"), re.M)
         if found is None:
             raise SystemExit(f"Stopped: {page} names no pretraining_<backbone>.yaml under shared")
         yield bundle / "common", "../../common"
