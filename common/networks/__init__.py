@@ -8,6 +8,7 @@ from .blocks.transformer import Transformer
 from .classifier import ClassificationNet
 from .ensemble import Ensemble
 from .heads import ProjectionHead, pool_features
+from .nets.plain_unet import PlainUNet
 from .nets.primus import Primus, primus_b, primus_l, primus_m, primus_s
 from .nets.resenc_unet import ResEncUNet, resenc_l
 from .untrained import UNTRAINED, mark_untrained, refuse_untrained, watch_untrained
@@ -17,6 +18,7 @@ __all__ = [
     "ClassificationNet",
     "Convolution",
     "Ensemble",
+    "PlainUNet",
     "Primus",
     "ProjectionHead",
     "ResEncUNet",

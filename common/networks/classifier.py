@@ -21,6 +21,7 @@ from typing import List
 from torch import Tensor, nn
 
 from .heads import pool_features
+from .nets.plain_unet import PlainUNet
 from .nets.primus import Primus
 from .nets.resenc_unet import ResEncUNet
 
@@ -49,10 +50,15 @@ class ClassificationNet(nn.Module):
     """
 
     def __init__(
-        self, backbone: ResEncUNet | Primus, *, outputs: int, dropout: float = 0.2, input_size: list[int] | None = None
+        self,
+        backbone: ResEncUNet | Primus | PlainUNet,
+        *,
+        outputs: int,
+        dropout: float = 0.2,
+        input_size: list[int] | None = None,
     ) -> None:
         super().__init__()
-        self.stride = backbone.feature_strides[-1]
+        self.stride = backbone.stride
         self.encoder = backbone.encoder
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(backbone.feature_channels[-1], outputs)

@@ -27,7 +27,7 @@ from .made import PATCH, same
 from .missing import encoder_remedy, fetch_command, import_tool
 from .origins import licence_terms
 from .receipt import CAVEAT, SPACING_CAVEAT, Receipt, spacing_warning
-from .tuning import prepare_tuning
+from .tuning import FROZEN_RANDOM, prepare_tuning
 
 __all__ = [
     "differences",
@@ -231,10 +231,18 @@ def fine_tuning_network(
         SettingsError: if part of a network is to be tuned that was not pre-trained.
     """
     if from_scratch:
-        if tuning != "full":
-            raise SettingsError(f"tuning {tuning} leaves weights as they are, and from scratch they mean nothing yet")
+        if tuning not in ("full", FROZEN_RANDOM):
+            raise SettingsError(
+                f"tuning {tuning} leaves weights as they are, and from scratch they mean nothing yet; add --tuning "
+                f"full, or as a control {FROZEN_RANDOM}"
+            )
         tqdm.write("training from scratch: no weights loaded")
-        return network
+        return _tuned(network, tuning, lora_rank, optimizer_states)
+    if tuning == FROZEN_RANDOM:
+        raise SettingsError(
+            f"tuning {FROZEN_RANDOM} keeps an encoder as it was drawn, so nothing can be loaded into it; add "
+            "--from_scratch true, or --tuning frozen for the pre-trained one"
+        )
     if not as_path(pretrained).is_file():
         raise WeightsError(
             f"there is no pre-trained encoder {pretrained}; {encoder_remedy(pretrained)}, or train without one with "
@@ -258,6 +266,10 @@ def fine_tuning_network(
     if not beside.exists() and not receipt.provenance:
         with contextlib.suppress(OSError):  # a folder that only others may write to
             write_record(receipt.as_dict(), beside)
+    return _tuned(network, tuning, lora_rank, optimizer_states)
+
+
+def _tuned(network: nn.Module, tuning: str, lora_rank: int, optimizer_states: int) -> nn.Module:
     if tuning == "full":
         return network
     return prepare_tuning(network, tuning, rank=lora_rank, optimizer_states=optimizer_states)

@@ -1,16 +1,17 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 """How much of a pre-trained network is tuned, and how a tuned network is written down.
 
-============  =====================================================  ==============================================
+============= =====================================================  ==============================================
 mode          trains in the encoder                                  trains elsewhere (decoder, head)
-============  =====================================================  ==============================================
+============= =====================================================  ==============================================
 full          everything                                             everything
 sawtooth      everything, but not in the first epochs: see           everything
               :class:`common.handlers.FineTuningPhases`
 norm          weights and biases of its norms                        everything
 lora          adapters of its attention (Primus)                     everything
 frozen        nothing; ``linear_probe`` is another name for it       everything
-============  =====================================================  ==============================================
+frozen_random nothing, in an encoder as it was drawn: a control      everything
+============= =====================================================  ==============================================
 
 LoRA (Hu et al., arXiv:2106.09685) adds to each of the projections query, key, value and output of every attention a
 product of two narrow matrices, which starts at zero. The benchmark has one pair for query, key and value together;
@@ -32,9 +33,10 @@ from tqdm import tqdm
 
 from ..errors import SettingsError
 
-__all__ = ["TUNINGS", "memory_note", "merged_state_dict", "prepare_tuning"]
+__all__ = ["FROZEN_RANDOM", "TUNINGS", "memory_note", "merged_state_dict", "prepare_tuning"]
 
-TUNINGS = ("full", "sawtooth", "norm", "lora", "frozen", "linear_probe")
+FROZEN_RANDOM = "frozen_random"
+TUNINGS = ("full", "sawtooth", "norm", "lora", "frozen", "linear_probe", FROZEN_RANDOM)
 _PROJECTIONS = r".*\battention\.(query|key|value|output)"
 _ADAPTER = "default"
 _DEEP = "deep_heads."
@@ -85,11 +87,11 @@ def prepare_tuning(
     first = next(module for module in encoder.modules() if isinstance(module, nn.Conv3d))
     if first.in_channels > 1 and mode in ("norm", "lora"):
         first.requires_grad_(True)
-    if mode in ("frozen", "linear_probe"):
+    if mode in ("frozen", "linear_probe", FROZEN_RANDOM):
         # whatever trains, a frozen encoder has no stochastic depth and no dropout; a hook, since the trainer switches
         # the whole network to training in every step
         encoder.register_forward_pre_hook(_stay_in_eval)
-        if first.in_channels > 1:
+        if first.in_channels > 1 and mode != FROZEN_RANDOM:
             tqdm.write(
                 f"note: tuning {mode} of {first.in_channels} channels sees only their mean, since pre-training had "
                 "one; full, norm and lora learn to tell them apart"

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import re
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from common.errors import SettingsError
 from common.networks import Primus, ResEncUNet
 from common.networks.blocks.recompute import MODES
+from common.weights.transfer import fine_tuning_network
 from common.weights.tuning import TUNINGS, memory_note, merged_state_dict, prepare_tuning
 
 BACKBONES = ["resenc", "primus"]
@@ -123,6 +125,20 @@ def test_a_frozen_encoder_draws_nothing_and_keeps_no_activations(mode: str) -> N
 def test_a_frozen_encoder_of_several_channels_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     prepare_tuning(build("primus", in_channels=2), "frozen")
     assert "sees only their mean" in capsys.readouterr().out
+
+
+def test_a_random_encoder_is_frozen_on_purpose_only(capsys: pytest.CaptureFixture[str]) -> None:
+    network = build("resenc", in_channels=2)
+    drawn = {name: value.clone() for name, value in network.encoder.state_dict().items()}
+    told: dict[str, Any] = {"pretrained": "", "settings": {}}
+    assert fine_tuning_network(network, from_scratch=True, tuning="frozen_random", **told) is network
+    train(network, in_channels=2)
+    assert all(torch.equal(value, drawn[name]) for name, value in network.encoder.state_dict().items())
+    assert "sees only their mean" not in capsys.readouterr().out, "no pre-training had one channel"
+    with pytest.raises(SettingsError, match="--from_scratch true, or --tuning frozen for the pre-trained"):
+        fine_tuning_network(network, tuning="frozen_random", **told)
+    with pytest.raises(SettingsError, match="mean nothing yet; add --tuning full, or as a control frozen_random"):
+        fine_tuning_network(network, from_scratch=True, tuning="frozen", **told)
 
 
 def test_the_note_counts_bytes(capsys: pytest.CaptureFixture[str]) -> None:

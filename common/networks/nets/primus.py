@@ -185,7 +185,7 @@ class Primus(nn.Module):
         if len(size) != 3 or any(side <= 0 or side % patch_size for side in size):
             raise ValueError(f"input_size {size} must be three multiples of patch_size {patch_size}")
         self.checkpointing = checkpointing = mode_of(checkpointing)
-        self.patch_size = patch_size
+        self.patch_size = self.stride = patch_size
         self.feature_channels = [embed_dim]
         self.feature_strides = [patch_size]
         self.encoder = PrimusEncoder(
