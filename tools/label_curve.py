@@ -4,13 +4,15 @@
   python tools/label_curve.py mae_resenc_l --data FOLDER --cases 2,4,8,16,all
   python tools/label_curve.py mae_resenc_l --data FOLDER --pretrained encoder.pt --epochs 150 --patch_size [160,160,160]
   python tools/label_curve.py mae_primus_m --data mni                      # on the template that nilearn ships
+  python tools/label_curve.py mae_resenc_l --data IMAGES --table ages.csv --target age --units years    # of a number
 
 FOLDER holds labelled cases as train.yaml reads them. They are split into folds; the cases of one fold are never seen in
 training, not even without their labels. For every fold, number of cases and seed, the network is fine-tuned twice with
 the same cases, steps and seed: from the pre-trained encoder with the bundle's recipe, and from scratch with its recipe
-for that. Each of the two gets the learning rate that is best for it on held-out cases of the first fold's training
-part; where the best of those tried is at an end, more are tried. The last model predicts the unseen fold. Differences
-are taken case by case.
+for that. Each gets the learning rate that is best for it on held-out cases of the first fold's training part; where
+the best of those tried is at an end, more are tried. The last model predicts the unseen fold. Differences are taken
+case by case. Beside them the same network with its encoder random and frozen, and a small plain CNN, are trained
+likewise, since both ways to start must beat those (--plain_rows false leaves them out).
 
 Without --pretrained, an encoder is pre-trained for each fold on the images of its training part. A name that is none
 of the arguments below is a setting of the bundle's configs (--epochs, --patch_size, --features_per_stage, ...); on a

@@ -2,15 +2,15 @@
 """See what the frozen features of a bundle's features config tell about your own question, before you trust them.
 
   python tools/probe.py bundles/mae_resenc_l/output/features --table labels.csv --target diagnosis
-  python tools/probe.py features.csv --table labels.csv --target age --group patient --repeats 5
+  python tools/probe.py features.csv --table labels.csv --target age --patient patient --repeats 5
 
-labels.csv has a column case (names of the images, with or without .nii.gz), the target, and perhaps a group: scans of
-one patient then stay on one side of every split. Classes or numbers are told by the values (--task says otherwise).
+labels.csv has a column case (names of the images, with or without .nii.gz), the target, and perhaps the patient: scans
+of one patient then stay on one side of every split. Classes or numbers are told by the values (--task says otherwise).
 
 Two probes, k nearest neighbours and a regularised linear model, against a baseline that looks at nothing, in a repeated
 cross-validation: standardisation, k and the strength of the regularisation are chosen within each training part alone.
-Intervals (95 %) are a bootstrap over cases, or over groups; they leave out what depends on the cases trained on, and so
-are a little too narrow.
+Intervals (95 %) are a bootstrap over cases, or over patients; they leave out what depends on the cases trained on, and
+so are a little too narrow.
 
 It writes probe.json (scores, folds, settings), probe.csv (every out-of-fold prediction) and map.png into probe_<target>
 beside the features, or into --output. Frozen features are weak for segmentation: in the study's comparison of schedules

@@ -149,7 +149,7 @@ def read_target(
     if group:
         members = {case: (named[case][group] or "").strip() for case in texts}
         if lost := next((case for case, member in members.items() if not member), None):
-            raise DataError(f"{table}: {lost} has no {group!r}; add it, or drop --group")
+            raise DataError(f"{table}: {lost} has no {group!r}; add it, or do without that column")
         groups = np.array([*members.values()])
     if task is None:
         task, told = task_of([*texts.values()], target)

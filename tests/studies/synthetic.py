@@ -17,6 +17,8 @@ ARMS = {
     "scratch_resenc_l": {"weights": "scratch", "backbone": "resenc_l", "method": "mae"},
     "mae_primus_m": {"weights": "mae_p.pt", "backbone": "primus_m", "method": "mae"},
     "scratch_primus_m": {"weights": "scratch", "backbone": "primus_m", "method": "mae"},
+    "frozen_random_resenc_l": {"weights": "frozen_random", "backbone": "resenc_l", "method": ""},
+    "plain_cnn": {"weights": "plain", "backbone": "plain", "method": ""},
 }
 
 
@@ -103,7 +105,7 @@ def write_study(
                         ]
                         (target / "train" / "history.json").write_text(json.dumps(history))
                         receipt = {"source": ARMS[arm]["weights"], "sha256": "ab" * 32, "encoder_share": 1.0}
-                        if ARMS[arm]["weights"] != "scratch":
+                        if ARMS[arm]["weights"].endswith(".pt"):
                             (target / "train" / "weights_receipt.json").write_text(json.dumps(receipt))
                         if pictures and "kept" in result:
                             for case in result["kept"].values():

@@ -33,6 +33,7 @@ from .encoders import LABELS, textured, train, write_task
 
 SMALL: dict[str, Any] = {"patch_size": [24, 24, 24], "resamples": 300, "bundles": "none"}
 B = "mae_resenc_l"
+PLAIN, MEAN = "plain CNN", "mean of training"
 
 
 @pytest.fixture(scope="module")
@@ -263,16 +264,17 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
     gain: float, decided: bool, task_folder: Path, trained: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full, half, scratch = f"{B}/full", f"{B}/half", "scratch resenc_l"
-    dice = {full: 0.6 + gain, half: 0.6 + gain / 2, scratch: 0.6}
+    dice = {full: 0.6 + gain, half: 0.6 + gain / 2, scratch: 0.6, PLAIN: 0.5}
     monkeypatch.setattr(choice, "run_pieces", pretend(dice))
     options = {**SMALL, "labels": LABELS, "weights": named(trained), "epochs": 3, "momentum": 0.9}
     tool.choose(filled(Choose, str(task_folder), output=str(tmp_path), **options))
     study = json.loads((tmp_path / "fine-tuning" / "study.json").read_text())
-    assert list(study["arms"]) == [full, half, scratch]
+    assert list(study["arms"]) == [full, half, scratch, PLAIN]
     assert study["seeds"] == [0, 1, 2]
     told = study["backbones"]["resenc_l"]["settings"]
     assert (told["epochs"], told["momentum"], told["patch_size"]) == (3, 0.9, [24, 24, 24])
-    for arm in study["arms"].values():
+    for name, arm in study["arms"].items():
+        assert name == PLAIN or arm["bundle"] == B
         assert arm["settings"]["features_per_stage"] == [4, 8, 8], "scratch has the same network"
         assert arm["settings"]["spacing_mm"] == 1.0
     content = read(tmp_path)
@@ -282,6 +284,12 @@ def test_the_best_go_on_to_fine_tuning_with_scratch_at_equal_budget(
     for name, value in dice.items():
         assert arms[name]["estimate"] == pytest.approx(value, abs=0.03)
     said = (tmp_path / "choose.md").read_text()
+    assert content["verdict"]["best"] != PLAIN
+    assert PLAIN not in content["verdict"]["tied"], "a plain row is no candidate"
+    beaten = f"Against the plain rows: {full}, {half} and {scratch} beat {PLAIN}."
+    assert beaten in said
+    assert arms[full]["over_plain_rows"][PLAIN]["estimate"] == pytest.approx(0.1 + gain, abs=0.03)
+    assert "None of them is recommended." in said
     assert ("Use mae_resenc_l/full: Dice" in said) is decided
     assert ("Too close to call" in said) is not decided
     assert ("That pre-training helps on these data is not shown." in said) is not decided
@@ -299,7 +307,7 @@ def test_arms_that_are_not_complete_are_not_compared(
 ) -> None:
     """An arm that has only seen the easy fold has no score to be compared."""
     full, half, scratch = f"{B}/full", f"{B}/half", "scratch resenc_l"
-    dice = {full: 0.7, half: 0.9, scratch: 0.5}
+    dice = {full: 0.7, half: 0.9, scratch: 0.5, PLAIN: 0.8}
     options = {**SMALL, "labels": LABELS, "weights": named(trained), "epochs": 1, "seeds": 4}
 
     def ask(place: str, fails: Any, **changes: Any) -> tuple[dict[str, Any], str]:
@@ -314,7 +322,8 @@ def test_arms_that_are_not_complete_are_not_compared(
     assert content["verdict"]["decided"]
     assert content["fine_tuning"]["arms"][half]["to_best"] is None
     ranks = said.split("| fine-tuned shortly |")[1].split("\n\n")[0].splitlines()[2:]
-    assert [line.split("|")[1].strip() for line in ranks] == [full, scratch, half]
+    assert [line.split("|")[1].strip() for line in ranks] == [PLAIN, full, scratch, half]
+    assert f"Against the plain rows: {full} and {scratch} are worse than {PLAIN}." in said
     assert "| incomplete: 4 of 8 runs" in said
     assert "Not compared, since not all of their unseen cases are scored: mae_resenc_l/half; the same command" in said
     for place, fails in {
@@ -326,7 +335,7 @@ def test_arms_that_are_not_complete_are_not_compared(
         assert content["verdict"]["by"] == "probes"
         assert "No fine-tuning is compared, since not all of their unseen cases are scored" in said
         assert not any(arm["complete"] for arm in content["fine_tuning"]["arms"].values())
-    assert said.count("| incomplete: 0 of 8 runs") == 3
+    assert said.count("| incomplete: 0 of 8 runs") == 4
     content, said = ask("lone", lambda run: run.arm == full and run.seed > 0)
     assert content["fine_tuning"]["arms"][full]["complete"]
     assert full in content["verdict"]["tied"], "one run does not tell luck from skill"
@@ -345,6 +354,7 @@ def test_fine_files_are_warned_of_and_tried_at_their_own_spacing(
         choice, "run_pieces", pretend({f"{B}/full": 0.6, "scratch resenc_l": 0.5, own: 0.8}, spread=0.0)
     )
     options = {**SMALL, "labels": LABELS, "weights": f"{B}/full={trained[2]}", "best": 1, "patch_size": [16, 16, 16]}
+    options["plain_rows"] = False
     tool.choose(filled(Choose, str(fine), output=str(tmp_path / "out"), **options))
     told = capsys.readouterr().out
     assert "warning: Your files have 0.5 x 0.5 x 0.5 mm voxels (median), far from the pre-training spacing" in told
@@ -395,14 +405,14 @@ def test_classification_is_probed_by_embeddings(tmp_path: Path, monkeypatch: pyt
     options |= {"table": str(tmp_path / "t.csv"), "weights": f"{B}={weights}", "best": 0, "patch_size": [16, 16, 16]}
     for group in (None, "@who"):
         out = tmp_path / f"out_{group}"
-        tool.choose(filled(Choose, str(tmp_path / "images"), target="%kind", group=group, output=str(out), **options))
+        tool.choose(filled(Choose, str(tmp_path / "images"), target="%kind", patient=group, output=str(out), **options))
         content = read(out)
         assert content["metric"]["probe"] == "AP"
         assert content["units"] == (8 if group else 16)
         assert content["probes"][B]["estimate"] > 0.6
         assert content["probes"][B]["over_random"] is not None
-        assert "is not shown to tell more than a random encoder" in (out / "choose.md").read_text()
-    monkeypatch.setattr(choice, "run_pieces", pretend_classes({B: 0.9, "scratch resenc_l": 0.0}))
+        assert f"{B} is not shown to beat random resenc_l." in (out / "choose.md").read_text()
+    monkeypatch.setattr(choice, "run_pieces", pretend_classes({B: 0.9, "scratch resenc_l": 0.0, PLAIN: 0.3}))
     options |= {"best": 1, "input_size": [16, 16, 16], "epochs": 2, "seeds": 5}
     tool.choose(filled(Choose, str(tmp_path / "images"), target="%kind", output=str(tmp_path / "out_None"), **options))
     content = read(tmp_path / "out_None")
@@ -432,7 +442,7 @@ def test_numbers_are_probed_by_ridge_regression_and_fine_tuned(tmp_path: Path, m
     options: dict[str, Any] = {**SMALL, "resamples": 100, "num_workers": 0, "seeds": 3, "best": 1}
     options |= {"table": str(tmp_path / "t.csv"), "weights": f"{B}={weights}", "patch_size": [16, 16, 16]}
     options |= {"target": "bright", "input_size": [16, 16, 16], "epochs": 2, "units": "grey levels"}
-    monkeypatch.setattr(choice, "run_pieces", pretend_numbers({B: 0.1, "scratch resenc_l": 3.0}))
+    monkeypatch.setattr(choice, "run_pieces", pretend_numbers({B: 0.1, "scratch resenc_l": 3.0, PLAIN: 2.0, MEAN: 2.5}))
     tool.choose(filled(Choose, str(tmp_path / "images"), output=str(tmp_path / "out"), **options))
     content = read(tmp_path / "out")
     assert content["task"] == "regression"
@@ -440,7 +450,14 @@ def test_numbers_are_probed_by_ridge_regression_and_fine_tuned(tmp_path: Path, m
     assert content["verdict"]["by"] == "fine-tuning"
     assert (content["verdict"]["decided"], content["verdict"]["best"]) == (True, B)
     assert content["fine_tuning"]["arms"][B]["estimate"] > 0.9
-    assert "R2 of the probe" in (tmp_path / "out" / "choose.md").read_text()
+    said = (tmp_path / "out" / "choose.md").read_text()
+    assert "R2 of the probe" in said
+    assert f"{B} beats {PLAIN} and {MEAN}" in said
+    mean = content["probes"][MEAN]["estimate"]
+    assert -0.5 < mean < 0.0, "the mean of other cases is a little worse than the mean of these"
+    assert content["probes"][B]["over_plain_rows"][MEAN]["estimate"] == pytest.approx(
+        content["probes"][B]["estimate"] - mean
+    )
     told = json.loads((tmp_path / "out" / "fine-tuning" / "study.json").read_text())
     assert told["data_sets"]["data"]["card"]["task"] == "regression"
     assert told["backbones"]["resenc_l"]["settings"]["units"] == "grey levels"
@@ -493,7 +510,8 @@ def test_what_cannot_be_asked_ends_in_a_sentence(task_folder: Path, trained: lis
             f"{B}/a b and {B}/a_b, which would share a folder",
             {"weights": f"{B}/a b={trained[2]},{B}/a_b={trained[2]}"},
         ),
-        (DataError, r"has no 'patient'; add it", {"group": "patient"}),
+        (DataError, r"has no 'patient'; add it", {"patient": "patient"}),
+        (SettingsError, "--group is called --patient here; write --patient", {"group": "patient"}),
         (WeightsError, "is of another network", {"features_per_stage": [8, 8, 8]}),
     ):
         with pytest.raises(kind, match=words):
@@ -527,7 +545,7 @@ def test_the_answer_for_other_data_is_never_replaced(
     monkeypatch.setattr(tool, "find_candidates", lambda *_: {B: Encoder(B, str(trained[2]))})
     for patient in ("p1", "p2"):
         shutil.copytree(task_folder, tmp_path / patient / "scans")
-    monkeypatch.setattr(choice, "run_pieces", pretend({B: 0.7, "scratch resenc_l": 0.6}))
+    monkeypatch.setattr(choice, "run_pieces", pretend({B: 0.7, "scratch resenc_l": 0.6, PLAIN: 0.5}))
     options: dict[str, Any] = {**SMALL, "labels": LABELS, "epochs": 1}
     tool.choose(filled(Choose, str(tmp_path / "p1" / "scans"), **{**options, "best": 0}))
     answer = tmp_path / "choose" / "scans" / "choose.json"
@@ -599,7 +617,7 @@ def test_the_whole_way_as_a_user_goes_it(task_folder: Path, trained: list[Path],
     assert "kept, probed before" in result.stdout
     content = read(tmp_path)
     arms = content["fine_tuning"]["arms"]
-    assert list(arms) == [f"{B}/full", f"{B}/half", "scratch resenc_l"]
+    assert list(arms) == [f"{B}/full", f"{B}/half", "scratch resenc_l", PLAIN]
     assert not content["fine_tuning"]["failed"]
     assert content["verdict"]["best"] == f"{B}/full"
     assert not content["verdict"]["decided"], "one run of each gives an order"

@@ -15,7 +15,7 @@ from scipy.stats import friedmanchisquare, wilcoxon
 from sklearn.metrics import average_precision_score
 
 from common.metrics import classification_scores, regression_scores
-from tools.reporting import comparison, significance
+from tools.reporting import cells, comparison, significance
 from tools.reporting.cells import all_cells, case_ranks, data_set_ranks, gap_rows, group_cells, group_rows
 from tools.reporting.comparison import (
     _evaluate,
@@ -97,7 +97,8 @@ def test_intervals_grow_with_the_luck_of_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *(f"reporting.{name}" for name in ("cells", "comparison", "outcome", "significance", "tables")),
+        *(f"reporting.{name}" for name in ("cells", "comparison", "outcome", "plain", "significance", "tables")),
+        "studies.plain",
         "studies.results",
     ],
 )
@@ -246,6 +247,45 @@ def test_patients_and_groups_that_are_told_are_not_read_from_counts(tmp_path: Pa
     assert len(group_rows([block])) == 2 * 2 * 4
     (row, *_) = gap_rows([block])
     assert (row["arm"], row["column"], row["low"]) == ("mae_resenc_l", "site", site["gap"]["interval"][0])
+
+
+def test_numbers_have_scores_of_groups_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At one site the predictions are far off: its R2 is that of its own cases, and the gap leaves out 0."""
+
+    def off(run: Any, result: Any) -> None:
+        rng = np.random.default_rng([run["fold"], run["seed"], run["arm"] == "mae_resenc_l"])
+        for entry in result["cases"].values():
+            entry["predicted"][0] += (entry["group"] == "Ulm") * 12 * rng.standard_normal()
+
+    ages = {"ages": {"task": "regression", "groups": ["Bern", "Ulm"]}}
+    monkeypatch.setattr(comparison, "RESAMPLES", 500)
+    drawn: list[Any] = []
+    monkeypatch.setattr(cells, "resampled", lambda *told, **more: drawn.append(told) or resampled(*told, **more))
+    results, (block,) = blocks(tmp_path, data_sets=ages, cases=80, folds=1, seeds=5, change=off)
+    found = group_cells(block, "mae_resenc_l")["group"]
+    for name, each in found["groups"].items():
+        expected = []
+        for result in results.finished.values():
+            if result["run"]["arm"] == "mae_resenc_l":
+                own = [case for case in result["cases"].values() if case["group"] == name]
+                predicted, true = (
+                    np.array([case[key] for case in own], float).ravel() for key in ("predicted", "truth")
+                )
+                expected.append(regression_scores(predicted, true)["r2"])
+        assert each["score"] == pytest.approx(np.mean(expected)), "of the spread within the site, over runs"
+        assert each["cases"] == 40
+        assert each["interval"][0] < each["score"] < each["interval"][1]
+    gap = found["gap"]
+    assert (gap["best"], gap["worst"]) == ("Bern", "Ulm")
+    assert gap["interval"][0] > 0
+    rows = group_rows([block])
+    assert {(row["metric"], row["group"]) for row in rows} == {
+        (metric, site) for metric in ("r2", "pearson") for site in ("Bern", "Ulm")
+    }
+    count = len(drawn)
+    assert count == 2 * 2 * 2 * 2, "arms, scores and sites, each as it is and widened"
+    assert [row["arm"] for row in gap_rows([block])] == list(TWO)
+    assert len(drawn) == count, "what is bootstrapped for the scores is not bootstrapped again for the gaps"
 
 
 def test_arms_are_compared_on_shared_runs_only(tmp_path: Path) -> None:

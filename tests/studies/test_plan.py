@@ -54,6 +54,7 @@ def written(folder: Path, **content: Any) -> Path:
         "data_sets": {"ball": {"card": "ball.yaml", "folder": "task"}},
         "settings": {"epochs": 100, "iterations_per_epoch": STEPS},
         "pretraining": {"epochs": 1, "iterations_per_epoch": 1, "val_iterations": 0},
+        "plain_rows": False,
     }
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**whole, **content}, sort_keys=False), "utf-8")

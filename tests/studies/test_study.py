@@ -67,6 +67,7 @@ def task(tmp_path: Path) -> Path:
 def written(folder: Path, **content: Any) -> Path:
     """Write study.yaml with what is given over a small study of two arms."""
     whole: dict[str, Any] = {"arms": TWO, "data_sets": {"ball": {"card": "ball.yaml", "folder": "task"}}, **NARROW}
+    whole["plain_rows"] = False
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump({**whole, **content}, sort_keys=False), "utf-8")
     return path
@@ -287,6 +288,7 @@ def test_names_and_paths_are_texts_however_they_look(task: Path) -> None:
     (task.parent / "study.yaml").write_text(
         "arms: {2024-01-01: {bundle: mae_resenc_l, weights: scratch}}\noutput: 10_0\n"
         "data_sets: {1_0: {card: ball.yaml, folder: 20_24}, yes: {card: ball.yaml, folder: task}}\n"
+        "plain_rows: false\n"
     )
     study = read_study(task.parent / "study.yaml")
     assert (list(study.arms), list(study.data_sets)) == (["2024-01-01"], ["1_0", "yes"])
@@ -589,6 +591,7 @@ def test_a_number_is_studied_too(tmp_path: Path) -> None:
         "settings": {"epochs": 1, "num_workers": 0, "batch_size": 2, "accumulation_steps": 1},
         "backbones": {"resenc_l": {"settings": NARROW["backbones"]["resenc_l"]["settings"]}},
         "budgets": [2],
+        "plain_rows": False,
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
     study = read_study(tmp_path / "study.yaml")
@@ -629,6 +632,7 @@ def test_classification_is_studied_too_and_what_a_table_says_is_no_command(tmp_p
         },
         "backbones": {"resenc_l": {"settings": NARROW["backbones"]["resenc_l"]["settings"]}},
         "budgets": [2],
+        "plain_rows": False,
     }
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(content), "utf-8")
     study = read_study(tmp_path / "study.yaml")

@@ -7,6 +7,7 @@ import csv
 import json
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ import pytest
 from common.errors import SettingsError
 from tools.commanding.settings import filled
 from tools.curves import label_curve as tool
-from tools.curves.curve_report import ARMS, _verdict, curve_table, dice_of, write_curve
+from tools.curves.curve_report import (
+    ARMS,
+    MEAN_ROW,
+    ROWS,
+    _verdict,
+    curve_table,
+    plain_rows_table,
+    scores_of,
+    write_curve,
+)
 from tools.curves.label_curve import _counts, label_curve
 from tools.curves.settings import LabelCurve
 from tools.studies.definition import Arm, Run, Study
@@ -99,7 +109,7 @@ def result(scores: dict[str, dict[str, float | None]], group: str | None = None)
 
 
 def test_what_is_not_defined_is_no_dice() -> None:
-    found = dice_of(result({"one": {"a": 0.5, "b": None}, "two": {"a": None, "b": None}}))
+    found = scores_of(result({"one": {"a": 0.5, "b": None}, "two": {"a": None, "b": None}}))
     assert found == {"one": {"a": 0.5}}
 
 
@@ -119,6 +129,42 @@ def test_the_record_says_what_was_used(tmp_path: Path, capsys: pytest.CaptureFix
     assert "With 8 labelled cases: pre-trained is better (" in page
     assert "No prediction is kept." in page
     assert "| labelled cases |" in capsys.readouterr().out
+
+
+def with_plain_rows(gain: float, *, seeds: int = 2) -> list:
+    """The same, and a frozen random encoder that is worse by 0.2 and a plain CNN that is better by 0.02."""
+    found = results(gain, seeds=seeds)
+    for run, scores in [entry for entry in found if entry[0].arm == "from scratch"]:
+        for arm, extra in (("frozen random", -0.2), ("plain CNN", 0.02)):
+            own = {case: {name: dice + extra for name, dice in each.items()} for case, each in scores.items()}
+            found.append((replace(run, arm=arm), own))
+    return found
+
+
+def test_both_ways_to_start_are_held_against_the_plain_rows(tmp_path: Path) -> None:
+    plain = plain_rows_table(with_plain_rows(0.05))
+    assert len(plain) == 2 * 2 * 2
+    by = {(row["cases"], row["arm"], row["row"]): row for row in plain}
+    assert by[8, "pre-trained", "frozen random"]["difference"] == pytest.approx(0.25, abs=0.005)
+    assert by[8, "from scratch", "plain CNN"]["difference"] == pytest.approx(-0.02, abs=1e-6)
+    assert [by[8, "pre-trained", row]["outcome"] for row in ROWS] == ["better", "better"]
+    assert [by[8, "from scratch", row]["outcome"] for row in ROWS] == ["better", "worse"]
+    found = [(run, result(scores)) for run, scores in with_plain_rows(0.05)]
+    asked = {"bundle": "mae_resenc_l", "settings": {"epochs": 3}, "group": None}
+    write_curve(tmp_path, results=found, rates={"pre-trained": 0.01}, asked=asked)
+    sentence = (
+        "With 8 labelled cases, against the plain rows: pre-trained beats frozen random and plain CNN; from scratch "
+        "beats frozen random, but is worse than plain CNN."
+    )
+    for name in ("curve.md", "report.html"):
+        assert sentence in (tmp_path / name).read_text("utf-8")
+    assert json.loads((tmp_path / "curve.json").read_text())["plain"] == plain
+    assert "| 8 | plain CNN | 0.6" in (tmp_path / "curve.md").read_text()
+    write_curve(tmp_path, results=found[:16], rates={"pre-trained": 0.01}, asked=asked)
+    assert "plain" not in (tmp_path / "curve.md").read_text()
+    lone = [(run, result(scores)) for run, scores in with_plain_rows(0.05, seeds=1)]
+    write_curve(tmp_path, results=lone, rates={"pre-trained": 0.01}, asked=asked)
+    assert "with one run of each, whose luck is not in these intervals" in (tmp_path / "curve.md").read_text()
 
 
 def test_one_seed_gives_no_verdict() -> None:
@@ -169,8 +215,20 @@ class Trainer:
                     Path(case["image"]).name for case in study.data_sets[run.data_set].parts[run.fold]["validation"]
                 ]
                 content = result({case: {"ball": value} for case in unseen})
+                if study.data_sets[run.data_set].task == "regression":
+                    content["cases"] = numbers(unseen, value)
                 (folder / "result.json").write_text(json.dumps(content))
         return failed
+
+
+def numbers(unseen: Sequence[str], error: float) -> dict[str, Any]:
+    """Return what is told of cases whose numbers are missed by about so much."""
+    found = {}
+    for name in unseen:
+        index = int(name.split("_")[1].split(".")[0])
+        truth, off = 100.0 + 10 * index, error * (1 + 0.1 * (index % 3)) * (-1) ** index
+        found[name] = {"group": None, "truth": truth, "predicted": [truth + off]}
+    return found
 
 
 @pytest.fixture
@@ -185,6 +243,7 @@ def cases(tmp_path: Path) -> Path:
 
 def asked(task: Path, **told: Any) -> LabelCurve:
     whole = {"labels": "background,ball", "output": str(task.parent / "curve"), "seeds": 2, "cases": "2,8,all"}
+    whole["plain_rows"] = "false"
     return filled(LabelCurve, "mae_resenc_l", str(task), **{**whole, **told})
 
 
@@ -259,6 +318,78 @@ def test_a_curve_is_a_study_that_goes_on(
     assert read_json(folder / "study.json")["budgets"] == ["2", "4", "8", "10"]
     with pytest.raises(SettingsError, match="holds a curve of other settings"):
         label_curve(asked(cases, settings={**more["settings"], "lr": 3.0}))
+
+
+def test_plain_rows_have_rates_of_their_own(
+    cases: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = {"scratch": 0.2, "pretraining": 0.2, "frozen_random": 0.6, "plain": 0.066}
+    known = {str(cases.parent / "e.pt"): 0.2, **best}
+    trainer = Trainer(lambda arm, _: 0.5 - 0.01 * abs(np.log(arm.settings["lr"] / known[arm.weights])))
+    monkeypatch.setattr(tool, "run_pieces", trainer)
+    (cases.parent / "e.pt").write_bytes(b"weights")
+    told: dict[str, Any] = {"pretrained": str(cases.parent / "e.pt"), "settings": {"lr": 0.2}, "cases": "2"}
+    label_curve(asked(cases, **told))
+    before = len(trainer.done)
+    label_curve(asked(cases, **told, plain_rows="true"))
+    assert "8 of the 16 runs, and as large a share of the search" in capsys.readouterr().out
+    curve = read_json(cases.parent / "curve" / "curve.json")
+    assert curve["rates"] == pytest.approx(
+        {"pre-trained": 0.2, "from scratch": 0.2, "frozen random": 0.6, "plain CNN": 0.06}
+    )
+    new = trainer.done[before:]
+    assert all("frozen_random" in name or "plain_CNN" in name for name in new), "what is done is not done again"
+    assert sum(name.startswith("runs/data/") for name in new) == 8
+    study = read_study(cases.parent / "curve" / "study.yaml")
+    assert {name: arm.weights for name, arm in study.arms.items() if name in ROWS} == ROWS
+    assert len(study.arms) == 4
+
+
+def test_a_curve_of_numbers_is_one_of_errors(
+    cases: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = cases.parent / "volumes.csv"
+    table.write_text("\n".join(["case,volume", *(f"case_{i},{100 + 10 * i}" for i in range(20))]), "utf-8")
+    far = {"pretraining": 4.0, "scratch": 8.0, "frozen_random": 12.0, "plain": 6.0, "mean": 30.0}
+
+    def error(arm: Arm, run: Run) -> float:
+        return far[arm.weights if arm.weights in far else "pretraining"] + 0.2 * run.seed
+
+    trainer = Trainer(error)
+    monkeypatch.setattr(tool, "run_pieces", trainer)
+    told = {"labels": None, "table": str(table), "target": "volume", "plain_rows": "true", "cases": "4"}
+    label_curve(asked(cases / "images", **told, output=str(cases.parent / "curve"), settings={"units": "ml"}))
+    folder = cases.parent / "curve"
+    curve = read_json(folder / "curve.json")
+    (row,) = curve["rows"]
+    assert row["scratch"] == pytest.approx(2 * 4.1 * 1.1 - 0.11, abs=0.3), "told as errors"
+    assert row["scratch_low"] <= row["scratch"] <= row["scratch_high"]
+    assert row["difference"] == pytest.approx(row["scratch"] - row["pretrained"], abs=1e-3)
+    assert row["difference_low"] > 0
+    by = {(each["arm"], each["row"]): each for each in curve["plain"]}
+    assert {name for _, name in by} == {*ROWS, MEAN_ROW}
+    assert by["from scratch", "plain CNN"]["outcome"] == "worse"
+    assert by["from scratch", MEAN_ROW]["difference"] == pytest.approx(22 * 1.1, abs=1.5)
+    text = (folder / "curve.md").read_text("utf-8")
+    assert "| labelled cases | pre-trained | from scratch | error lower by [95 %] | |" in text
+    assert "pre-trained is better" in text
+    assert "Mean absolute error of volume, ml, on unseen cases (20 in all)" in text
+    assert (
+        "pre-trained beats frozen random, plain CNN and mean of training; from scratch beats frozen random and" in text
+    )
+    assert "Cases to look through" not in (folder / "report.html").read_text("utf-8")
+    study = read_study(folder / "study.yaml")
+    data = study.data_sets["data"]
+    told_arm = study.training_settings(study.arms["pre-trained"], data)
+    assert (data.task, told_arm["input_size"], told_arm["units"]) == ("regression", [32, 32, 32], "ml")
+    assert set(curve["rates"]) == {*ARMS, *ROWS}, "a mean has no learning rate"
+    assert not any("mean_of" in name for name in trainer.done if "held_out" in name)
+    for wrong, words in (
+        ({"target": None}, "a table needs both"),
+        ({"labels": "background,ball"}, "which --labels says nothing of; leave one out"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            asked(cases / "images", **{**told, **wrong})
 
 
 @pytest.mark.parametrize(

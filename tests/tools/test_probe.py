@@ -23,6 +23,7 @@ from common.engines.probing import (
     read_target,
 )
 from common.errors import DataError, SettingsError
+from tools.commanding.parsing import parse
 from tools.scoring import probe as probe_tool
 from tools.scoring.feature_map import draw_map
 from tools.scoring.settings import Probe
@@ -328,8 +329,8 @@ def test_scans_that_differ_are_told_from_features_of_a_random_encoder(
     table_of = str(tmp_path / "f" / "features.csv")
     probe_tool.probe(Probe(table_of, str(table), "kind", repeats=1, resamples=200, output=str(tmp_path / "again")))
     assert (tmp_path / "again" / "probe.csv").read_bytes() == first, "a seed decides everything"
-    probe_tool.probe(Probe(table_of, str(table), "kind", group="patient", repeats=1, resamples=50))
-    assert "24 cases in 12 groups" in capsys.readouterr().out
+    probe_tool.probe(Probe(table_of, str(table), "kind", patient="patient", repeats=1, resamples=50))
+    assert "24 cases of 12 patients" in capsys.readouterr().out
 
 
 def test_the_command_line_ends_in_a_sentence(tmp_path: Path) -> None:
@@ -341,3 +342,5 @@ def test_the_command_line_ends_in_a_sentence(tmp_path: Path) -> None:
     assert result.stderr.strip().startswith("Stopped:")
     assert "no column 'diagnosis'; it has 'case', 'x'" in result.stderr
     assert read_features(tmp_path / "f")[0] == cases
+    with pytest.raises(SettingsError, match="--group is called --patient here; write --patient"):
+        parse("probe", Probe, [str(tmp_path / "f"), "--table", str(table), "--target", "x", "--group", "who"])

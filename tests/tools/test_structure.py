@@ -54,7 +54,7 @@ FOLDERS: dict[str, set[str]] = {
     "choosing": {"commanding", "checkpoints", "studies", "reporting"},
     "comparing": {"commanding", "benchmarking", "studies", "reporting"},
     "scoring": {"commanding"},
-    "curves": {"commanding", "preparing", "studies"},
+    "curves": {"commanding", "preparing", "studies", "reporting"},
     "starting": {"commanding", "preparing"},
     "packing": set(),
     "opening": {"commanding", "linking", "checkpoints", "preparing"},

@@ -27,14 +27,25 @@ from common.weights.transfer import origin_receipt
 
 from ..commanding.environment import ROOT
 from ..reporting.comparison import compare, interval, resampled, score
-from ..studies.definition import OWN, bundle_config, plain_name
+from ..reporting.plain import plain_rows_of
+from ..studies.definition import MEAN, OWN, PLAIN, PLAIN_ROWS, bundle_config, plain_name
 from ..studies.execution import check_results
+from ..studies.plain import NAMES
 from ..studies.reading import read_study, study_from, write_yaml
 from ..studies.results import blocks_of, every_run, read_json, read_results, shared_runs
 from ..studies.scheduling import places, run_pieces
 from .candidates import backbone_of
 from .data import Data
-from .probes import NETWORK_SETTINGS, Encoder, Rules, check_classes, paired_difference, probe_cases, probe_encoder
+from .probes import (
+    NETWORK_SETTINGS,
+    Encoder,
+    Rules,
+    check_classes,
+    paired_difference,
+    probe_cases,
+    probe_encoder,
+    probe_mean,
+)
 from .verdicts import Difference
 
 __all__ = ["Choice", "check_settings"]
@@ -112,6 +123,11 @@ class Choice:
         """The score of the probes."""
         return "R2" if self.data.kind == "regression" else "AP"
 
+    def has_to_beat(self, name: str) -> list[str]:
+        """Return what the probe of an encoder has to beat: a random one of its backbone, of a number also the mean."""
+        mean = [NAMES[MEAN]] if self.data.kind == "regression" else []
+        return [f"random {backbone_of(self.candidates[name].bundle)}", *mean]
+
     def random_encoders(self) -> dict[str, Encoder]:
         """Return an untrained encoder of each backbone and size, as a baseline."""
         found: dict[str, Encoder] = {}
@@ -138,14 +154,14 @@ class Choice:
             DataError: if a fold has no two classes to tell apart.
         """
         if self.data.kind == "segmentation":
-            check_classes(self.data.cases, self.data.task, group=self.data.group, folds=folds, seed=self.seed)
+            check_classes(self.data.cases, self.data.task, group=self.data.patient, folds=folds, seed=self.seed)
         encoders = {**self.candidates, **self.random_encoders()}
         found: dict[str, dict[str, Any]] = {}
         held: dict[str, Any] = {}
         names = list(self.data.task.names) if self.data.task else []
-        groups = [str(case[self.data.group]) for case in self.data.cases] if self.data.group else None
+        groups = [str(case[self.data.patient]) for case in self.data.cases] if self.data.patient else None
         metric = self.metric
-        rules = Rules(group=self.data.group, folds=folds, resamples=resamples, seed=self.seed)
+        rules = Rules(group=self.data.patient, folds=folds, resamples=resamples, seed=self.seed)
         with progress_bar(encoders.items(), desc="probing", unit="encoder") as bar:
             for name, encoder in bar:
                 bar.set_postfix_str(name)
@@ -186,6 +202,10 @@ class Choice:
                     tqdm.write(f"left out: {name}: {self.left_out[name]}")
         if not any(name in found for name in self.candidates):
             raise WeightsError(next(iter(self.left_out.values())))
+        if self.data.kind == "regression":
+            held[NAMES[MEAN]] = told = probe_mean(next(iter(held.values())).target, rules)
+            own = told.metrics["linear"][metric]
+            found[NAMES[MEAN]] = {"estimate": own["estimate"], "interval": own["interval"], "notes": []}
 
         def difference(first: str, second: str) -> Difference | None:
             if self.data.kind == "segmentation":
@@ -202,8 +222,12 @@ class Choice:
 
         return found, difference
 
-    def study(self, chosen: Sequence[str], *, settings: Mapping[str, Any], seeds: int, folds: int) -> Path:
+    def study(
+        self, chosen: Sequence[str], *, settings: Mapping[str, Any], seeds: int, folds: int, plain: bool = True
+    ) -> Path:
         """Write the study that fine-tunes these and from scratch at equal budget, and return its file.
+
+        With ``plain`` it has a small plain CNN and the mean of the training cases too; random encoders are probed.
 
         Raises:
             SettingsError: if its folder holds runs of other settings or cases; it is then left as it is.
@@ -218,11 +242,12 @@ class Choice:
             "folds": folds,
             "seeds": [*range(seeds)],
             "backbones": self._backbones(arms, settings),
+            "plain_rows": [PLAIN, MEAN] if plain else False,
         }
         if self.data.kind == "segmentation":
             content["inference"] = {"tiles_per_step": 4}
         place = self.folder / "fine-tuning"
-        columns = ("image", "label", "name", "case", self.data.target, self.data.group)
+        columns = ("image", "label", "name", "case", self.data.target, self.data.patient)
         entries = [{key: case[key] for key in columns if key and key in case} for case in self.data.cases]
         listed = json.loads(json.dumps({"training": entries}))
 
@@ -281,8 +306,8 @@ class Choice:
         """Return the card of the data, and what a study says of them."""
         card: dict[str, Any] = {"name": "data", "task": self.data.kind}
         entry: dict[str, Any] = {"card": "card.yaml", "datalist": "cases.json", "channels": self.data.channels}
-        if self.data.group:
-            entry["group"] = self.data.group
+        if self.data.patient:
+            entry["patient"] = self.data.patient
         if self.data.kind == "segmentation":
             card["labels"] = self.data.task.plain_labels
             if self.data.task.regions:
@@ -298,8 +323,9 @@ class Choice:
         """Run the study.
 
         Returns:
-            of every arm ``estimate``, ``interval``, how many ``runs`` are planned and ``finished``, and whether it is
-            ``complete``: all cases were unseen once; a function that compares two complete arms; and what failed.
+            of every arm ``estimate``, ``interval``, how many ``runs`` are planned and ``finished``, whether it is
+            ``complete``: all cases were unseen once, and whether it is a ``plain_row``, or which of them it
+            ``has_to_beat``; a function that compares two complete arms; and what failed.
         """
         study = read_study(file, output=file.parent)
         write_record(study.as_plain(), study.folder / "study.json")
@@ -314,8 +340,12 @@ class Choice:
         each = len(study.folds) * len(study.seeds)
         scores: dict[str, dict[str, Any]] = {
             arm: {"estimate": None, "interval": None, "runs": each, "finished": 0, "complete": False}
-            for arm in study.arms
+            for arm in dict.fromkeys(run.arm for run in study.runs())
         }
+        about = {arm: found for arm, found in study.as_plain()["arms"].items() if arm in scores}
+        for arm, found in about.items():
+            plain = found["weights"] in PLAIN_ROWS
+            scores[arm] |= {"plain_row": True} if plain else {"has_to_beat": plain_rows_of(about, arm)}
         if block is None:
             return scores, None, told
         for arm in block.arms:
@@ -333,7 +363,6 @@ class Choice:
             gap = compare(block, first, second)
             if gap is None:
                 return None
-            found = Difference(float(gap["difference"][0]), float(gap["low"][0]), float(gap["high"][0]))
-            return found.widened(self.data.units)
+            return Difference(float(gap["difference"][0]), float(gap["low"][0]), float(gap["high"][0]))
 
         return scores, difference, told

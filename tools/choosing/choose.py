@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from common.terminal import near
 
 from ..commanding.ending import end, tool_command
 from ..commanding.environment import ROOT
+from ..reporting.plain import outcome_of, plain_sentence
 from ..studies.results import METRICS, read_json
 from ..studies.scheduling import places
-from .candidates import backbone_of, find_candidates, not_at_hand, origin
+from .candidates import find_candidates, not_at_hand, origin
 from .choice import Choice, check_settings
 from .data import Data, read_data
+from .probes import FEW_CASES
 from .settings import Choose
 from .showing import show
 from .verdicts import Difference, Verdict, judge
@@ -89,13 +91,10 @@ def _probed(choice: Choice, settings: Choose) -> tuple[dict[str, Any], Verdict, 
     probes, difference = choice.probe(folds=settings.folds, resamples=settings.resamples)
     pretrained = {name: found["estimate"] for name, found in probes.items() if name in candidates}
     ranked = sorted(pretrained, key=lambda name: -pretrained[name])
-    compared = {name: difference(name, f"random {backbone_of(candidates[name].bundle)}") for name in ranked}
+    compared = {(name, row): difference(name, row) for name in ranked for row in choice.has_to_beat(name)}
     what = "average precision of the probe" if choice.metric == "AP" else "R2 of the probe"
     verdict = judge(pretrained, difference, units=data.units, what=what)
-    gap = compared[verdict.best]
-    if gap is None or not gap.low > 0:
-        told = "" if gap is None else f" ({gap})"
-        verdict.sentences.append(f"Frozen, {verdict.best} is not shown to tell more than a random encoder{told}.")
+    _tell_plain_rows(verdict, compared, units=data.units)
     content: dict[str, Any] = {
         "data": str(settings.data.absolute()),
         "task": data.kind,
@@ -112,7 +111,10 @@ def _probed(choice: Choice, settings: Choose) -> tuple[dict[str, Any], Verdict, 
         "probes": {
             name: {
                 **found,
-                "over_random": _plain(compared.get(name)),
+                "over_random": _plain(compared.get((name, choice.has_to_beat(name)[0])))
+                if name in candidates
+                else None,
+                **_over_plain(name, compared),
                 "to_best": None if name == verdict.best else _plain(difference(verdict.best, name)),
             }
             for name, found in probes.items()
@@ -131,10 +133,11 @@ def _tuned(
     short = _SHORT if torch.cuda.is_available() else {**_SHORTER, **_PATCH[data.kind]}
     used = {**short, **settings.settings}
     folds = min(settings.tuning_folds, data.units)
-    file = choice.study(chosen, settings=used, seeds=settings.seeds, folds=folds)
+    file = choice.study(chosen, settings=used, seeds=settings.seeds, folds=folds, plain=settings.plain_rows)
     tuned, difference, failed = choice.fine_tune(file, gpus=settings.gpus, jobs=settings.jobs)
     content["fine_tuning"] = {"settings": used, "seeds": settings.seeds, "arms": tuned, "failed": failed}
-    complete = {name: found["estimate"] for name, found in tuned.items() if found["complete"]}
+    complete = {n: found["estimate"] for n, found in tuned.items() if found["complete"] and not found.get("plain_row")}
+    compared: dict[tuple[str, str], Difference | None] = {}
     if complete:
         verdict = judge(
             complete,
@@ -144,16 +147,45 @@ def _tuned(
             scratch=[name for name in tuned if name.startswith("scratch")],
             seeds=settings.seeds,
         )
-    if lacking := [name for name in tuned if name not in complete]:
+        pairs = [(name, row) for name in complete for row in tuned[name]["has_to_beat"] if tuned[row]["complete"]]
+        compared = {pair: difference(*pair) for pair in pairs}
+        _tell_plain_rows(verdict, compared, units=data.units, seeds=settings.seeds)
+    if lacking := [name for name, found in tuned.items() if not found["complete"]]:
         verdict.sentences.append(
             f"{'Not compared' if complete else 'No fine-tuning is compared'}, since not all of their unseen cases "
             f"are scored: {', '.join(lacking)}; the same command tries again what failed."
         )
     content["verdict"] = {**vars(verdict), "by": "fine-tuning" if complete else "probes"}
     for name, found in tuned.items():
-        compared_too = name in complete and name != verdict.best
+        compared_too = bool(complete) and found["complete"] and name != verdict.best
         found["to_best"] = _plain(difference(verdict.best, name)) if compared_too else None
+        found |= _over_plain(name, compared)
     return verdict
+
+
+def _tell_plain_rows(
+    verdict: Verdict, compared: Mapping[tuple[str, str], Difference | None], *, units: int, seeds: int = 0
+) -> None:
+    """Add to a verdict which arms beat their plain rows, where there are cases enough to say so.
+
+    Args:
+        verdict: that is added to.
+        compared: difference of an arm and a row, by both names.
+        units: cases, or patients, that they were judged on.
+        seeds: of the fine-tunings; 0 for probes.
+    """
+    outcomes: dict[str, dict[str, str]] = {}
+    for (arm, row), gap in compared.items():
+        if gap is not None and units >= FEW_CASES:
+            outcomes.setdefault(arm, {})[row] = outcome_of(gap.low, gap.high)
+    if sentence := plain_sentence(outcomes, one_run=seeds == 1):
+        verdict.sentences.append(sentence)
+
+
+def _over_plain(arm: str, compared: Mapping[tuple[str, str], Difference | None]) -> dict[str, Any]:
+    """Return how much better an arm is than each of its plain rows, for choose.json."""
+    found = {row: _plain(gap) for (name, row), gap in compared.items() if name == arm}
+    return {"over_plain_rows": found} if found else {}
 
 
 def _plain(difference: Difference | None) -> dict[str, Any] | None:

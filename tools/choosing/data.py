@@ -35,14 +35,14 @@ class Data:
     cases: list[Case]
     task: Any = None
     target: str | None = None
-    group: str | None = None
+    patient: str | None = None
     channels: int = 1
     spacing_mm: list[float] | None = None
 
     @property
     def units(self) -> int:
-        """How many cases, or groups of cases."""
-        return len({str(case[self.group]) for case in self.cases}) if self.group else len(self.cases)
+        """How many cases, or patients."""
+        return len({str(case[self.patient]) for case in self.cases}) if self.patient else len(self.cases)
 
 
 def read_data(settings: Choose) -> Data:
@@ -53,11 +53,11 @@ def read_data(settings: Choose) -> Data:
         SettingsError: if the labels are not said.
     """
     found = _classified(settings) if settings.table else _labelled(settings)
-    group = settings.group
-    if group:
-        lacking = [case for case in found.cases if not str(case.get(group, ""))]
+    patient = settings.patient
+    if patient:
+        lacking = [case for case in found.cases if not str(case.get(patient, ""))]
         if lacking:
-            raise DataError(f"{lacking[0]['image']} has no {group!r}; add it to the table, or drop --group")
+            raise DataError(f"{lacking[0]['image']} has no {patient!r}; add it to the table, or drop --patient")
     most = settings.cases or (len(found.cases) if settings.table else CASES)
     if len(found.cases) > most:
         kept = set(random.Random(settings.seed).sample(range(len(found.cases)), most))
@@ -65,7 +65,7 @@ def read_data(settings: Choose) -> Data:
         found.cases = [case for index, case in enumerate(found.cases) if index in kept]
     found.cases = usable_cases(found.cases, task=found.task, channels=settings.channels)
     if found.units < 2:
-        what = f"group ({group})" if group else "labelled case"
+        what = f"patient ({patient})" if patient else "labelled case"
         raise DataError(
             f"{settings.data} has {found.units} usable {what}; what is learned from one cannot be judged on it: give "
             "at least 2, better 20"
@@ -78,16 +78,16 @@ def _classified(settings: Choose) -> Data:
     """Return images with a column of the table."""
     table, channels = str(settings.table), settings.channels
     cases = classified_cases(str(settings.data.absolute()), table=table, channels=channels)["training"]
-    for column in (settings.target, settings.group):
+    for column in (settings.target, settings.patient):
         if column and cases and column not in cases[0]:
-            raise DataError(f"{table} has no column {column!r}; correct --target or --group")
+            raise DataError(f"{table} has no column {column!r}; correct --target or --patient")
     target = str(settings.target)
     texts = [str(case[target]).strip() for case in cases if not is_missing(str(case.get(target, "")))]
     kind: str | None = settings.task
     if kind is None and texts:
         kind, told = task_of(texts, target)
         print(told)
-    return Data(kind or "classification", cases, target=target, group=settings.group, channels=channels)
+    return Data(kind or "classification", cases, target=target, patient=settings.patient, channels=channels)
 
 
 def _labelled(settings: Choose) -> Data:
@@ -104,7 +104,7 @@ def _labelled(settings: Choose) -> Data:
     place = ("", data) if data.endswith(".json") else (data, None)
     groups = None if settings.groups is None else str(settings.groups)
     cases = labelled_lists(*place, channels=settings.channels, groups=groups, fold="all")["training"]
-    return Data("segmentation", cases, task=task, group=settings.group, channels=settings.channels)
+    return Data("segmentation", cases, task=task, patient=settings.patient, channels=settings.channels)
 
 
 def _own_spacing(cases: Sequence[Case], *, reorient: bool) -> list[float]:

@@ -47,7 +47,7 @@ from common.data.cases import Case, case_name, images_of
 from common.data.checking.checks import read_image, tell_nearly_zero, tell_outside
 from common.data.identity import stamp_of
 from common.engines.features import FeatureFolder, VolumeEmbedder, draw_voxels, extract_features, read_features
-from common.engines.probing import ProbeResult, probe_features, read_target
+from common.engines.probing import ProbeResult, Target, probe_features, read_target
 from common.errors import DataError, SettingsError, WeightsError
 from common.files import read_record, replace_file, sha256, write_record
 from common.literals import as_data
@@ -75,6 +75,7 @@ __all__ = [
     "paired_difference",
     "probe_cases",
     "probe_encoder",
+    "probe_mean",
     "probe_voxels",
     "score_interval",
 ]
@@ -697,3 +698,14 @@ def probe_cases(
     wanted = read_target(table, names, target=target, group=group, task=task)
     how = {name: getattr(rules, name) for name in ("folds", "repeats", "resamples", "seed")}
     return probe_features(values, wanted, **how)
+
+
+def probe_mean(target: Target, rules: Rules) -> ProbeResult:
+    """Tell of every case the mean of the cases to train on, in the folds of the probes: what features of zero tell.
+
+    Args:
+        target: of a probe, a number.
+        rules: how encoders are probed.
+    """
+    how = {name: getattr(rules, name) for name in ("folds", "repeats", "resamples", "seed")}
+    return probe_features(np.zeros((int(target.rows.max()) + 1, 1)), target, **how)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from common.errors import SettingsError
 
@@ -18,6 +18,8 @@ __all__ = ["Choose"]
 class Choose:
     """What ``choose`` is told."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"group": "patient"}
+
     data: Existing
     """Folder of labelled cases as train.yaml reads them, or a datalist; or, with a table, one of images."""
     labels: Labels | None = None
@@ -28,6 +30,8 @@ class Choose:
     """NAME=PATH of further encoders."""
     best: Annotated[int, From(0)] = 2
     """How many go on from the probes to fine-tuning; 0 ends after the probes."""
+    plain_rows: bool = True
+    """Also fine-tune a small plain CNN from scratch and, of a number, tell the mean of the cases to train on."""
     table: Existing | None = None
     """CSV with a column case and the target, for classification and regression."""
     target: str | None = None
@@ -36,8 +40,8 @@ class Choose:
     """Of the table; default regression if the target holds many different numbers, or fractions."""
     groups: Existing | None = None
     """CSV with a column case and further columns."""
-    group: str | None = None
-    """Column whose values are never torn apart, such as the patient."""
+    patient: str | None = None
+    """Column of the patients, whom folds do not tear apart and intervals count."""
     cases: Annotated[int, From(2)] | None = None
     """Labelled cases to use at most, drawn at random; default 40 in segmentation, all of a table."""
     channels: Annotated[int, From(1)] = 1

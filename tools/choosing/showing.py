@@ -58,10 +58,10 @@ def show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enco
                 ["fine-tuned shortly", score, "the best minus this"], [tuned_row(name) for name in ranked(tuned)]
             ),
         ]
-    groups = "" if content["units"] == content["cases"] else f" of {content['units']} groups"
+    patients = "" if content["units"] == content["cases"] else f" of {content['units']} patients"
     lines += [
         "",
-        f"{content['cases']} labelled cases{groups}; in brackets 95 % of a bootstrap over cases"
+        f"{content['cases']} labelled cases{patients}; in brackets 95 % of a bootstrap over cases"
         + (", and over the runs of fine-tuning" if tuned and tuning["seeds"] > 1 else "")
         + "; differences are paired case by case, their intervals widened for few cases.",
     ]
@@ -73,6 +73,7 @@ def show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enco
             "another order; probes of frozen encoders all the more.",
             *[f"\nFailed: {why}" for why in tuning["failed"]],
         ]
+    lines += _plain_rows(tuned)
     lines += _sources(content)
     text = "\n".join(lines) + "\n"
     replace_file(folder / "choose.md", lambda temporary: Path(temporary).write_text(text, "utf-8"))
@@ -95,6 +96,18 @@ def show(content: Mapping[str, Any], folder: Path, candidates: Mapping[str, Enco
         folder / "choose.png",
     )
     print("\n" + text.replace("**", "") + f"\nwritten: {folder}/choose.json, choose.md, choose.png")
+
+
+def _plain_rows(tuned: Mapping[str, Any]) -> list[str]:
+    """Say what the plain rows are, where there are some."""
+    plain = [name for name, found in tuned.items() if found.get("plain_row")]
+    if not plain:
+        return []
+    return [
+        "",
+        f"Plain rows ({', '.join(plain)}) are what any encoder has to beat: a U-Net of less than a million parameters, "
+        "from scratch, and of a number the mean of the cases to train on. None of them is recommended.",
+    ]
 
 
 def _sources(content: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, Unknow
 
 from common.errors import SettingsError
 
-from .settings import filled, kinds, rest_of, words
+from .settings import filled, kinds, renamed, rest_of, words
 
 __all__ = ["parse"]
 
@@ -152,6 +152,8 @@ def _sentence(error: CycloptsError, name: str, cls: type, arguments: Sequence[st
     every = f"it has: {', '.join(own)}"
     if isinstance(error, UnknownOptionError):
         word = str(error.token.keyword or error.token.value).partition("=")[0]
+        if told := renamed(cls, word.lstrip("-").replace("-", "_")):
+            return told
         near = difflib.get_close_matches(word.lstrip("-").replace("-", "_"), own, n=2, cutoff=0.6)
         hint = f"did you mean {' or '.join(f'--{each}' for each in near)}?" if near else every
         return f"{name} has no setting {word}; {hint}"

@@ -16,6 +16,8 @@ Any                    a number, list, text, ... as ``monai.bundle run`` reads i
 Annotated[X, Reads]    what a function makes of it
 Annotated[dict, Rest]  all settings that are no fields: those of a bundle's configs
 =====================  =================================================================================================
+
+A ``RENAMED`` of the class has the new names of settings that were called otherwise, which are refused with a sentence.
 """
 
 from __future__ import annotations
@@ -47,6 +49,7 @@ __all__ = [
     "kinds",
     "plain",
     "read",
+    "renamed",
     "rest_of",
     "settings",
     "words",
@@ -146,8 +149,25 @@ def filled(cls: type[T], *values: Any, **named: Any) -> T:
     """
     if rest := rest_of(cls):
         others = {name: named.pop(name) for name in [*named] if name not in kinds(cls)}
+        if told := next(filter(None, (renamed(cls, name) for name in others)), None):
+            from common.errors import SettingsError
+
+            raise SettingsError(told)
         named[rest] = {**named.get(rest, {}), **others}
     return cls(*values, **named)
+
+
+def renamed(cls: type, name: str) -> str | None:
+    """Return a sentence on a setting that is called otherwise now, by ``RENAMED`` of the class; None for any other.
+
+    Example:
+        >>> class Choose:
+        ...     RENAMED = {"group": "patient"}
+        >>> renamed(Choose, "group"), renamed(Choose, "epochs")
+        ('--group is called --patient here; write --patient', None)
+    """
+    new = getattr(cls, "RENAMED", {}).get(name)
+    return None if new is None else f"--{name} is called --{new} here; write --{new}"
 
 
 def words(kind: Any) -> str:

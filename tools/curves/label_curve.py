@@ -1,5 +1,5 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
-"""Did pre-training help, and with how many labelled cases? A study of two arms, each at the learning rate best for it.
+"""Did pre-training help, and with how many labelled cases? A study whose arms have the learning rate best for each.
 
 All is in one folder. ``study.yaml`` is the curve, as any study: its budgets are the numbers of cases. ``rates.yaml`` is
 the search for the learning rates: an arm for each rate and start, tested on held-out cases of the first fold's training
@@ -9,6 +9,7 @@ part. What is done is not done again, by either.
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -24,12 +25,12 @@ from common.settings import unknown_settings
 from common.terminal import near
 
 from ..commanding.environment import ROOT
-from ..studies.definition import OWN, PRETRAINING, SCRATCH, Study, bundle_config, cell_of
+from ..studies.definition import MEAN, OWN, PRETRAINING, SCRATCH, Study, bundle_config, cell_of
 from ..studies.execution import FAILED, RESULT, check_results, pretraining_of, write_datalist
 from ..studies.reading import read_study, study_from, write_yaml
 from ..studies.results import read_json
 from ..studies.scheduling import Place, places, run_pieces
-from .curve_report import ARMS, dice_of, write_curve
+from .curve_report import ARMS, MEAN_ROW, ROWS, scores_of, write_curve
 from .settings import LabelCurve
 
 __all__ = ["label_curve"]
@@ -44,6 +45,9 @@ _SMALL: dict[str, dict[str, Any]] = {
 }
 _SMALL_RATES = {"resenc_l": {"pretrain": 0.1, "train": 0.3}, "primus_m": {"pretrain": 2e-3, "train": 2e-3}}
 _SMALL_RUN = {"patch_size": [32, 32, 32], "epochs": 10, "iterations_per_epoch": 25, "num_workers": 0}
+# and of numbers of whole volumes
+_SMALL_NUMBERS = {"input_size": [32, 32, 32], "epochs": 60, "batch_size": 4, "accumulation_steps": 1, "num_workers": 0}
+_SMALL_NUMBERS_RATES = {"resenc_l": 3e-3, "primus_m": 1e-3}
 _SMALL_PRETRAINING = {"epochs": 10, "iterations_per_epoch": 50, "batch_size": 4, "block_size": 8}
 
 
@@ -62,9 +66,18 @@ def label_curve(given: LabelCurve) -> None:
     write_json(asked, folder / "settings.json")
     told = f"{', '.join(map(str, counts))} labelled cases, {given.seeds} draws of each, {len(parts)} folds"
     print(f"fine-tuning {given.bundle} pre-trained and from scratch with {told}; into {near(folder)}", flush=True)
+    starts = [*ARMS, *(ROWS if given.plain_rows else ())]
+    if given.plain_rows:
+        each = len(counts) * given.seeds * len(parts)
+        print(
+            f"{len(ROWS) * each} of the {len(starts) * each} runs, and as large a share of the search for learning "
+            f"rates, are of the plain rows ({', '.join(ROWS)}); --plain_rows false leaves them out",
+            flush=True,
+        )
     where = places()
-    rates = _rates(asked, folder, content, parts[0]["training"], where)
-    content["arms"] = {start: _arm(asked, start, rates[start]) for start in ARMS}
+    rates = _rates(asked, folder, content, parts[0]["training"], where, starts)
+    alone = [MEAN_ROW] if given.plain_rows and given.target else []  # which nothing is trained for
+    content["arms"] = {start: _arm(asked, start, rates.get(start)) for start in [*starts, *alone]}
     study = _written(content, folder / "study.yaml")
     check_results(study)
     write_record(study.as_plain(), folder / "study.json")
@@ -88,7 +101,8 @@ def _asked(given: LabelCurve) -> dict[str, Any]:
     import torch
 
     bundle, backbone = given.bundle, cell_of(given.bundle)[1]
-    train, pretrain, inference = (bundle_config(bundle, name) for name in ("train", "pretrain", "inference"))
+    train, inference = (bundle_config(bundle, _config(given.target, name)) for name in ("train", "inference"))
+    pretrain = bundle_config(bundle, "pretrain")
     told, prefix = given.settings, "pretrain_"
     settings = {name: value for name, value in told.items() if not name.startswith(prefix)}
     own = {name.removeprefix(prefix): value for name, value in told.items() if name.startswith(prefix)}
@@ -96,6 +110,9 @@ def _asked(given: LabelCurve) -> dict[str, Any]:
         raise SettingsError(wrong)
     if given.small if given.small is not None else not torch.cuda.is_available():
         small = {**_SMALL[backbone], **_SMALL_RUN, "lr": _SMALL_RATES[backbone]["train"]}
+        if given.target:
+            small = {**_SMALL[backbone], **_SMALL_NUMBERS, "lr": _SMALL_NUMBERS_RATES[backbone]}
+            own = {"patch_size": settings.get("input_size", small["input_size"]), **own}
         settings = {**({"spacing_mm": 2.0} if given.data == "mni" else {}), **small, **settings}
         alone = {name: value for name, value in settings.items() if name not in train}
         own = {**_SMALL_PRETRAINING, "lr": _SMALL_RATES[backbone]["pretrain"], **alone, **own}
@@ -107,6 +124,7 @@ def _asked(given: LabelCurve) -> dict[str, Any]:
     return {
         "bundle": bundle,
         "data": "mni" if given.data == "mni" else str(Path(given.data).absolute()),
+        **({"table": str(given.table.absolute()), "target": given.target} if given.table else {}),
         "labels": list(given.labels) if isinstance(given.labels, tuple) else given.labels,
         "folds": given.folds,
         **{name: None if path is None else str(path.absolute()) for name, path in paths.items()},
@@ -117,6 +135,11 @@ def _asked(given: LabelCurve) -> dict[str, Any]:
         "pretraining": {name: value for name, value in {**shared, **own}.items() if name in pretrain},
         "lr": rate,
     }
+
+
+def _config(target: str | None, name: str) -> str:
+    """Return which of a bundle's configs trains or predicts: of label maps, or of a number of whole volumes."""
+    return f"{name}_classification" if target else name
 
 
 def _check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
@@ -131,8 +154,8 @@ def _check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
 
 def _study(asked: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list[dict[str, list[Case]]]]:
     """Return what the study's file says, as yet with all cases, and the parts of every fold that is used."""
-    settings, entry, card = dict(asked["settings"]), dict[str, Any](), {"name": "data", "task": "segmentation"}
-    labels, folds = asked["labels"], asked["folds"]
+    settings, entry, card = dict(asked["settings"]), dict[str, Any](), dict[str, Any](name="data", task="segmentation")
+    labels, folds, target = asked["labels"], asked["folds"], asked.get("target")
     entry["channels"] = int(settings.pop("channels", 1))
     card |= {
         name: settings.pop(name) for name in ("regions", "ignore_label", "regions_class_order") if name in settings
@@ -145,21 +168,28 @@ def _study(asked: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list
     else:
         entry["datalist" if asked["data"].endswith(".json") else "folder"] = asked["data"]
         entry |= {name: asked[name] for name in ("splits", "groups", "group", "patient") if asked.get(name)}
-    if labels is None:
+    if target:
+        card |= {"task": "regression", "target": target}
+        card |= {"units": settings["units"]} if settings.get("units") else {}
+        entry |= {"card": "card.yaml", "table": asked["table"]}
+    elif labels is None:
         raise SettingsError("name the classes: --labels \"['background','lesion']\", or a dataset.json")
-    entry |= {"labels": labels, "card": "card.yaml"}
-    write_yaml(card if isinstance(labels, str) else {**card, "labels": labels}, folder / "card.yaml")
-    train, inference = (bundle_config(asked["bundle"], name) for name in ("train", "inference"))
+    else:
+        entry |= {"labels": labels, "card": "card.yaml"}
+        card |= {} if isinstance(labels, str) else {"labels": labels}
+    write_yaml(card, folder / "card.yaml")
+    train, inference = (bundle_config(asked["bundle"], _config(target, name)) for name in ("train", "inference"))
     content = {
         "name": f"label curve of {asked['bundle']}",
         "output": ".",
         "arms": {start: _arm(asked, start, asked["lr"]) for start in ARMS},
         "data_sets": {_DATA: entry},
+        "plain_rows": False,  # those of the curve have learning rates of their own
         "folds": folds,
         "settings": {name: value for name, value in settings.items() if name in train},
         "pretraining": asked["pretraining"],
         # on a CPU several small tiles at once are several times faster than one by one
-        "inference": {"tiles_per_step": 4}
+        "inference": ({} if target else {"tiles_per_step": 4})
         | {name: value for name, value in settings.items() if name in inference and name not in train},
     }
     study = study_from(content, base=folder, output=folder)
@@ -167,7 +197,9 @@ def _study(asked: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list
 
 
 def _arm(asked: Mapping[str, Any], start: str, rate: float | None, *, weights: str | None = None) -> dict[str, Any]:
-    weights = SCRATCH if start == "from scratch" else weights or asked["pretrained"] or PRETRAINING
+    weights = (
+        {"from scratch": SCRATCH, MEAN_ROW: MEAN, **ROWS}.get(start) or weights or asked["pretrained"] or PRETRAINING
+    )
     return {"bundle": asked["bundle"], "weights": weights, "settings": {} if rate is None else {"lr": rate}}
 
 
@@ -208,14 +240,15 @@ def _rates(
     content: Mapping[str, Any],
     cases: Sequence[Case],
     where: Sequence[Place],
+    starts: Sequence[str],
 ) -> dict[str, float]:
     """Return the best learning rate of each start on held-out cases; one that is alone is taken as it is.
 
     Where the best is at an end of those tried, up to two more are tried beyond it.
     """
     tried = {}
-    for start in ARMS:
-        usual = asked["lr"] if asked["lr"] is not None else _published_rate(asked["bundle"], start)
+    for start in starts:
+        usual = asked["lr"] if asked["lr"] is not None else _published_rate(asked, start)
         tried[start] = sorted({float(f"{usual * factor:.6g}") for factor in asked["rates"]})
     most = len(tried[ARMS[0]]) + _BEYOND
     if most == 1 + _BEYOND:
@@ -256,9 +289,11 @@ def _scores(
     weights: str | None,
     where: Sequence[Place],
 ) -> dict[str, dict[float, float]]:
-    """Return the Dice of each start at each learning rate, 0 where the loss was not finite."""
+    """Return the score of each start at each learning rate, the worst where the loss was not finite."""
     arms = {f"{start}, lr {rate:g}": (start, rate) for start, rates in tried.items() for rate in rates}
-    entry = {name: content["data_sets"][_DATA][name] for name in ("channels", "labels", "card")}
+    entry = {
+        name: value for name, value in content["data_sets"][_DATA].items() if name in ("channels", "labels", "card")
+    }
     study = _written(
         {
             **content,
@@ -277,11 +312,12 @@ def _scores(
     for piece, why in run_pieces(study, where, wanted=whole).items():
         if not _came_apart(why):
             raise SystemExit(f"Stopped: {why}; the log is {folder / piece / 'log.txt'}")
+    worst = -math.inf if asked.get("target") else 0.0
     scores: dict[str, dict[float, float]] = {start: {} for start in tried}
     for piece, run in runs.items():
         start, rate = arms[run.arm]
-        cases = [np.mean([*own.values()]) for own in dice_of(read_json(folder / piece / RESULT) or {}).values()]
-        scores[start][rate] = float(np.mean(cases)) if cases else 0.0
+        cases = [np.mean([*own.values()]) for own in scores_of(read_json(folder / piece / RESULT) or {}).values()]
+        scores[start][rate] = float(np.mean(cases)) if cases else worst
     return scores
 
 
@@ -289,10 +325,10 @@ def _came_apart(why: str) -> bool:
     return "not finite" in why
 
 
-def _published_rate(bundle: str, arm: str) -> float:
+def _published_rate(asked: Mapping[str, Any], arm: str) -> float:
     """Return the learning rate of the bundle's recipe."""
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser(deepcopy(bundle_config(bundle, "train")))
-    parser["from_scratch"] = arm == "from scratch"
+    parser = ConfigParser(deepcopy(bundle_config(asked["bundle"], _config(asked.get("target"), "train"))))
+    parser["from_scratch"] = arm != ARMS[0]
     return float(parser.get_parsed_content("lr"))

@@ -7,6 +7,8 @@ from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from common.errors import SettingsError
+
 from ..commanding.settings import Bundle, Existing, From, Labels, Reads, Rests, read, settings
 
 __all__ = ["LabelCurve", "Schedules"]
@@ -31,6 +33,10 @@ class LabelCurve:
     """Numbers of labelled cases to fine-tune on; all means the whole training part of a fold."""
     labels: Labels | None = None
     """Class names, background first, or the path of a dataset.json."""
+    table: Existing | None = None
+    """CSV with a column case and a number for each, to be told of whole volumes instead of label maps."""
+    target: str | None = None
+    """Its column; --units names what it is in."""
     seeds: Annotated[int, From(1)] = 3
     """Draws of cases, patches and networks for every number and fold."""
     folds: Annotated[int, From(2)] = 2
@@ -48,11 +54,22 @@ class LabelCurve:
     patient: str | None = None
     """The column of the patients, whom folds do not tear apart and intervals count."""
     rates: tuple[float, ...] = (0.3, 1.0, 3.0)
-    """Factors on the learning rate that are tried for each of the two."""
+    """Factors on the learning rate that are tried for each way to start."""
+    plain_rows: bool = True
+    """Also train what has to be beaten: the network with its encoder random and frozen, and a small plain CNN."""
     small: bool | None = None
     """Narrow network and short runs; default is true without a GPU."""
     settings: Rests = field(default_factory=dict)
     """Of the bundle's configs; those of pre-training alone begin with pretrain_."""
+
+    def __post_init__(self) -> None:
+        if bool(self.table) != bool(self.target):
+            raise SettingsError("a table needs both: --table FILE.csv with numbers and --target COLUMN")
+        if self.target and (self.labels is not None or self.data == "mni"):
+            given = "--data mni" if self.data == "mni" else "--labels"
+            raise SettingsError(
+                f"--target {self.target} is of whole volumes, which {given} says nothing of; leave one out"
+            )
 
 
 @settings

@@ -155,8 +155,9 @@ def _seed_sd(members: Sequence[Block], arm: str, metric: int) -> float:
 
 
 def data_set_ranks(results: Results, blocks: Sequence[Block], metric: int = 0) -> Ranks | None:
-    """Rank the arms that are complete on all data sets of these blocks over the data sets."""
+    """Rank the arms that are complete on all data sets of these blocks over the data sets; plain rows have no rank."""
     arms = [arm for arm in results.about["arms"] if all(block.has(arm) for block in blocks)]
+    arms = [arm for arm in arms if all(arm not in block.plain for block in blocks)]
     if len(arms) < 2:
         return None
     values = np.array([[score(block, arm)[metric] for arm in arms] for block in blocks])
@@ -168,7 +169,7 @@ def case_ranks(block: Block, metric: int = 0) -> Ranks | None:
 
     A class that some arms rightly leave empty and others do not counts as 1 for the former.
     """
-    arms = [arm for arm in block.arms if block.has(arm)]
+    arms = [arm for arm in block.compared if block.has(arm)]
     if block.task != "segmentation" or len(arms) < 2:
         return None
     values = np.stack([by_unit(block, own) for own in paired_case_scores(block, arms, metric=metric)], axis=1)
@@ -179,11 +180,17 @@ def group_cells(block: Block, arm: str, metric: int = 0) -> dict[str, Any]:
     """Return the scores of an arm in each group of cases, by column, as :func:`common.metrics.group_scores` does.
 
     Samples of groups are put together as if each had runs of its own: that their luck is shared is not used, so that
-    gaps are rather a little less sure than more.
+    gaps are rather a little less sure than more. The bootstrap of the groups is made once for each arm and score.
     """
+    key = ("groups", arm, metric)
+    if key not in block.kept:
+        block.kept[key] = {} if block.patients else _group_cells(block, arm, metric)
+    found: dict[str, Any] = block.kept[key]
+    return found
+
+
+def _group_cells(block: Block, arm: str, metric: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    if block.patients:
-        return found
     for column, values in block.columns.items():
         groups: dict[str, Any] = {}
         large: dict[str, tuple[float, np.ndarray, float]] = {}
@@ -194,9 +201,9 @@ def group_cells(block: Block, arm: str, metric: int = 0) -> dict[str, Any]:
             if not len(mine):
                 continue
             value = float(score(block, arm, rows=inside)[metric])
-            samples = resampled(block, arm, rows=inside)[:, metric]
+            samples = resampled(block, arm, rows=inside, wide=False)[:, metric]  # the gap widens by itself
             count = len(np.unique(mine))
-            bounds = interval(bounded(block, samples))
+            bounds = interval(bounded(block, resampled(block, arm, rows=inside)[:, metric]))
             groups[name] = {
                 "cases": len(mine),
                 "patients": count,

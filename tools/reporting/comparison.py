@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from common.metrics import classification_scores, known_mean
+from common.metrics import classification_scores, equal_units, known_mean
+from common.metrics.statistics import wider_by
 
+from ..studies.definition import NO_FILE, PRETRAINING
 from ..studies.results import Block, every_run, shared_runs
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "bounded",
     "case_scores",
     "compare",
+    "compare_over",
     "interval",
     "one_hot",
     "paired_case_scores",
@@ -48,21 +51,46 @@ def score(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.ndarr
     return _evaluate(block, arm, runs[None].astype(float), weights[None])[0]
 
 
-def resampled(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.ndarray | None = None) -> np.ndarray:
+def resampled(
+    block: Block,
+    arm: str,
+    runs: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+    *,
+    wide: bool = True,
+) -> np.ndarray:
     """Return an arm's scores in each resample, ``(RESAMPLES, metrics)``; the same draws for every arm with these runs.
 
-    Units are drawn with replacement; to this comes what differs between seeds, if there are several.
+    Units are drawn with replacement. With ``wide`` they are spread as Student's t asks for so few, see
+    :func:`common.metrics.statistics.wider_by`. To this comes what differs between seeds, if there are several.
 
     With a single unit all is NaN: one case does not tell how much cases differ.
     """
     runs = every_run(block, arm) if runs is None else runs
-    key = (arm, runs.tobytes(), None if rows is None else rows.tobytes())
-    if key in block.cache:
-        return block.cache[key]
     inside: np.ndarray = np.asarray(runs.any(1))[block.fold] & (True if rows is None else rows)
     units = np.unique(block.unit[inside])
     if len(units) < 2:
         return np.full((RESAMPLES, len(block.metrics)), np.nan)
+    key = (arm, runs.tobytes(), None if rows is None else rows.tobytes())
+    if key not in block.cache:
+        block.cache[key] = _drawn(block, arm, runs, inside)
+    samples, luck = block.cache[key]
+    if wide:
+        middle = known_mean(samples)
+        samples = middle + wider_by(equal_units(block.unit[inside])) * (samples - middle)
+    return np.asarray(samples + luck)
+
+
+def _drawn(block: Block, arm: str, runs: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return scores in resamples of the units, and what comes to them by the luck of runs, ``(2, RESAMPLES, metrics)``.
+
+    Args:
+        block: of results.
+        arm: one of its arms.
+        runs: ``(folds, seeds)``.
+        inside: rows that count, ``(rows,)``.
+    """
+    units = np.unique(block.unit[inside])
     generator = np.random.default_rng([_SEED, *block.data_set.encode()])
     drawn = generator.integers(0, len(units), (RESAMPLES, len(units)))
     counts = np.zeros((RESAMPLES, block.unit.max() + 1))
@@ -70,9 +98,8 @@ def resampled(block: Block, arm: str, runs: np.ndarray | None = None, rows: np.n
     weights = np.broadcast_to(runs.astype(float), (RESAMPLES, *runs.shape))
     samples = _evaluate(block, arm, weights, counts[:, block.unit] * inside)
     if block.task == "classification":  # AP of doubled cases is too high: that bias is taken off
-        samples = samples + score(block, arm, runs, rows) - known_mean(samples)
-    block.cache[key] = samples + _luck_of_runs(block, arm, runs, inside, generator)
-    return block.cache[key]
+        samples = samples + score(block, arm, runs, inside) - known_mean(samples)
+    return np.stack([samples, _luck_of_runs(block, arm, runs, inside, generator)])
 
 
 def _luck_of_runs(
@@ -276,8 +303,27 @@ def compare(block: Block, arm: str, other: str) -> dict[str, Any] | None:
     }
 
 
+def compare_over(blocks: Sequence[Block], arm: str, other: str) -> dict[str, Any] | None:
+    """Return the difference of two arms in the first score, its mean over these blocks.
+
+    Returns:
+        ``difference``, ``low``, ``high`` and the fewest ``seeds`` of a fold that both have; None if there is a block in
+        which they share no run.
+    """
+    found = [compare(block, arm, other) for block in blocks]
+    known = [each for each in found if each is not None]
+    if not blocks or len(known) < len(blocks):
+        return None
+    low, high = interval(np.mean([each["samples"][:, 0] for each in known], axis=0))
+    seeds = [int(counts[counts > 0].min()) for counts in (shared_runs(b, arm, other).sum(1) for b in blocks)]
+    difference = float(np.mean([each["difference"][0] for each in known]))
+    return {"difference": difference, "low": low, "high": high, "seeds": min(seeds)}
+
+
 def baseline(arms: Mapping[str, Mapping[str, Any]], arm: str) -> str | None:
     """Return the arm from scratch that an arm is held against: of its backbone, at best of its length and spacing.
+
+    None of an arm from scratch, and of a plain row.
 
     Example:
         >>> arms = {
@@ -289,7 +335,7 @@ def baseline(arms: Mapping[str, Mapping[str, Any]], arm: str) -> str | None:
         'scratch, long'
     """
     own = arms[arm]
-    if own["weights"] == "scratch":
+    if own["weights"] in NO_FILE and own["weights"] != PRETRAINING:
         return None
     known = [n for n, a in arms.items() if a["weights"] == "scratch" and a["backbone"] == own["backbone"]]
     keys = ("epochs", "spacing", "schedule")

@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from ..studies.results import METRICS, Block, Results, shared_runs
+from ..studies.definition import PLAIN_ROWS
+from ..studies.results import METRICS, Block, Results
 from .cells import mean_score
-from .comparison import baseline, compare, interval
+from .comparison import baseline, compare_over
+from .plain import ALL, plain_sentence
 from .tables import TITLES, bounds, number
 
 __all__ = ["Verdict", "budget_words", "caveats", "headline", "judge", "main_budget", "of_planned", "order_of_arms"]
@@ -52,20 +54,17 @@ class Verdict:
 
 def judge(blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]], arm: str, other: str) -> Verdict | None:
     """Compare two arms over these blocks; None if there is one on which they cannot be compared."""
-    found = [compare(block, arm, other) for block in blocks]
-    known = [each for each in found if each is not None]
-    if not blocks or len(known) < len(blocks):
+    found = compare_over(blocks, arm, other)
+    if found is None:
         return None
-    low, high = interval(np.mean([each["samples"][:, 0] for each in known], axis=0))
     own = {(block.data_set, block.budget) for block in blocks}
     winners = [
         row["better"]
         for row in tests
         if (row["data_set"], row["budget"]) in own and {row["arm"], row["other"]} == {arm, other}
     ]
-    seeds = [int(counts[counts > 0].min()) for counts in (shared_runs(b, arm, other).sum(1) for b in blocks)]
-    difference = float(np.mean([each["difference"][0] for each in known]))
-    return Verdict(difference, low, high, winners.count(arm), winners.count(other), len(blocks), min(seeds))
+    seen = (found["difference"], found["low"], found["high"])
+    return Verdict(*seen, winners.count(arm), winners.count(other), len(blocks), found["seeds"])
 
 
 def main_budget(blocks: Sequence[Block]) -> str:
@@ -98,21 +97,47 @@ def order_of_arms(results: Results, blocks: Sequence[Block]) -> list[str]:
     return sorted((arm for arm, mean in means.items() if not math.isnan(mean)), key=lambda arm: -means[arm])
 
 
-def headline(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the outcome: a paragraph for each task, with the budget that has most cases."""
+def headline(
+    results: Results,
+    blocks: Sequence[Block],
+    tests: Sequence[Mapping[str, Any]],
+    plain: Sequence[Mapping[str, Any]] = (),
+) -> list[str]:
+    """Return the outcome: a paragraph for each task, with the budget that has most cases, and a sentence on plain rows.
+
+    Args:
+        results: of the study.
+        blocks: its results.
+        tests: paired ones.
+        plain: comparisons with the plain rows, of :func:`.plain.against_plain`.
+    """
     if not blocks:
         return ["No run is finished yet, so there is nothing to compare."]
     told = []
     for task in dict.fromkeys(block.task for block in blocks):
         own = [block for block in blocks if block.task == task]
         budget = main_budget(own)
-        told.append(_outcome(results, [block for block in own if block.budget == budget], tests))
+        here = [block for block in own if block.budget == budget]
+        told.append(_outcome(results, here, tests))
+        if sentence := _of_plain_rows(here, plain):
+            told.append(sentence)
     for task in METRICS:
         budgets = [budget for budget in map(str, results.about["budgets"]) if results.data_sets(task, budget)]
         if budgets and not any(block.task == task for block in blocks):
             largest = max(budgets, key=_size)
             told.append(f"{task.capitalize()}: no run is finished yet.{_without(results, task, largest, ())}")
     return told
+
+
+def _of_plain_rows(blocks: Sequence[Block], plain: Sequence[Mapping[str, Any]]) -> str:
+    """Return the sentence on plain rows over these blocks."""
+    column = ALL if len(blocks) > 1 else blocks[0].data_set
+    asked = (blocks[0].task, blocks[0].budget, column)
+    own = [row for row in plain if (row["task"], row["budget"], row["column"]) == asked]
+    outcomes: dict[str, dict[str, str]] = {}
+    for row in own:
+        outcomes.setdefault(row["arm"], {})[row["row"]] = row["outcome"]
+    return plain_sentence(outcomes, one_run=any(row["seeds"] < 2 for row in own))
 
 
 def _without(results: Results, task: str, budget: str, present: Sequence[str]) -> str:
@@ -131,16 +156,23 @@ def _outcome(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[
     planned = len(results.data_sets(first.task, first.budget))
     where = f"the mean of {of_planned(len(blocks), planned)}" if len(blocks) > 1 else first.data_set
     start = f"{first.task.capitalize()} with {budget_words(first.budget)}: "
-    order = order_of_arms(results, blocks)
-    left = [arm for arm in results.about["arms"] if arm not in order and results.planned(arm=arm)]
+    complete = order_of_arms(results, blocks)
+    left = [arm for arm in results.about["arms"] if arm not in complete and _planned(results, blocks, arm)]
+    order = [arm for arm in complete if results.about["arms"][arm]["weights"] not in PLAIN_ROWS]
     without = _without(results, first.task, first.budget, [block.data_set for block in blocks])
     waiting = f" Not compared, since not all of their unseen cases are scored: {', '.join(left)}." if left else ""
+    if len(order) == 1 < len(complete):
+        return (
+            f"{start}{order[0]} has {_percent(blocks, order[0])} on {where}, beside plain rows alone.{without}{waiting}"
+        )
     if len(order) < 2:
         one = f"only {order[0]} is" if order else "no arm is"
         return f"{start}{one} scored on all unseen cases, so there is nothing to compare yet.{without}{waiting}"
     lead, second = order[:2]
     value = number(mean_score(blocks, lead))
     told = f"{start}{lead} has the highest {TITLES[first.metrics[0]]}, {value} %, on {where}.{without}"
+    if lead != complete[0]:
+        told += f" (Of the arms that are compared; {complete[0]}, a plain row, has {_percent(blocks, complete[0])}.)"
     against = baseline(results.about["arms"], lead)
     if results.about["arms"][lead]["weights"] == "scratch":
         told += " That is an arm from scratch: no pre-trained arm scored higher."
@@ -153,6 +185,15 @@ def _outcome(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[
     if second != against:
         told += f" {_against(blocks, tests, lead, second, 'the next arm')}"
     return told + _others(results, blocks, tests, order[1:]) + waiting
+
+
+def _planned(results: Results, blocks: Sequence[Block], arm: str) -> bool:
+    """Return whether the study has runs of an arm in these blocks."""
+    return any(results.planned(arm=arm, data_set=block.data_set, budget=block.budget) for block in blocks)
+
+
+def _percent(blocks: Sequence[Block], arm: str) -> str:
+    return f"{number(mean_score(blocks, arm))} %"
 
 
 def _against(blocks: Sequence[Block], tests: Sequence[Mapping[str, Any]], arm: str, other: str, what: str) -> str:
@@ -198,7 +239,7 @@ def caveats(results: Results, blocks: Sequence[Block], tests: Sequence[Mapping[s
     count = len(np.unique(fewest.unit))
     if count < 20:
         told.append(
-            f"{fewest.data_set} has only {count} unseen cases: intervals from so few are rather too narrow"
+            f"{fewest.data_set} has only {count} unseen cases: intervals from so few are rough where scores are skewed"
             + (f", and no paired test over them can give a p below {2.0 ** (1 - count):.2g}." if count < 9 else ".")
         )
     if any(len(block.folds) > 1 for block in blocks):

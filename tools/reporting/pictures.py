@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from common.figures import Figure
 
+from ..studies.definition import PLAIN_ROWS
 from .cells import Cell
 from .significance import ALPHA, Ranks
 from .tables import TITLES
@@ -32,10 +33,14 @@ Look = Mapping[str, Any]  # how an arm is drawn: color, linestyle, marker
 
 
 def looks(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Look]:
-    """Return a colour, line and marker for each arm, no two alike; arms from scratch are grey and dashed."""
+    """Return a colour, line and marker for each arm, no two alike.
+
+    Arms from scratch are grey and dashed, plain rows grey and dotted.
+    """
     found: dict[str, Look] = {}
     scratch = [name for name, arm in arms.items() if arm["weights"] == "scratch"]
-    others = [name for name in arms if name not in scratch]
+    plain = [name for name, arm in arms.items() if arm["weights"] in PLAIN_ROWS]
+    others = [name for name in arms if name not in scratch and name not in plain]
     for index, name in enumerate(others):
         turn = index // len(_COLOURS)
         line = ("-", "-.", (0, (4, 1, 1, 1, 1, 1)))[turn % 3]
@@ -44,6 +49,9 @@ def looks(arms: Mapping[str, Mapping[str, Any]]) -> dict[str, Look]:
     for index, name in enumerate(scratch):
         colour, marker = _SCRATCH[index % 2], "sD^vPX*"[index % 7]
         found[name] = {"color": colour, "linestyle": (0, (4, 1 + index // 2)), "marker": marker}
+    for index, name in enumerate(plain):
+        marker = "hx+1|_"[index % 6]
+        found[name] = {"color": _SCRATCH[index % 2], "linestyle": (0, (1, 1 + index // 2)), "marker": marker}
     return {name: found[name] for name in arms}
 
 

@@ -11,6 +11,7 @@
 | ranks.csv | mean ranks |
 | groups.csv | scores in each centre, scanner or other group |
 | gaps.csv | how far the worst group is from the best |
+| plain.csv | each arm against a frozen random encoder, a small plain CNN and the mean of the training cases |
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from .cells import Cell, all_cells, case_rows, gap_rows, group_rows
 from .examples import curves_part, predictions_part
 from .outcome import budget_words, caveats, headline, main_budget
 from .pictures import looks
+from .plain import against_plain
 from .provenance import counts_sentence, provenance_part
 from .published_numbers import published_part
 from .sections import all_ranks, groups_part, ranks_part, scores_part
@@ -48,6 +50,7 @@ _COLUMNS = {
         *("data_set", "budget", "column", "group", "arm", "metric", "cases", "value", "low", "high", "complete", "few"),
     ),
     "gaps": ("data_set", "budget", "column", "arm", "best", "worst", "gap", "low", "high", "by_chance"),
+    "plain": ("task", "budget", "column", "arm", "row", "difference", "low", "high", "outcome", "seeds"),
 }
 
 
@@ -69,7 +72,8 @@ def write_report(folder: str | Path) -> Path:
     tests = pair_tests(blocks)
     ranks = all_ranks(results, blocks)
     groups, gaps = group_rows(blocks), gap_rows(blocks)
-    outcome = headline(results, blocks, tests)
+    plain = against_plain(results, blocks)
+    outcome = headline(results, blocks, tests, plain)
     own = looks(results.about["arms"])
     title = f"Study: {results.about['name']}"
     parts: list[Part] = [
@@ -77,7 +81,7 @@ def write_report(folder: str | Path) -> Path:
         *(Text(sentence, "lead") for sentence in outcome),
         Text(counts_sentence(results)),
         *(Text(sentence, "note") for sentence in caveats(results, blocks, tests)),
-        *scores_part(results, blocks, cells, own),
+        *scores_part(results, blocks, cells, own, plain),
         *ranks_part(results, ranks, tests, own),
         *groups_part(blocks, groups, gaps),
         *curves_part(results, own),
@@ -93,6 +97,7 @@ def write_report(folder: str | Path) -> Path:
         "ranks": _rank_rows(ranks),
         "groups": groups,
         "gaps": gaps,
+        "plain": plain,
     }.items():
         columns = _COLUMNS.get(name) or tuple(field.name for field in fields(Cell))
         cells_of = ([row[column] for column in columns] for row in rows)
@@ -100,7 +105,7 @@ def write_report(folder: str | Path) -> Path:
     write_markdown(title, parts, target / "report.md")
     write_html(title, parts, target / "report.html")
     _print(results, blocks, cells, outcome)
-    tables = ", ".join(f"{name}.csv" for name in ("cases", "table", "tests", "ranks", "groups", "gaps"))
+    tables = ", ".join(f"{name}.csv" for name in ("cases", "table", "tests", "ranks", "groups", "gaps", "plain"))
     print(f"written: {near(target)}/report.html, report.md, {tables}")
     return target / "report.html"
 

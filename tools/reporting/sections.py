@@ -20,6 +20,7 @@ from .cells import MEANS, Cell, case_ranks, data_set_ranks, group_cells
 from .comparison import RESAMPLES, score
 from .outcome import budget_words, of_planned
 from .pictures import Look, draw_budgets, draw_ranks, draw_scores, png
+from .plain import ALL
 from .significance import Ranks
 from .tables import (
     FEWER,
@@ -32,6 +33,7 @@ from .tables import (
     interval_table,
     main_table,
     pairs_table,
+    plain_table,
     rank_table,
 )
 
@@ -41,7 +43,11 @@ _MOST_TESTS = 120  # in the report; tests.csv has all
 
 
 def scores_part(
-    results: Results, blocks: Sequence[Block], cells: Sequence[Cell], own: Mapping[str, Look]
+    results: Results,
+    blocks: Sequence[Block],
+    cells: Sequence[Cell],
+    own: Mapping[str, Look],
+    plain: Sequence[Mapping[str, Any]] = (),
 ) -> list[Part]:
     """Return the main tables and charts, a block for each task and budget."""
     parts: list[Part] = [Heading("Scores")]
@@ -76,6 +82,7 @@ def scores_part(
                 if any(cell.scratch for cell in own_cells):
                     caption = f"{TITLES[metric]} minus that of the arm from scratch of the same backbone, points"
                     parts.append(difference_table(results, own_cells, caption))
+            parts += _plain_tables([row for row in plain if (row["task"], row["budget"]) == (task, budget)], title)
         counts = _counts(results, task, blocks)
         if several and counts:
             curve = [c for c in cells if c.task == task and c.metric == METRICS[task][0] and c.column not in MEANS]
@@ -88,10 +95,31 @@ def scores_part(
         parts.append(
             Text(
                 f"Intervals hold the middle 95 % of {RESAMPLES} bootstrap resamples of the unseen cases (patients, "
-                "where groups of cases are read as such, as told below), to which comes what differs between the "
-                "seeds of a fold, by Student's t, since they are few; with one seed that part is missing. All arms "
-                "share their draws. Differences are taken from the folds and seeds that both arms have; in bold, 0 "
-                "lies outside the interval, before any correction for many comparisons.",
+                "where groups of cases are read as such, as told below), spread as Student's t asks for so few, to "
+                "which comes what differs between the seeds of a fold, likewise; with one seed that part is missing. "
+                "All arms share their draws. Differences are taken from the folds and seeds that both arms have; in "
+                "bold, 0 lies outside the interval, before any correction for many comparisons.",
+                "note",
+            )
+        )
+    return parts
+
+
+def _plain_tables(rows: Sequence[Mapping[str, Any]], title: str) -> list[Part]:
+    """Return how far the arms are above what they have to beat, a table for each data set and one of the mean."""
+    columns = list(dict.fromkeys(row["column"] for row in rows))
+    parts: list[Part] = []
+    for column in columns:
+        where = "mean of the data sets" if column == ALL else column
+        caption = f"{title} minus that of the plain rows, points, {where}"
+        parts.append(plain_table([row for row in rows if row["column"] == column], caption))
+    if parts:
+        parts.append(
+            Text(
+                "Plain rows are what any pre-trained or larger network has to beat: the same network as it was drawn, "
+                "with its encoder frozen; a U-Net of less than a million parameters, from scratch; of a number, the "
+                "mean of the training cases. They are in no test and no rank. An arm beats one where the interval "
+                "leaves out 0.",
                 "note",
             )
         )

@@ -27,6 +27,8 @@ _PERMUTATIONS = 5000
 def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """Test each pair of arms in each block, and correct all p values of the study together after Holm.
 
+    Plain rows are left out: they would make the correction for the arms' own pairs harsher.
+
     Segmentation: Wilcoxon's signed-rank test of the units' Dice, averaged over seeds and classes; a class that one arm
     alone rightly leaves empty counts as 1 (see :func:`.comparison.paired_case_scores`). Classification and regression:
     a permutation test of AP or R2, in which what the two arms say of a unit is exchanged at random.
@@ -40,7 +42,7 @@ def pair_tests(blocks: Sequence[Block]) -> list[dict[str, Any]]:
     rows = []
     sides = []
     for block in blocks:
-        for arm, other in combinations(block.arms, 2):
+        for arm, other in combinations(block.compared, 2):
             found = compare(block, arm, other)
             if found is None:
                 continue

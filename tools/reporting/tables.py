@@ -30,6 +30,7 @@ __all__ = [
     "number",
     "p_value",
     "pairs_table",
+    "plain_table",
     "rank_table",
 ]
 
@@ -41,7 +42,7 @@ TITLES = {
     "r2": "R2",
     "pearson": "Pearson correlation",
 }
-BACKBONES = {"resenc_l": "ResEnc-L", "primus_m": "Primus-M"}
+BACKBONES = {"resenc_l": "ResEnc-L", "primus_m": "Primus-M", "plain": "Plain"}
 NOT_ALL, FEWER = "†", "‡"  # marks of cells of which not all unseen cases, or not all runs, are in
 
 
@@ -176,6 +177,25 @@ def rank_table(ranks: Mapping[str, Ranks]) -> Table:
         cds = ("–" if each.cd is None else f"{each.cd:.2f}" for each in ranks.values())
         lines.append(["critical difference (Nemenyi, 0.05)", *cds])
     return Table(["mean rank, 1 is best", *ranks], lines)
+
+
+def plain_table(rows: Sequence[Mapping[str, Any]], caption: str) -> Table:
+    """Return each arm minus each of its plain rows, with intervals; bold where 0 is outside."""
+    names = list(dict.fromkeys(row["row"] for row in rows))
+    by = {(row["arm"], row["row"]): row for row in rows}
+    lines: list[list[str | Strong]] = []
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        line: list[str | Strong] = [arm]
+        for name in names:
+            found = by.get((arm, name))
+            if found is None:
+                line.append("–")
+                continue
+            low, high = found["low"], found["high"]
+            told = number(found["difference"], sign=True), bounds(low, high, sign=True)
+            line.append(Strong(*told, bold=bool(found["outcome"])))
+        lines.append(line)
+    return Table(["", *(f"minus {name}" for name in names)], lines, caption)
 
 
 def p_value(value: float) -> str:

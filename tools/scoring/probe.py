@@ -25,7 +25,7 @@ def probe(settings: Probe) -> None:
     beside = source if source.is_dir() else source.parent
     folder = settings.output or beside / f"probe_{file_name(settings.target)}"
     cases, values = read_features(source)
-    wanted = read_target(str(settings.table), cases, target=settings.target, group=settings.group, task=settings.task)
+    wanted = read_target(str(settings.table), cases, target=settings.target, group=settings.patient, task=settings.task)
     classes = f"{len(wanted.classes)} classes" if wanted.classes else "numbers"
     print(
         f"probing {wanted.name} ({classes}) of {len(wanted.cases)} cases, {values.shape[1]} features each", flush=True
@@ -42,8 +42,8 @@ def probe(settings: Probe) -> None:
             "task": wanted.task,
             "classes": wanted.classes,
             "cases": len(wanted.cases),
-            "groups": None if wanted.groups is None else len(set(wanted.groups.tolist())),
-            "settings": {**how_often, "group": settings.group},
+            "patients": None if wanted.groups is None else len(set(wanted.groups.tolist())),
+            "settings": {**how_often, "patient": settings.patient},
             "folds_used": result.folds,
             "scores": result.metrics,
             "chosen": result.chosen,
@@ -70,7 +70,7 @@ def _table(result: ProbeResult, repeats: int) -> str:
         what = ", ".join(f"{count} {name}" for count, name in zip(counts, target.classes, strict=True))
     else:
         what = f"{target.values.min():g} to {target.values.max():g}, mean {target.values.mean():.4g}"
-    groups = "" if target.groups is None else f" in {len(set(target.groups.tolist()))} groups"
+    whose = "" if target.groups is None else f" of {len(set(target.groups.tolist()))} patients"
     metrics = list(next(iter(result.metrics.values())))
     said = {"baseline": "baseline (most frequent)" if target.classes else "baseline (mean)"}
     rows = [["", *metrics]]
@@ -85,7 +85,7 @@ def _table(result: ProbeResult, repeats: int) -> str:
         for row in rows
     ]
     head = (
-        f"{target.name} of {len(target.cases)} cases{groups} ({what}); {result.folds} folds, {repeats} time(s); [95 %]"
+        f"{target.name} of {len(target.cases)} cases{whose} ({what}); {result.folds} folds, {repeats} time(s); [95 %]"
     )
     return "\n".join([head, *lines])
 
@@ -100,7 +100,7 @@ def _cell(score: dict[str, Any]) -> str:
 def _predictions(result: ProbeResult) -> tuple[list[str], list[list[Any]]]:
     """Return the names of the columns, and a row for every out-of-fold prediction."""
     target = result.target
-    columns = ["case", *(["group"] if target.groups is not None else []), "model", "repeat", "fold", "target"]
+    columns = ["case", *(["patient"] if target.groups is not None else []), "model", "repeat", "fold", "target"]
     columns += ["prediction", *(f"p_{name}" for name in target.classes)]
     rows: list[list[Any]] = []
 

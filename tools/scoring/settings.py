@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from common.errors import SettingsError
 
@@ -61,14 +61,16 @@ class Evaluate:
 class Probe:
     """What ``probe`` is told."""
 
+    RENAMED: ClassVar[dict[str, str]] = {"group": "patient"}
+
     features: Existing
     """Folder that the features config wrote, or its features.csv."""
     table: Existing
     """CSV with the columns case and target."""
     target: str
     """Column to tell."""
-    group: str | None = None
-    """Column whose values are never torn apart by a split, such as the patient."""
+    patient: str | None = None
+    """Column of the patients, whom splits do not tear apart and intervals count."""
     task: Literal["classification", "regression"] | None = None
     """By the values unless given."""
     folds: Annotated[int, From(2)] = 5

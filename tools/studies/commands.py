@@ -21,7 +21,7 @@ from ..commanding.environment import ROOT
 from .cards import card_for_folder
 from .cost import measure as tried
 from .cost import on_gpu, write_plan
-from .definition import Study, plain_name
+from .definition import PLAIN_ROWS, Study, plain_name
 from .execution import check_results, do, pieces, state
 from .reading import read_study
 from .scheduling import ELSEWHERE, places, run_pieces
@@ -100,6 +100,8 @@ def _begin(study: Study) -> None:
     named: dict[str, Sized] = {"arms": study.arms, "data sets": study.data_sets, "budgets": study.budgets}
     named |= {"folds": study.folds, "seeds": study.seeds}
     counts = " x ".join(f"{len(each)} {name}" for name, each in named.items())
+    plain = sum(arm.weights in PLAIN_ROWS for arm in study.arms.values())
+    counts = counts.replace(" arms", f" arms ({plain} of them plain rows)", 1) if plain else counts
     print(f"{study.name}: {counts}, {len(runs)} runs, {done} of them done before", flush=True)
 
 

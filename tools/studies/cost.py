@@ -31,7 +31,7 @@ from common.networks.blocks.recompute import MODES, mode_of
 from common.terminal import progress_bar
 
 from ..commanding.environment import ROOT
-from .definition import PRETRAINING, Arm, DataSet, Run, Study, bundle_config, digest
+from .definition import MEAN, PLAIN_ROWS, PRETRAINING, Arm, DataSet, Run, Study, bundle_config, digest
 from .execution import machine, peak_gib, predict, pretraining_of, run_config, state, train, write_datalist
 from .scheduling import Place
 
@@ -59,7 +59,9 @@ def _kind(study: Study, run: Run, config: str) -> dict[str, Any]:
 
 
 def _needs(study: Study, run: Run) -> list[str]:
-    """Return the configs that a run trains with."""
+    """Return the configs that a run trains with; a mean of numbers is none."""
+    if study.arms[run.arm].weights == MEAN:
+        return []
     own = study.config_of(study.data_sets[run.data_set], "train")
     return [*(["pretrain"] if study.arms[run.arm].weights == PRETRAINING else []), own]
 
@@ -354,6 +356,7 @@ def write_plan(
         "hours_left": hours_left,
         "at_a_time": count,
         "hours_left_here": _hours_left(study, costs, count),
+        "plain_hours": sum(work.seconds for work in works if study.arms[work.run.arm].weights in PLAIN_ROWS) / 3600,
         "peak_gib": max(cost["peak_gib"] for cost in costs.values()),
         "disk_gib": disk / 2**30,
         "machine": machine(),
@@ -428,6 +431,9 @@ def _table(plan: Mapping[str, Any], study: Study) -> str:
         f"{plan['hours_left_here']:.2f} hours with {plan['at_a_time']} at a time. Memory {plan['peak_gib']:.1f} GiB "
         f"each, disk {plan['disk_gib']:.2f} GiB."
     )
+    if rows := [name for name, arm in study.arms.items() if arm.weights in PLAIN_ROWS]:
+        text.append(f"{plan['plain_hours']:.2f} of the hours are of the plain rows ({', '.join(rows)}); leave them out")
+        text[-1] += " with plain_rows: false"
     text.append(f"measured on {plan['machine']['device']} ({plan['machine']['cpu']}), torch {plan['machine']['torch']}")
     return "\n".join(text)
 
@@ -456,6 +462,9 @@ def _shorter(study: Study, costs: Mapping[str, Mapping[str, Any]], plan: Mapping
             found.append(f"folds: {_folds(study, study.folds[:some])}, {some} instead of {len(study.folds)}")
             break
     found += _fewer_epochs(study, costs, count, hours)
+    own = {name: arm for name, arm in study.arms.items() if arm.weights not in PLAIN_ROWS}
+    if 0 < len(own) < len(study.arms) and told(replace(study, arms=own)) <= hours:
+        found.append("plain_rows: false, without what the arms have to beat")
     arms, each = dict(study.arms), {name: told(replace(study, arms={name: arm})) for name, arm in study.arms.items()}
     while len(arms) > 2:
         del arms[max(reversed(arms), key=lambda name: each[name])]

@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,8 +23,13 @@ from common.data.listing.members import group_columns
 from ..commanding.environment import ROOT
 
 __all__ = [
+    "FROZEN_RANDOM",
+    "MEAN",
+    "NO_FILE",
     "OWN",
     "OWN_INFERENCE",
+    "PLAIN",
+    "PLAIN_ROWS",
     "PRETRAINING",
     "SCRATCH",
     "Arm",
@@ -38,6 +43,9 @@ __all__ = [
 ]
 
 SCRATCH, PRETRAINING = "scratch", "pretraining"  # weights that are no file
+# nor are those of the plain rows: an encoder as drawn, a small plain CNN from scratch, the mean of the training cases
+PLAIN_ROWS = FROZEN_RANDOM, PLAIN, MEAN = "frozen_random", "plain", "mean"
+NO_FILE = (SCRATCH, PRETRAINING, *PLAIN_ROWS)
 # settings of the train configs that a study decides itself
 OWN = {
     *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "pretrained", "from_scratch", "labels", "seed"),
@@ -49,6 +57,7 @@ OWN_INFERENCE = {
     *("datalist", "dataset_dir", "output_dir", "ckpt_dir", "store_dir", "model", "trained", "channels", "group"),
     *("labels", "regions", "regions_class_order", "strict", "overwrite", "patient"),
 }
+_CONFIGS = {"settings": "train", "inference": "inference"}  # which of a bundle's configs a level is for
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Arm:
 
     name: str
     bundle: str
-    weights: str  # scratch, pretraining, or the path of a file
+    weights: str  # one of NO_FILE, or the path of a file
     schedule: str | None = None
     epochs: int | None = None
     spacing: str | float | None = None  # as the settings say
@@ -68,7 +77,9 @@ class Arm:
     @property
     def method(self) -> str:
         """Of the bundle, mae, simclr, ..., unless the weights are said to be of another or of an unknown one."""
-        if self.weights in (SCRATCH, PRETRAINING):
+        if self.weights in PLAIN_ROWS:
+            return ""
+        if self.weights in NO_FILE:
             return cell_of(self.bundle)[0]
         from common.weights.origins import method_of_weights  # a list of runs needs no PyTorch
 
@@ -76,8 +87,8 @@ class Arm:
 
     @property
     def backbone(self) -> str:
-        """Of the bundle: resenc_l, primus_m, or another."""
-        return cell_of(self.bundle)[1]
+        """Of the bundle: resenc_l, primus_m, or another; plain for what is trained without its network."""
+        return "plain" if self.weights in (PLAIN, MEAN) else cell_of(self.bundle)[1]
 
 
 @dataclass
@@ -154,7 +165,8 @@ class Study:
             for budget in self.budgets
             for fold in self.folds
             for name, data in self.data_sets.items()
-            for arm in self.arms
+            for arm, each in self.arms.items()
+            if each.weights != MEAN or data.task == "regression"
         ]
 
     def count(self, data: DataSet, budget: str, fold: int) -> int:
@@ -180,11 +192,13 @@ class Study:
         found: dict[str, Any] = {}
         for one in (
             getattr(self, level),
-            self.backbones.get(arm.backbone, {}).get(level, {}),
+            self.backbones.get(cell_of(arm.bundle)[1], {}).get(level, {}),
             getattr(data, level),
             getattr(arm, level),
         ):
             found |= one
+        if arm.weights == PLAIN and level in _CONFIGS:
+            found = _with_plain_network(found, arm.bundle, self.config_of(data, _CONFIGS[level]))
         return found
 
     def training_settings(self, arm: Arm, data: DataSet) -> dict[str, Any]:
@@ -200,6 +214,8 @@ class Study:
             found["spacing_mm"] = told.get(arm.spacing, arm.spacing) if isinstance(arm.spacing, str) else arm.spacing
         if data.channels != 1:
             found["channels"] = data.channels
+        if arm.weights == FROZEN_RANDOM:
+            found["tuning"] = FROZEN_RANDOM
         return found
 
     def pretraining_settings(self, arm: Arm, data: DataSet) -> dict[str, Any]:
@@ -271,6 +287,18 @@ def plain_name(name: str) -> str:
         'MAE_1000_epochs'
     """
     return re.sub(r"[^\w.+-]+", "_", name).strip("_.")
+
+
+def _with_plain_network(settings: Mapping[str, Any], bundle: str, config: str) -> dict[str, Any]:
+    """Return settings of a config with the small plain CNN in the place of the bundle's network, unless they say one.
+
+    Sizes of the bundle's network are left out.
+    """
+    name = "plain_classification" if config.endswith("classification") else "plain"
+    plain = read_config(ROOT / "common" / "configs" / f"{name}.yaml")
+    sizes = bundle_config(bundle, "train")["network_settings"]
+    known = bundle_config(bundle, config)
+    return {key: plain[key] for key in plain if key in known} | {k: v for k, v in settings.items() if k not in sizes}
 
 
 def _every_class_first(cases: Sequence[dict[str, Any]], target: Any) -> list[dict[str, Any]]:

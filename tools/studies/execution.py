@@ -34,7 +34,18 @@ from common.paths import output_file
 from common.tables import read_table
 
 from .contents import contents_of, sizes_of
-from .definition import PRETRAINING, SCRATCH, Arm, DataSet, Run, Study, bundle_config, digest, plain_name
+from .definition import (
+    MEAN,
+    NO_FILE,
+    PRETRAINING,
+    Arm,
+    DataSet,
+    Run,
+    Study,
+    bundle_config,
+    digest,
+    plain_name,
+)
 from .results import read_json
 
 __all__ = [
@@ -316,7 +327,7 @@ _DIGESTS: dict[tuple[str, float], str] = {}
 
 
 def _digest_of(arm: Arm) -> str | None:
-    if arm.weights in (SCRATCH, PRETRAINING):
+    if arm.weights in NO_FILE:
         return None
     key = (arm.weights, os.stat(arm.weights).st_mtime)
     if key not in _DIGESTS:
@@ -349,16 +360,19 @@ def starting_weights(study: Study, run: Run) -> dict[str, Any]:
     """Return the settings of the train config that say where a run starts."""
     arm = study.arms[run.arm]
     own = pretraining_of(study, run)
-    file = "" if arm.weights == SCRATCH else arm.weights
+    file = "" if arm.weights in NO_FILE else arm.weights
     if own:
         file = str(study.folder / "pretraining" / own / _ENCODER)
-    return {"from_scratch": arm.weights == SCRATCH, "pretrained": file}
+    return {"from_scratch": not file, "pretrained": file}
 
 
 def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     """Fine-tune, predict the unseen cases and score them."""
     data = study.data_sets[run.data_set]
     cases, unseen = study.training_cases(run), data.parts[run.fold]["validation"]
+    about = {"name": run.name, **asdict(run), "task": data.task}
+    if study.arms[run.arm].weights == MEAN:
+        return {"run": about, **_mean_of_training(data, cases, unseen), "seconds": {}, "train_loss": None}
     seconds: dict[str, float] = {}
     trained = folder / "trained.json"  # a run that was cut after its training goes on from there
     if trained.exists() and (folder / "models").is_dir():
@@ -378,7 +392,7 @@ def _measure(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     if "models" not in study.keep:
         shutil.rmtree(folder / "models", ignore_errors=True)
     return {
-        "run": {"name": run.name, **asdict(run), "task": data.task},
+        "run": about,
         **content,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "peak_gib": round(max(peak, peak_gib()), 2),
@@ -538,6 +552,16 @@ def _regressed(study: Study, run: Run, folder: Path, unseen: Sequence[Case]) -> 
             "truth": float(row["true"]),
             "predicted": [float(row["predicted"])],
         }
+    return {"cases": found, "classes": [data.target], "target": data.target}
+
+
+def _mean_of_training(data: DataSet, cases: Sequence[Case], unseen: Sequence[Case]) -> dict[str, Any]:
+    """Tell of every unseen case the mean of the cases to train on."""
+    mean = sum(float(case[data.target]) for case in cases) / len(cases)
+    found = {
+        case_name(case): {**_belonging(data, case), "truth": float(case[data.target]), "predicted": [mean]}
+        for case in unseen
+    }
     return {"cases": found, "classes": [data.target], "target": data.target}
 
 

@@ -28,10 +28,11 @@ from ..commanding.environment import ROOT
 from ..commanding.weights import encoder_at_hand
 from .cards import read_card
 from .definition import (
+    MEAN,
+    NO_FILE,
     OWN,
     OWN_INFERENCE,
     PRETRAINING,
-    SCRATCH,
     Arm,
     DataSet,
     Study,
@@ -39,6 +40,7 @@ from .definition import (
     cell_of,
     plain_name,
 )
+from .plain import plain_arms, wanted_rows
 
 __all__ = ["read_study", "study_from", "write_yaml"]
 
@@ -46,7 +48,7 @@ TEMPLATE = "template"  # folder of the task that needs no download
 _TEMPLATE_SCANS = 4  # of each half of the brain
 _TOP = (
     *("name", "output", "arms", "data_sets", "budgets", "folds", "seeds", "schedules", "lengths", "spacings"),
-    *("settings", "pretraining", "inference", "backbones", "keep"),
+    *("settings", "pretraining", "inference", "backbones", "keep", "plain_rows"),
 )
 _ARM = ("bundle", "weights", "schedule", "epochs", "spacing", "settings", "pretraining", "inference")
 _DATA_SET = (
@@ -138,6 +140,7 @@ def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, so
         str(name): _data_set(str(name), _entry(each, f"the data set {name}"), base=base, folder=folder, folds=folds)
         for name, each in sets.items()
     }
+    arms |= plain_arms(arms, wanted_rows(content.get("plain_rows", True)), {each.task for each in data.values()})
     study = Study(
         name=str(content.get("name") or Path(output).name),
         folder=folder,
@@ -281,15 +284,15 @@ def _bundles() -> list[str]:
 
 
 def _weights(value: Any, bundle: str, base: Path, where: str) -> str:
-    """Return scratch, pretraining, or the path of a file that is there."""
-    if value in (SCRATCH, PRETRAINING):
+    """Return a word for weights that are no file, or the path of a file that is there."""
+    if value in NO_FILE:
         return str(value)
     if value is None:
         file = encoder_at_hand(bundle)
         remedy = f"fetch it with {tool('import_checkpoint')} {bundle}, pre-train it, or say weights: scratch"
     else:
         file = base / as_path(value, f"weights of {where}")
-        remedy = "give the path of an encoder, scratch or pretraining"
+        remedy = f"give the path of an encoder, or one of {', '.join(NO_FILE)}"
     if not file.is_file():
         raise SettingsError(f"{where}: there are no weights {file}; {remedy}")
     return str(file.absolute())
@@ -483,6 +486,8 @@ def _check_settings(study: Study) -> None:
     """Refuse settings that no config of any arm knows, or whose value cannot be right, before hours are spent."""
     for arm in study.arms.values():
         for data in study.data_sets.values():
+            if arm.weights == MEAN and data.task != "regression":
+                continue
             if arm.spacing == "card" and not data.card.get("spacing_mm"):
                 raise SettingsError(
                     f"spacing of {arm.name} is that of the card, but the card of {data.name} has no spacing_mm; add it"

@@ -23,6 +23,8 @@ from common.data.listing.members import group_columns
 from common.errors import DataError
 from common.files import read_record
 
+from .definition import PLAIN_ROWS
+
 __all__ = [
     "METRICS",
     "Block",
@@ -89,6 +91,7 @@ class Block:
         planned: number of runs planned of each arm.
         columns: of each column that tells of groups the group of each row.
         told: whether patients are told, so that nothing is read from groups.
+        plain: which of the arms are plain rows.
     """
 
     data_set: str
@@ -109,12 +112,19 @@ class Block:
     planned: dict[str, int]
     columns: dict[str, list[str | None]] = field(default_factory=dict)
     told: bool = False
+    plain: tuple[str, ...] = ()
     cache: dict[Any, np.ndarray] = field(default_factory=dict, repr=False)
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the scores."""
         return METRICS[self.task]
+
+    @property
+    def compared(self) -> list[str]:
+        """Arms that are tested and ranked: all but the plain rows."""
+        return [arm for arm in self.arms if arm not in self.plain]
 
     def has(self, arm: str) -> bool:
         """Return whether the arm has seen all unseen cases that any arm has."""
@@ -233,6 +243,7 @@ def _block(
         {arm: len(results.planned(arm=arm, data_set=data_set, budget=budget)) for arm in arms},
         columns,
         told,
+        tuple(arm for arm in arms if results.about["arms"][arm]["weights"] in PLAIN_ROWS),
     )
 
 
