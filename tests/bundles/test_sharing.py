@@ -114,6 +114,8 @@ APART = {  # what the sources of the two backbones may differ in: names, or path
     "train": [
         *("network_def", "network_settings", "tuning", "local_network#optimizer_states", "schedule", "lr"),
         *("weight_decay", "momentum", "clip_norm", "optimizer", "recipe#drop_path"),
+        *("initialization", "recipe#initialization"),  # and what a transformer has not
+        *("deep_supervision", "recipe#deep_supervision", "train#trainer#loss_function"),
     ],
     "inference": ["network_def", "network#settings#num_heads"],
     "features": [
@@ -284,7 +286,7 @@ def test_where_links_are_texts_every_tool_says_so(tmp_path: Path, monkeypatch: p
         "settings of an export": lambda: configs.known_settings("mae_resenc_l"),
         "study, choose, probe": lambda: definition.bundle_config("mae_resenc_l", "train"),
         "cards": cards._known_settings,
-        "label curve": lambda: label_curve._published_rate("mae_resenc_l", "from scratch"),
+        "label curve": lambda: label_curve._published_rate({"bundle": "mae_resenc_l"}, "from scratch"),
         "quickstart": lambda: quickstart.quickstart(Quickstart("mae_resenc_l", output=root / "out")),
         "all of a bundle": lambda: check_links(bundle),
     }
