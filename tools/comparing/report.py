@@ -16,6 +16,7 @@ from ..benchmarking.witness import nnunet_version
 from ..reporting.comparison import compare, interval, resampled, score
 from ..reporting.significance import pair_tests
 from ..reporting.tables import bounds, number, p_value
+from ..studies.definition import SCRATCH
 from ..studies.execution import machine
 from ..studies.results import Block, Results, blocks_of
 from .running import RESULT, SECONDS, Comparison
@@ -32,7 +33,7 @@ def block_of(comparison: Comparison, results: dict[tuple[str, int], dict[str, An
         for arm, seed in results
     ]
     about = {
-        "arms": {arm: {} for arm in comparison.arms},
+        "arms": {arm: {"weights": SCRATCH} for arm in comparison.arms},
         "data_sets": {"unseen": {"card": {"task": "segmentation"}}},
         "budgets": ["all"],
         "runs": runs,
