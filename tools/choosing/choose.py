@@ -16,7 +16,7 @@ from common.terminal import near
 
 from ..commanding.ending import end, tool_command
 from ..commanding.environment import ROOT
-from ..reporting.plain import outcome_of, plain_sentence
+from ..reporting.plain import by_arm, outcome_of, plain_sentence
 from ..studies.results import METRICS, read_json
 from ..studies.scheduling import places
 from .candidates import find_candidates, not_at_hand, origin
@@ -174,10 +174,8 @@ def _tell_plain_rows(
         units: cases, or patients, that they were judged on.
         seeds: of the fine-tunings; 0 for probes.
     """
-    outcomes: dict[str, dict[str, str]] = {}
-    for (arm, row), gap in compared.items():
-        if gap is not None and units >= FEW_CASES:
-            outcomes.setdefault(arm, {})[row] = outcome_of(gap.low, gap.high)
+    known = {pair: gap for pair, gap in compared.items() if gap is not None and units >= FEW_CASES}
+    outcomes = by_arm((*pair, outcome_of(gap.low, gap.high)) for pair, gap in known.items())
     if sentence := plain_sentence(outcomes, one_run=seeds == 1):
         verdict.sentences.append(sentence)
 

@@ -19,7 +19,7 @@ from common.tables import write_table
 from common.terminal import near
 
 from ..commanding.ending import config_command, end
-from ..reporting.plain import outcome_of, plain_sentence
+from ..reporting.plain import by_arm, outcome_of, plain_sentence
 from ..studies.definition import FROZEN_RANDOM, MEAN, PLAIN, Run
 from ..studies.plain import NAMES
 
@@ -243,9 +243,7 @@ def _plain_cells(plain: Sequence[Mapping[str, Any]], words: _Words) -> list[list
 def _plain_verdict(plain: Sequence[Mapping[str, Any]]) -> str:
     """Return a sentence on the largest number of cases."""
     largest = [row for row in plain if row["cases"] == max(each["cases"] for each in plain)]
-    outcomes: dict[str, dict[str, str]] = {}
-    for row in largest:
-        outcomes.setdefault(row["arm"], {})[row["row"]] = row["outcome"]
+    outcomes = by_arm((row["arm"], row["row"], row["outcome"]) for row in largest)
     told = plain_sentence(outcomes, one_run=any(row["one_run"] for row in largest))
     return f"With {largest[0]['cases']} labelled cases, {told[0].lower()}{told[1:]}" if told else ""
 

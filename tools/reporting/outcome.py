@@ -14,7 +14,7 @@ from ..studies.definition import PLAIN_ROWS
 from ..studies.results import METRICS, Block, Results
 from .cells import mean_score
 from .comparison import baseline, compare_over
-from .plain import ALL, plain_sentence
+from .plain import ALL, by_arm, plain_sentence
 from .tables import TITLES, bounds, number
 
 __all__ = ["Verdict", "budget_words", "caveats", "headline", "judge", "main_budget", "of_planned", "order_of_arms"]
@@ -134,9 +134,7 @@ def _of_plain_rows(blocks: Sequence[Block], plain: Sequence[Mapping[str, Any]]) 
     column = ALL if len(blocks) > 1 else blocks[0].data_set
     asked = (blocks[0].task, blocks[0].budget, column)
     own = [row for row in plain if (row["task"], row["budget"], row["column"]) == asked]
-    outcomes: dict[str, dict[str, str]] = {}
-    for row in own:
-        outcomes.setdefault(row["arm"], {})[row["row"]] = row["outcome"]
+    outcomes = by_arm((row["arm"], row["row"], row["outcome"]) for row in own)
     return plain_sentence(outcomes, one_run=any(row["seeds"] < 2 for row in own))
 
 

@@ -8,14 +8,14 @@ test and no rank, so that they change nothing of what is said of the arms themse
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..studies.definition import FROZEN_RANDOM, PLAIN_ROWS
 from ..studies.results import Block, Results
 from .comparison import compare_over
 
-__all__ = ["ALL", "against_plain", "outcome_of", "plain_rows_of", "plain_sentence"]
+__all__ = ["ALL", "against_plain", "by_arm", "outcome_of", "plain_rows_of", "plain_sentence"]
 
 ALL = "All"  # the mean of several data sets
 
@@ -53,6 +53,18 @@ def plain_rows_of(arms: Mapping[str, Mapping[str, Any]], arm: str) -> list[str]:
 def outcome_of(low: float, high: float) -> str:
     """Return what an interval of a difference shows: better, worse, or "" for neither."""
     return "better" if low > 0 else "worse" if high < 0 else ""
+
+
+def by_arm(told: Iterable[tuple[str, str, str]]) -> dict[str, dict[str, str]]:
+    """Gather outcomes by arm and row, for :func:`plain_sentence`.
+
+    Args:
+        told: arm, row and outcome.
+    """
+    found: dict[str, dict[str, str]] = {}
+    for arm, row, outcome in told:
+        found.setdefault(arm, {})[row] = outcome
+    return found
 
 
 def plain_sentence(outcomes: Mapping[str, Mapping[str, str]], *, one_run: bool = False) -> str:
