@@ -183,9 +183,9 @@ def group_cells(block: Block, arm: str, metric: int = 0) -> dict[str, Any]:
     gaps are rather a little less sure than more. The bootstrap of the groups is made once for each arm and score.
     """
     key = ("groups", arm, metric)
-    if key not in block.kept:
-        block.kept[key] = {} if block.patients else _group_cells(block, arm, metric)
-    found: dict[str, Any] = block.kept[key]
+    if key not in block.cache:
+        block.cache[key] = {} if block.patients else _group_cells(block, arm, metric)
+    found: dict[str, Any] = block.cache[key]
     return found
 
 

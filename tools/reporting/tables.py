@@ -183,18 +183,15 @@ def plain_table(rows: Sequence[Mapping[str, Any]], caption: str) -> Table:
     """Return each arm minus each of its plain rows, with intervals; bold where 0 is outside."""
     names = list(dict.fromkeys(row["row"] for row in rows))
     by = {(row["arm"], row["row"]): row for row in rows}
-    lines: list[list[str | Strong]] = []
-    for arm in dict.fromkeys(row["arm"] for row in rows):
-        line: list[str | Strong] = [arm]
-        for name in names:
-            found = by.get((arm, name))
-            if found is None:
-                line.append("–")
-                continue
-            low, high = found["low"], found["high"]
-            told = number(found["difference"], sign=True), bounds(low, high, sign=True)
-            line.append(Strong(*told, bold=bool(found["outcome"])))
-        lines.append(line)
+
+    def cell(row: Mapping[str, Any]) -> Strong:
+        told = number(row["difference"], sign=True), bounds(row["low"], row["high"], sign=True)
+        return Strong(*told, bold=bool(row["outcome"]))
+
+    lines: list[list[str | Strong]] = [
+        [arm, *(cell(by[arm, name]) if (arm, name) in by else "–" for name in names)]
+        for arm in dict.fromkeys(row["arm"] for row in rows)
+    ]
     return Table(["", *(f"minus {name}" for name in names)], lines, caption)
 
 

@@ -113,8 +113,7 @@ class Block:
     columns: dict[str, list[str | None]] = field(default_factory=dict)
     told: bool = False
     plain: tuple[str, ...] = ()
-    cache: dict[Any, np.ndarray] = field(default_factory=dict, repr=False)
-    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @property
     def metrics(self) -> tuple[str, ...]:
