@@ -20,10 +20,10 @@ from common.terminal import near
 
 from ..commanding.ending import config_command, end
 from ..reporting.plain import by_arm, outcome_of, plain_sentence
-from ..studies.definition import FROZEN_RANDOM, MEAN, PLAIN, Run
+from ..studies.definition import FROZEN_RANDOM, MEAN, PLAIN, Run, config_for
 from ..studies.plain import NAMES
 
-__all__ = ["ARMS", "MEAN_ROW", "ROWS", "curve_table", "plain_rows_table", "scores_of", "write_curve"]
+__all__ = ["ARMS", "MEAN_ROW", "ROWS", "curve_table", "plain_rows_table", "scores_of", "task_of", "write_curve"]
 
 ARMS = ("pre-trained", "from scratch")
 ROWS = {"frozen random": FROZEN_RANDOM, "plain CNN": PLAIN}  # plain rows, and their weights
@@ -62,6 +62,11 @@ class _Words:
     def plain_heads(self) -> tuple[str, ...]:
         """Of the table of plain rows."""
         return ("labelled cases", "plain row", self.score, *(f"{self.minus.format(arm=arm)} [95 %]" for arm in ARMS))
+
+
+def task_of(target: str | None) -> str:
+    """Return what a curve is of: a number of whole volumes where a column of the table holds it, or label maps."""
+    return "regression" if target else "segmentation"
 
 
 def _words(asked: Mapping[str, Any]) -> _Words:
@@ -317,7 +322,7 @@ def write_curve(
     _write_page(folder, content, results, notes=notes)
     print(f"\n{table}\n\n{notes}\nwritten: {near(folder)}/curve.csv, curve.json, curve.md, curve.png, report.html")
     following = config_command(
-        str(asked["bundle"]), "train_classification" if asked.get("target") else "train", "LABELLED_FOLDER"
+        str(asked["bundle"]), config_for("train", task_of(asked.get("target"))), "LABELLED_FOLDER"
     )
     end(folder / "curve.csv", look=folder / "report.html", following=following)
     return rows

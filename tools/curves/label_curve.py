@@ -25,12 +25,12 @@ from common.settings import unknown_settings
 from common.terminal import near
 
 from ..commanding.environment import ROOT
-from ..studies.definition import MEAN, OWN, PRETRAINING, SCRATCH, Study, bundle_config, cell_of
+from ..studies.definition import MEAN, OWN, PRETRAINING, SCRATCH, Study, bundle_config, cell_of, config_for
 from ..studies.execution import FAILED, RESULT, check_results, pretraining_of, write_datalist
 from ..studies.reading import read_study, study_from, write_yaml
 from ..studies.results import read_json
 from ..studies.scheduling import Place, places, run_pieces
-from .curve_report import ARMS, MEAN_ROW, ROWS, scores_of, write_curve
+from .curve_report import ARMS, MEAN_ROW, ROWS, scores_of, task_of, write_curve
 from .settings import LabelCurve
 
 __all__ = ["label_curve"]
@@ -101,7 +101,9 @@ def _asked(given: LabelCurve) -> dict[str, Any]:
     import torch
 
     bundle, backbone = given.bundle, cell_of(given.bundle)[1]
-    train, inference = (bundle_config(bundle, _config(given.target, name)) for name in ("train", "inference"))
+    train, inference = (
+        bundle_config(bundle, config_for(name, task_of(given.target))) for name in ("train", "inference")
+    )
     pretrain = bundle_config(bundle, "pretrain")
     told, prefix = given.settings, "pretrain_"
     settings = {name: value for name, value in told.items() if not name.startswith(prefix)}
@@ -135,11 +137,6 @@ def _asked(given: LabelCurve) -> dict[str, Any]:
         "pretraining": {name: value for name, value in {**shared, **own}.items() if name in pretrain},
         "lr": rate,
     }
-
-
-def _config(target: str | None, name: str) -> str:
-    """Return which of a bundle's configs trains or predicts: of label maps, or of a number of whole volumes."""
-    return f"{name}_classification" if target else name
 
 
 def _check_folder(folder: Path, asked: Mapping[str, Any]) -> None:
@@ -178,7 +175,9 @@ def _study(asked: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], list
         entry |= {"labels": labels, "card": "card.yaml"}
         card |= {} if isinstance(labels, str) else {"labels": labels}
     write_yaml(card, folder / "card.yaml")
-    train, inference = (bundle_config(asked["bundle"], _config(target, name)) for name in ("train", "inference"))
+    train, inference = (
+        bundle_config(asked["bundle"], config_for(name, task_of(target))) for name in ("train", "inference")
+    )
     content = {
         "name": f"label curve of {asked['bundle']}",
         "output": ".",
@@ -329,6 +328,6 @@ def _published_rate(asked: Mapping[str, Any], arm: str) -> float:
     """Return the learning rate of the bundle's recipe."""
     from monai.bundle import ConfigParser
 
-    parser = ConfigParser(deepcopy(bundle_config(asked["bundle"], _config(asked.get("target"), "train"))))
+    parser = ConfigParser(deepcopy(bundle_config(asked["bundle"], config_for("train", task_of(asked.get("target"))))))
     parser["from_scratch"] = arm != ARMS[0]
     return float(parser.get_parsed_content("lr"))

@@ -37,6 +37,7 @@ __all__ = [
     "Run",
     "Study",
     "bundle_config",
+    "config_for",
     "cell_of",
     "digest",
     "plain_name",
@@ -185,7 +186,7 @@ class Study:
 
     def config_of(self, data: DataSet, kind: str) -> str:
         """Return which of a bundle's configs trains or predicts: kind is train or inference."""
-        return kind if data.task == "segmentation" else f"{kind}_classification"
+        return config_for(kind, data.task)
 
     def merged(self, level: str, arm: Arm, data: DataSet) -> dict[str, Any]:
         """Return settings of a config: of the study, the backbone, the data set and the arm, each over the former."""
@@ -258,6 +259,16 @@ class Study:
             "backbones": self.backbones,
             "runs": [{"name": run.name, **asdict(run)} for run in self.runs()],
         }
+
+
+def config_for(kind: str, task: str) -> str:
+    """Return which of a bundle's configs is for a task: of label maps, or of whole volumes.
+
+    Example:
+        >>> config_for("train", "segmentation"), config_for("inference", "regression")
+        ('train', 'inference_classification')
+    """
+    return kind if task == "segmentation" else f"{kind}_classification"
 
 
 @cache
