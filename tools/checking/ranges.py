@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..commanding.environment import DEVELOPMENT, ROOT, RUNTIME, _install_torch, _python, alone, make
+from ..commanding.environment import DEVELOPMENT, ROOT, RUNTIME, install_torch, python_of, alone, make
 from ..commanding.locks import pins
 
 __all__ = ["ranges_are_good"]
@@ -41,7 +41,7 @@ def ranges_are_good(*, workers: int) -> bool:
 def _is_good(name: str, workers: int) -> bool:
     """Make an environment and test in it."""
     folder = ROOT / f".venv-{name}"
-    python = _python(folder)
+    python = python_of(folder)
     with alone(folder):
         _fill(folder, _RESOLUTIONS[name])
         for words in (
@@ -63,9 +63,9 @@ def _fill(folder: Path, resolution: str) -> None:
         SystemExit: if the versions cannot be had.
     """
     make(folder, again=True)
-    python = _python(folder)
+    python = python_of(folder)
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
-    _install_torch(pip, ROOT / "locks" / RUNTIME, "python tools/check.py")
+    install_torch(pip, ROOT / "locks" / RUNTIME, "python tools/check.py")
     known = pins(ROOT / RUNTIME) | pins(ROOT / DEVELOPMENT)
     exact = [f"{each}=={known[each]}" for each in ("torch", *_TESTERS)]
     uv = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(python)]

@@ -22,11 +22,13 @@ __all__ = [
     "alone",
     "ensure",
     "install",
+    "install_torch",
     "is_clone",
     "is_installed",
     "kept",
     "lacks_cuda",
     "make",
+    "python_of",
     "unmet",
 ]
 
@@ -79,7 +81,7 @@ def unmet(*files: str) -> list[str]:
     return wrong
 
 
-def _python(folder: Path) -> Path:
+def python_of(folder: Path) -> Path:
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
@@ -97,7 +99,7 @@ def ensure(*files: str) -> None:
     if not unmet(*files):
         return
     folder = ROOT / ".venv"
-    python, inside = _python(folder), Path(sys.prefix).resolve() == folder.resolve()
+    python, inside = python_of(folder), Path(sys.prefix).resolve() == folder.resolve()
     if inside or not python.exists() or _check(python, files):
         with alone(folder):
             if not python.exists() or _check(python, files):  # nobody else has done it meanwhile
@@ -126,7 +128,7 @@ def make(folder: Path, *, again: bool = False) -> None:
         folder: of it.
         again: what is there goes first.
     """
-    python = _python(folder)
+    python = python_of(folder)
     if (
         again
         or not python.exists()
@@ -208,7 +210,7 @@ def install(python: Path, *files: str, options: tuple[str, ...] = ()) -> None:
     """
     by_hand = f"to install without comparing: {python} -m pip install -r {' -r '.join(files)}"
     pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", *options]
-    _install_torch(pip, ROOT / "locks" / files[0], by_hand)
+    install_torch(pip, ROOT / "locks" / files[0], by_hand)
     for names in (files, (CUDA,)):
         if names == (CUDA,) and subprocess.run([str(python), __file__, CUDA]).returncode == 0:
             break
@@ -217,7 +219,7 @@ def install(python: Path, *files: str, options: tuple[str, ...] = ()) -> None:
             raise SystemExit(f"Stopped: pip could not install {', '.join(names)} as locked, see above; {by_hand}")
 
 
-def _install_torch(pip: list[str], lock: Path, by_hand: str) -> None:
+def install_torch(pip: list[str], lock: Path, by_hand: str) -> None:
     """Install the torch that pip prefers here, whose version may name a build, if it is not there.
 
     Among several builds with known digests pip would else take the one whose digest an index states, which is CUDA's.

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .environment import ROOT, _check, _python, alone, install, make
+from .environment import ROOT, _check, python_of, alone, install, make
 from .locks import LABEL, read_lock
 
 __all__ = ["label_python"]
@@ -24,7 +24,7 @@ def label_python() -> Path:
         SystemExit: if the installation fails.
     """
     folder = ROOT / ".venv-label"
-    python = _python(folder)
+    python = python_of(folder)
     if python.exists() and not _check(python, (LABEL,)):
         return python
     with alone(folder):
@@ -35,7 +35,7 @@ def label_python() -> Path:
 
 def _fill(folder: Path) -> None:
     """Make the environment and install what its lock has."""
-    python = _python(folder)
+    python = python_of(folder)
     make(folder, again=True)
     print(f"installing {LABEL} into it (once; a few minutes)", flush=True)
     os.environ["SAM2_BUILD_CUDA"] = "0"
