@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..commanding.environment import DEVELOPMENT, ROOT, RUNTIME, install_torch, python_of, alone, make
+from ..commanding.environment import DEVELOPMENT, ROOT, RUNTIME, alone, install_torch, make, python_of
 from ..commanding.locks import pins
 
 __all__ = ["ranges_are_good"]

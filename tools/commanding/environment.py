@@ -82,6 +82,7 @@ def unmet(*files: str) -> list[str]:
 
 
 def python_of(folder: Path) -> Path:
+    """Return the interpreter of an environment."""
     return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from .environment import ROOT, _check, python_of, alone, install, make
+from .environment import ROOT, _check, alone, install, make, python_of
 from .locks import LABEL, read_lock
 
 __all__ = ["label_python"]

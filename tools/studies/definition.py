@@ -37,8 +37,8 @@ __all__ = [
     "Run",
     "Study",
     "bundle_config",
-    "config_for",
     "cell_of",
+    "config_for",
     "digest",
     "plain_name",
 ]
