@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from common.networks import ResEncUNet
-from common.networks.blocks.convolution import InstanceNorm, predicting
+from common.networks.blocks.convolution import InstanceNorm, Upsampling, predicting
 
 
 class _Operations(TorchDispatchMode):
@@ -88,6 +89,26 @@ def test_a_norm_and_its_gradients_are_those_of_instances(sides: tuple[int, ...],
     wanted = scaled * weight.view(3, 1, 1, 1) + bias.view(3, 1, 1, 1)
     torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-4)
     for one, other in zip(gradients, torch.autograd.grad(wanted, [y, weight, bias], outer.double()), strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("only_predicts", [False, True])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_upsampling_is_a_transposed_convolution(samples: int, only_predicts: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = Upsampling(5, 3), torch.randn(samples, 5, 4, 3, 6).requires_grad_()
+    y, weight, bias = (t.detach().double().requires_grad_() for t in (x, layer.weight, layer.bias))
+    wanted = torch.nn.functional.conv_transpose3d(y, weight, bias, 2)
+    outer = torch.randn_like(wanted)
+    asked = predicting() if only_predicts else nullcontext()
+    with _Operations() as seen, asked, torch.set_grad_enabled(not only_predicts):
+        found = layer(x)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
+    if only_predicts:
+        assert "mkldnn_convolution" in seen.names
+        return
+    gradients = torch.autograd.grad(found, [x, layer.weight, layer.bias], outer.float())
+    for one, other in zip(gradients, torch.autograd.grad(wanted, [y, weight, bias], outer), strict=True):
         torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
 
 

