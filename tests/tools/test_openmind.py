@@ -257,6 +257,8 @@ def test_help_of_a_verb_has_the_settings_of_the_named_bundle(capsys: pytest.Capt
         said = capsys.readouterr().out
         assert "Settings of " in said
         assert "name it before --help" in said
+    enter(VERBS, "About.", ["evaluate", "-h"], groups=GROUPS)
+    assert "As a verb it writes to openmind_runs/evaluate_NAME" in capsys.readouterr().out
 
 
 def test_a_reader_who_has_seen_enough_ends_it_quietly() -> None:
