@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 from common.errors import WeightsError
+from common.terminal import near
 
 __all__ = ["announce"]
 
@@ -30,16 +31,16 @@ def announce(source: str, *, brought: Path, target: Path) -> None:
     if brought.is_file():
         return
     if _in_cache(source):
-        print(f"{source} is here already, and is translated to {target}", flush=True)
+        print(f"{source} is here already, and is translated to {near(target)}", flush=True)
         return
     size = _size(source)
     if size is None and "HF_ENDPOINT" not in os.environ:
         raise WeightsError(
             f"the published weights are not here, and {source} cannot be reached; fetch it where there is a network, "
-            f"put it at {brought} (and adaptation_plan.json beside it), and run this again"
+            f"put it at {near(brought)} (and adaptation_plan.json beside it), and run this again"
         )
     told = f"{size or 'of unknown size'}, CC-BY-4.0"
-    print(f"fetching {source} ({told}) and keeping the encoder as {target}", flush=True)
+    print(f"fetching {source} ({told}) and keeping the encoder as {near(target)}", flush=True)
 
 
 def _in_cache(source: str) -> bool:
