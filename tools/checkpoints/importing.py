@@ -37,13 +37,13 @@ def import_checkpoint(settings: ImportCheckpoint) -> None:
         return
     bundle, published = settings.bundle, published_file(settings.bundle)
     target = settings.output or _models(bundle) / "pretrained_encoder.pt"
-    if settings.source is None:
-        if published is None:
-            raise SettingsError(
-                f"{bundle} has no published weights; give a checkpoint with --source (--list says which are known)"
-            )
-        announce(published[0], brought=published[1], target=target)
+    if settings.source is None and published is None:
+        raise SettingsError(
+            f"{bundle} has no published weights; give a checkpoint with --source (--list says which are known)"
+        )
     cell, method = bundle_cell(bundle, settings.settings, with_method=settings.resume)
+    if settings.source is None and published is not None:
+        announce(published[0], brought=published[1], target=target)
     found = _fetched(settings, bundle, published)
     told, theirs = _told(settings, found, published)
     receipt, imported = import_file(
