@@ -68,12 +68,6 @@ class _Restoration:
         self.axis = None if axis < 0 else axis
         self.affine = torch.as_tensor(last[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
 
-    def parts(self) -> Iterator[slice]:
-        """Yield the slices to decide together, until all are done; a GPU, to which logits may have to go, takes all."""
-        step = _SLICES if self.image.device.type == "cpu" else self.shape[0]
-        for start in range(0, self.shape[0], step):
-            yield slice(start, min(start + step, self.shape[0]))
-
     def device(self, slices: slice) -> torch.device:
         """Return where to interpolate: where the image was predicted, if there is room."""
         needed = _BYTES_PER_VOXEL * len(range(self.shape[0])[slices]) * math.prod(self.shape[1:])
@@ -135,7 +129,8 @@ class Decision:
         kept = self.kept if len(self.kept) else logits[:, :0]
         start = self.first + kept.shape[1]  # of what is new
         ready = int((self.high < start + logits.shape[1]).sum())
-        step = _SLICES if logits.device.type == "cpu" else max(ready, 1)
+        on_cpu = self.restoration.image.device.type == "cpu"
+        step = _SLICES if on_cpu else max(ready, 1)  # a GPU, to which logits may have to go, takes all
         for begin in range(self.decided, ready, step):
             part = slice(begin, min(begin + step, ready))
             low, end = int(self.low[begin]), int(self.high[part.stop - 1]) + 1
@@ -179,10 +174,9 @@ class RestoreSegmentationd(MapTransform):
             restoration = _Restoration(image, self.transform)
             decided = _plain(out[key])
             if decided.is_floating_point():
-                parts = restoration.parts()
-                decided = torch.cat(
-                    [self.task.decode_outputs(restoration.outputs(decided, part)).cpu() for part in parts], 1
-                )
+                decision = Decision(image, transform=self.transform, task=self.task)
+                decision.take(decided)
+                decided = decision.labels()
             labels = restoration.to_file(decided)
             labels.meta[SOURCE] = _file(image)
             labels.meta["filename_or_obj"] = f"{file_name(_name(out, image))}.nii.gz"
