@@ -10,6 +10,7 @@ import pytest
 from .series import Series, main
 
 
+@pytest.mark.long
 def test_a_preparation_is_killed_and_one_is_started_twice(tmp_path: Path) -> None:
     series = Series(tmp_path, in_a_row=1)
     assert series.kill("prepare", 0) >= 0

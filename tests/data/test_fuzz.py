@@ -27,6 +27,7 @@ from common.transforms import read_volume
 
 from .test_formats import EVEN, write_mgh, write_nrrd, write_series
 
+pytestmark = pytest.mark.long
 quick = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
 SMALL = EVEN[:5, :6, :4]
 

@@ -119,6 +119,7 @@ def test_asking_for_masks_where_there_are_none_stops(tmp_path: Path) -> None:
         CropDataset(volumes, spatial=SpatialCrop(16), seed=0, anonymised=True)
 
 
+@pytest.mark.long
 def test_the_setting_changes_the_run_and_other_methods_do_not_have_it(tmp_path: Path) -> None:
     arguments = [
         *("--datalist", cases(tmp_path), "--output_dir", tmp_path / "out", "--ckpt_dir", tmp_path / "models"),

@@ -71,6 +71,7 @@ def test_prepared_volumes_are_not_prepared_again_but_changed_files_are(images: P
     assert {v.path for v in other}.isdisjoint({v.path for v in changed})
 
 
+@pytest.mark.long
 def test_processes_give_the_same_store_as_one(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "_FEW_VOXELS", 0)
     one, _ = VolumeStore(tmp_path / "one", StoreSettings()).prepare(cases(images))

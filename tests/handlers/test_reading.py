@@ -77,6 +77,7 @@ def test_a_store_that_is_gone_stops_in_a_sentence(images: Path, tmp_path: Path) 
     assert told.endswith("is the disk of the store there?")
 
 
+@pytest.mark.long
 def test_a_resumed_run_keeps_what_was_listed(images: Path, tmp_path: Path) -> None:
     data, (gone,) = stored(images, tmp_path / "store", 1)
     file = tmp_path / "unreadable.json"

@@ -45,7 +45,8 @@ def check(settings: Check) -> None:
     if settings.fix:
         subprocess.run([*python, "ruff", "format", "--quiet", "."])
         subprocess.run([*python, "ruff", "check", "--quiet", "--fix", "."])
-    tests = ["-m", f"{'' if settings.all else 'not slow and '}not label and not browser"]
+    apart = [*([] if settings.all else ["slow"]), *(["long"] if settings.fast else []), "label", "browser"]
+    tests = ["-m", " and ".join(f"not {marker}" for marker in apart)]
     tests += [f"--ignore={place}" for place in _LONG] if settings.fast else []
     steps: dict[str, list[str]] = {
         "format": [*python, "ruff", "format", "--check", "."],
