@@ -206,7 +206,7 @@ class Progress:
             return
         self._told = True
         if (left := self.seconds_left(engine)) is not None and left >= _WORTH_TELLING:
-            told = f"expected time about {duration(left)} more, as the first {steps} steps went"
+            told = f"expected time: about {duration(left)} more, as the first {steps} steps went"
             tqdm.write(f"{self.name}: {told}; validation comes on top")
 
     def _add(self, name: str, value: Tensor) -> None:

@@ -122,7 +122,7 @@ def test_the_expected_time_is_told_once_and_early(
     engine.run([{}] * length, max_epochs=4)
     printed = capsys.readouterr()
     shown = printed.out + printed.err
-    assert shown.count("x: expected time about 5 min more, as the first 10 steps went") == told
+    assert shown.count("x: expected time: about 5 min more, as the first 10 steps went") == told
     assert shown.count("expected time") == told
 
 
