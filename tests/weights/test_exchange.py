@@ -420,9 +420,9 @@ def test_the_user_may_say_where_a_file_is_from(tmp_path: Path) -> None:
     content = published("voco_resenc_l", backbone, method, None)
     del content["trainer_name"]
     file = saved(content, tmp_path / "c.pth")
-    said = Told(method="DINO", licence="CC-BY-NC-SA-4.0", citation="Me et al.")
+    said = Told(method="MoCo", licence="CC-BY-NC-SA-4.0", citation="Me et al.")
     receipt, _ = take(file, cell, tmp_path, told=said)
-    assert (receipt.method, receipt.licence, receipt.citation) == ("DINO", "CC-BY-NC-SA-4.0", ["Me et al."])
+    assert (receipt.method, receipt.licence, receipt.citation) == ("MoCo", "CC-BY-NC-SA-4.0", ["Me et al."])
     assert any("forbids commercial use" in note for note in receipt.notes)
     assert any("demands share-alike" in note for note in receipt.notes)
     receipt, imported = take(file, cell, tmp_path, told=Told(method="voco"))
