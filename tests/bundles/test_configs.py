@@ -150,7 +150,8 @@ VIEWS = {
         "teacher_momentum": [0.9995, 1.0],
         "teacher_temperature": [0.04, 0.04],
     },
-    "mae": {"hidden_ratio": 0.75, "rotation_probability": 0.2, "zoom_probability": 0.2, "flip_probability": 0.5},
+    "mae": {"hidden_ratio": 0.75, "rotation_probability": 0.2, "zoom_probability": 0.2, "flip_probability": 0.5}
+    | {"contrast_weight": 0.0},
     "simmim": {"hidden_ratio": 0.75, "rotation_probability": 0.2, "zoom_probability": 0.2, "flip_probability": 0.5},
     "spark3d": {"hidden_ratio": [0.6, 0.9], "rotation_probability": 0.2, "flip_probability": 0.5},
     "models_genesis": {

@@ -416,6 +416,7 @@ def _dino(loss: Any, pred: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
 
 LOSSES: dict[str, Callable[[Any, dict[str, Tensor], dict[str, Any]], Tensor]] = {
     "MaskedMSELoss": _masked,
+    "MAELoss": _masked,
     "RestorationLoss": _restoration,
     "SimCLRLoss": _simclr,
     "SwinUNETRLoss": _swinunetr,
