@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch
 
-from .figures import Figure, plt
+from .figures import Figure, subplots
 from .files import replace_file
 from .paths import as_path
 from .transforms import read_volume, same_grid, whole_numbers
@@ -60,11 +60,10 @@ def draw_overlay(
     heights = [extents[1], extents[0], extents[0]]
     scale = 10.5 / sum(widths)  # inches per millimetre
     row = min(max(max(heights) * scale, 1.5), 6.0)
-    figure, axes = plt.subplots(
+    figure, axes = subplots(
         *(len(maps), 3),
         figsize=(11, len(maps) * (row + 0.3) + 0.9),
         squeeze=False,
-        layout="constrained",
         gridspec_kw={"width_ratios": widths},
     )
     shown: set[int] = set()
@@ -84,7 +83,6 @@ def draw_overlay(
     _legend(figure, shown, labels)
     figure.suptitle(title if shown else f"{title}: nothing is marked".removeprefix(": "), fontsize=10)
     replace_file(as_path(path), lambda temporary: figure.savefig(temporary, dpi=100, format="png"))
-    plt.close(figure)
 
 
 def draw_planes(

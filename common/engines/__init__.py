@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     )
     from .evaluation import evaluate_predictions
     from .features import FeatureFolder, VolumeEmbedder, embed_files, extract_features, frozen_encoder
-    from .inferers import GaussianSlidingWindow
+    from .inferers import DecideSlices, GaussianSlidingWindow
     from .precision import AtPrecision, Precision
     from .prediction import EachCase
     from .serving import ModelPreprocessing
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AtPrecision",
     "ClassificationBatch",
+    "DecideSlices",
     "EachCase",
     "FeatureFolder",
     "FeatureWatch",

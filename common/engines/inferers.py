@@ -4,7 +4,7 @@
 =========  ==========================================================================
 goes in    volume ``(B, C, D, H, W)`` on the device; any size
 between    tiles ``(n, C, *roi_size)``; sums ``(classes, D or roi_size[0], H, W)``, their weights along each axis
-comes out  logits ``(B, classes, D, H, W)``, float32
+comes out  logits ``(B, classes, D, H, W)``, float32; or labels, decided row by row
 =========  ==========================================================================
 
 MONAI's own sliding window lays tiles at a fixed step and shifts the last one; the reference spreads them evenly. One
@@ -16,11 +16,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain, combinations, product
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor, decollate_batch
 from monai.inferers import Inferer
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
@@ -31,9 +34,13 @@ from ..networks.blocks.convolution import predicting
 from ..networks.untrained import refuse_untrained
 from ..tasks import SegmentationTask
 from ..terminal import progress_bar
+from ..transforms.restoring import Decision
 from ..views import axis_numbers
 
-__all__ = ["GaussianSlidingWindow", "all_finite", "gaussian_weights", "tile_starts"]
+if TYPE_CHECKING:
+    from monai.transforms import Compose
+
+__all__ = ["DecideSlices", "GaussianSlidingWindow", "all_finite", "gaussian_weights", "tile_starts"]
 
 _MANY_TILES = 30  # a volume of more gets a progress bar of its own
 _PLACES = ("auto", "device", "cpu")
@@ -87,8 +94,8 @@ class GaussianSlidingWindow(Inferer):
     """Predict a volume tile by tile, tiles weighted by a Gaussian; optionally averaged over mirrored copies.
 
     Tiles go through the volume row by row along its first axis. Once a row is done, the slices that no later tile
-    touches are divided by their weights. Where the logits of the whole volume do not fit on the device, these slices
-    are put away on the CPU, or in a file, and the device holds the sums of one row only.
+    touches are divided by their weights. They are decided upon at once, see :class:`DecideSlices`, or kept: where the
+    logits of the whole volume do not fit on the device, on the CPU, or in a file.
 
     A network in training mode is one that is sampled, with dropout, to see how sure it is (MONAI Label's scoring does
     so): then the result is probabilities, since the entropy of logits or of label values means nothing.
@@ -145,8 +152,20 @@ class GaussianSlidingWindow(Inferer):
         self.weights, self.task = gaussian_weights(sides), task
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, network: Callable[..., Tensor]) -> Tensor:  # type: ignore[override]
+    def __call__(  # type: ignore[override]
+        self,
+        inputs: Tensor,
+        network: Callable[..., Tensor],
+        *,
+        decide: Callable[[MetaTensor], Decision] | None = None,
+    ) -> Tensor:
         """Map ``(B, C, D, H, W)`` to the network's logits of the same size, float32, on the device or the CPU.
+
+        Args:
+            inputs: volumes of one size.
+            network: what sees each tile.
+            decide: what takes the logits of a volume as they come. Then the result is what it makes of them, ``(B, 1,
+                d, h, w)``, and no more than the sums of one row of tiles is ever held.
 
         Raises:
             DataError: if the network's output is not finite.
@@ -154,15 +173,16 @@ class GaussianSlidingWindow(Inferer):
         """
         refuse_untrained(network)
         volume = inputs.as_tensor() if hasattr(inputs, "as_tensor") else inputs
+        decisions = [None] * len(volume) if decide is None else [decide(one) for one in decollate_batch(inputs)]
         with predicting():
-            samples = [self._predict(sample, network) for sample in volume]
+            samples = [self._predict(*pair, network) for pair in zip(volume, decisions, strict=True)]
         logits = samples[0][None] if len(samples) == 1 else torch.stack(samples)
         if self.task is None or not getattr(network, "training", False):
             return logits
         return logits.softmax(1) if self.task.regions is None else logits.sigmoid()
 
-    def _predict(self, volume: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
-        """Map one sample ``(C, D, H, W)`` to ``(classes, D, H, W)``."""
+    def _predict(self, volume: Tensor, decision: Decision | None, network: Callable[[Tensor], Tensor]) -> Tensor:
+        """Map one sample ``(C, D, H, W)`` to ``(classes, D, H, W)``, or to what is decided of it."""
         size = list(volume.shape[1:])
         missing = [max(tile - side, 0) for side, tile in zip(size, self.roi_size, strict=True)]
         inner = [slice(m // 2, m // 2 + n) for m, n in zip(missing, size, strict=True)]
@@ -183,11 +203,11 @@ class GaussianSlidingWindow(Inferer):
                 outputs = self._mirrored(torch.stack(tiles), network)
                 if not len(sums):
                     classes = outputs.shape[1]
-                    whole, place = self._plan((classes, *volume.shape[1:]), outputs.device)
-                    slices = volume.shape[1] if whole else depth
-                    sums = torch.zeros((classes, slices, *volume.shape[2:]), device=place)
+                    whole, place = self._plan((classes, *volume.shape[1:]), outputs.device, rows=decision is not None)
+                    held = volume.shape[1] if whole else depth
+                    sums = torch.zeros((classes, held, *volume.shape[2:]), device=place)
                     gaussian, *covered = [one.to(place, non_blocking=True) for one in (gaussian, *covered)]
-                    result = sums if whole else self._room((classes, *size))
+                    result = sums if whole or decision else self._room((classes, *size))
                 first = start if whole else 0  # of the sums, the slice where this row begins
                 for (y, x), output in zip(corners, outputs, strict=True):
                     at = (slice(first, first + depth), slice(y, y + height), slice(x, x + width))
@@ -202,11 +222,15 @@ class GaussianSlidingWindow(Inferer):
                 )
             if not whole:
                 low, high = max(start, inner[0].start), min(end, inner[0].stop)
-                result[:, low - inner[0].start : high - inner[0].start] = done[
-                    :, low - start : high - start, inner[1], inner[2]
-                ]
+                slices = done[:, low - start : high - start, inner[1], inner[2]]
+                if decision:
+                    decision.take(slices)
+                else:
+                    result[:, low - inner[0].start : high - inner[0].start] = slices
                 _move_on(sums, end - start)
         bar.close()
+        if decision:
+            return decision.labels()
         return result[(slice(None), *inner)] if whole else result
 
     def _mirrored(self, tiles: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
@@ -216,7 +240,7 @@ class GaussianSlidingWindow(Inferer):
             total = total + network(tiles.flip(dims)).float().flip(dims)
         return total / len(self.flips)
 
-    def _plan(self, shape: Sequence[int], device: torch.device) -> tuple[bool, torch.device]:
+    def _plan(self, shape: Sequence[int], device: torch.device, *, rows: bool) -> tuple[bool, torch.device]:
         """Return whether the sums of a whole volume ``(classes, D, H, W)`` are kept, or of one row, and where."""
         cpu = torch.device("cpu")
         needed = 4 * math.prod(shape)
@@ -224,13 +248,34 @@ class GaussianSlidingWindow(Inferer):
         if device.type != "cpu" and self.accumulate_on != "cpu":
             room_there = comfortable_bytes(device)
             if self.accumulate_on == "device" or needed <= room_there:
-                return True, device
+                return not rows, device
             if row <= room_there:
                 return False, device
-        return needed <= comfortable_bytes(limit_gb=self.memory_limit_gb), cpu
+        return not rows and needed <= comfortable_bytes(limit_gb=self.memory_limit_gb), cpu
 
     def _room(self, shape: Sequence[int]) -> Tensor:
         return room(shape, folder=self.scratch_dir, limit_gb=self.memory_limit_gb)
+
+
+class DecideSlices(Inferer):
+    """Run a :class:`GaussianSlidingWindow` and decide labels while it goes, in memory that hardly grows with classes.
+
+    Args:
+        inferer: that runs the network.
+        transform: preprocessing of the image.
+        task: how outputs become labels.
+        logits: give the logits of the whole volume instead, for what needs them: probabilities.
+    """
+
+    def __init__(
+        self, inferer: GaussianSlidingWindow, *, transform: Compose, task: SegmentationTask, logits: bool = False
+    ) -> None:
+        super().__init__()
+        self.inferer, self.decide = inferer, None if logits else partial(Decision, transform=transform, task=task)
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Tensor]) -> Tensor:  # type: ignore[override]
+        """Map ``(B, C, D, H, W)`` to labels ``(B, 1, d, h, w)`` on the grid before resampling, or to logits."""
+        return self.inferer(inputs, network, decide=self.decide)
 
 
 def all_finite(logits: Tensor) -> bool:

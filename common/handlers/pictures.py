@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from ignite.engine import Engine, Events
+from matplotlib import colormaps
 from torch import Tensor
 
 from ..drawing import draw_overlay
-from ..figures import plt
+from ..figures import subplots
 from ..files import replace_file
 from ..paths import as_path
 from ..tasks import SegmentationTask
@@ -94,7 +95,7 @@ class Curves:
             "learning rate": ["lr"],
         }
         shown = {title: keys for title, keys in panels.items() if any(key in names for key in keys)}
-        figure, axes = plt.subplots(1, len(shown), figsize=(4.2 * len(shown), 3.4), layout="constrained", squeeze=False)
+        figure, axes = subplots(1, len(shown), figsize=(4.2 * len(shown), 3.4), squeeze=False)
         for axis, (title, keys) in zip(axes[0], shown.items(), strict=True):
             for key in keys:
                 points = [(record["epoch"], record[key]) for record in self.history if key in record]
@@ -181,7 +182,7 @@ def draw_similarity(views: dict[str, Any], pred: dict[str, Tensor], path: Path) 
         reference, partner = F.normalize(pred["embedding"][:, :32].float(), dim=-1)
         similarity, truth = reference @ partner.mT, overlap[:32, :32]
         axes = ("partner crop", "reference crop")
-    figure, panels = plt.subplots(1, 2, figsize=(9, 4.6), layout="constrained")
+    figure, panels = subplots(1, 2, figsize=(9, 4.6))
     for panel, values, title in zip(
         panels, (similarity.cpu(), truth), ("cosine similarity of embeddings", "true overlap"), strict=True
     ):
@@ -249,9 +250,9 @@ def _draw_slices(
     """Draw the middle slices along each axis (S, A, R): intensities in the range of ``like``, maps from 0 to 1."""
     maps = maps or {}
     low, high = np.percentile(like, [0.5, 99.5])
-    gray = plt.get_cmap("gray").with_extremes(bad="#4477aa")
+    gray = colormaps["gray"].with_extremes(bad="#4477aa")
     both: Sequence[tuple[str, np.ndarray]] = [*columns.items(), *maps.items()]
-    figure, axes = plt.subplots(3, len(both), figsize=(2.5 * len(both), 7.8), layout="constrained")
+    figure, axes = subplots(3, len(both), figsize=(2.5 * len(both), 7.8))
     for row, plane in enumerate(_PLANES):
         for axis, (title, volume) in zip(axes[row], both, strict=True):
             scale = (
@@ -270,4 +271,3 @@ def _draw_slices(
 
 def _save(figure: Any, path: Path) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
-    plt.close(figure)

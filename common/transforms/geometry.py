@@ -28,6 +28,7 @@ __all__ = [
     "resample_linear",
     "resampled_shape",
     "slice_axis",
+    "slices_between",
 ]
 
 _COLUMNS = 32  # that are resampled at once
@@ -100,31 +101,61 @@ def _cubic_weights(old: int, new: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(alike.T))
 
 
-def resample_linear(volume: Tensor, shape: Sequence[int], axis: int | None, *, slices: slice = slice(None)) -> Tensor:
+def resample_linear(
+    volume: Tensor,
+    shape: Sequence[int],
+    axis: int | None,
+    *,
+    slices: slice = slice(None),
+    depth: int | None = None,
+    first: int = 0,
+) -> Tensor:
     """Resample ``(C, D, H, W)`` trilinearly; with ``axis``, by nearest neighbour along it.
 
     Args:
-        volume: to resample.
+        volume: to resample, or those slices of it that :func:`slices_between` names.
         shape: ``(d, h, w)`` of the result.
         axis: that is not interpolated.
         slices: of the result along its first axis that are wanted; the same voxels whichever they are asked for with.
+        depth: slices of the whole volume, if these are not all.
+        first: the first of those that are there.
 
     Returns:
         ``(C, d or less, h, w)``, float32.
     """
-    depth = volume.shape[1]
+    depth = volume.shape[1] if depth is None else depth
+    low, high, share = (one[slices] for one in slices_between(depth, shape[0], axis))
+    planes = volume[:, int(low[0]) - first : int(high[-1]) + 1 - first].float()
     if axis == 0:
-        chosen = nearest_voxels(depth, shape[0])[slices].to(volume.device)
-        return _resample_planes(volume[:, chosen].float(), shape[1:], None)
-    at = voxel_places(depth, shape[0])[slices].clamp_(0, depth - 1)
-    low = at.long()
-    high = (low + 1).clamp_(max=depth - 1)
-    first, end = int(low[0]), int(high[-1]) + 1
-    planes = _resample_planes(volume[:, first:end].float(), shape[1:], None if axis is None else axis - 1)
+        return _resample_planes(planes[:, (low - low[0]).to(planes.device)], shape[1:], None)
+    planes = _resample_planes(planes, shape[1:], None if axis is None else axis - 1)
     if depth == shape[0]:
-        return planes[:, : len(at)]
-    below, above = (planes[:, (side - first).to(planes.device)] for side in (low, high))
-    return torch.lerp(below, above, (at - low).float().to(planes.device)[:, None, None])
+        return planes
+    below, above = (planes[:, (side - low[0]).to(planes.device)] for side in (low, high))
+    return torch.lerp(below, above, share.float().to(planes.device)[:, None, None])
+
+
+def slices_between(depth: int, new: int, axis: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return between which of ``depth`` slices each of ``new`` resampled ones lies, and the share of the upper.
+
+    Args:
+        depth: slices of a volume along its first axis.
+        new: those of the result.
+        axis: that is not interpolated; with 0 each lies on one.
+
+    Returns:
+        three of ``(new,)``: lower, upper, and a share from 0 to below 1, 0 throughout where nothing is interpolated.
+
+    Example:
+        >>> slices_between(4, 2, None)
+        (tensor([0, 2]), tensor([1, 3]), tensor([0.5000, 0.5000], dtype=torch.float64))
+    """
+    if axis == 0 or depth == new:
+        chosen = nearest_voxels(depth, new)
+        return chosen, chosen, torch.zeros(new, dtype=torch.float64)
+    at = voxel_places(depth, new).clamp_(0, depth - 1)
+    low = at.long()
+    return low, (low + 1).clamp_(max=depth - 1), at - low
 
 
 def _resample_planes(planes: Tensor, shape: Sequence[int], axis: int | None) -> Tensor:

@@ -31,14 +31,14 @@ from torch import Tensor
 from ..errors import SettingsError
 from ..memory import comfortable_bytes
 from ..paths import as_path, file_name, output_file
-from .geometry import ResampleToSpacingd, resample_linear
+from .geometry import ResampleToSpacingd, resample_linear, slices_between
 from .reading import without_ending
 from .writing import write_channels
 
 if TYPE_CHECKING:
     from ..tasks import SegmentationTask
 
-__all__ = ["CASE", "SOURCE", "KeepLargestComponentd", "RestoreSegmentationd", "SaveProbabilitiesd"]
+__all__ = ["CASE", "SOURCE", "Decision", "KeepLargestComponentd", "RestoreSegmentationd", "SaveProbabilitiesd"]
 
 CASE = "case"  # key of a case's name, under which its prediction is written
 SOURCE = "source_file"  # metadata of a prediction: the image whose geometry it has
@@ -68,12 +68,6 @@ class _Restoration:
         self.axis = None if axis < 0 else axis
         self.affine = torch.as_tensor(last[TraceKeys.EXTRA_INFO]["affine"], dtype=torch.float64)
 
-    def parts(self) -> Iterator[slice]:
-        """Yield the slices to decide together, until all are done; a GPU, to which logits may have to go, takes all."""
-        step = _SLICES if self.image.device.type == "cpu" else self.shape[0]
-        for start in range(0, self.shape[0], step):
-            yield slice(start, min(start + step, self.shape[0]))
-
     def device(self, slices: slice) -> torch.device:
         """Return where to interpolate: where the image was predicted, if there is room."""
         needed = _BYTES_PER_VOXEL * len(range(self.shape[0])[slices]) * math.prod(self.shape[1:])
@@ -82,12 +76,17 @@ class _Restoration:
 
     def outputs(self, logits: Tensor, slices: slice = slice(None)) -> Iterator[Tensor]:
         """Yield each output ``(1, d or less, h, w)`` on the grid before resampling."""
-        device = self.device(slices)
         for output in logits:
-            if list(output.shape) == self.shape:
-                yield output[None, slices].to(device).float()
-            else:
-                yield resample_linear(output[None].to(device), self.shape, self.axis, slices=slices)
+            yield self.piece(output, slices)
+
+    def between(self, depth: int) -> tuple[Tensor, Tensor]:
+        """Return the first and the last of ``depth`` slices of logits that each slice before resampling needs."""
+        return slices_between(depth, self.shape[0], self.axis)[:2]
+
+    def piece(self, output: Tensor, slices: slice, *, depth: int | None = None, first: int = 0) -> Tensor:
+        """Return some slices ``(1, d or less, h, w)`` of an output ``(D, H, W)``, or of those from ``first`` on."""
+        here = output[None].to(self.device(slices))
+        return resample_linear(here, self.shape, self.axis, slices=slices, depth=depth, first=first)
 
     def to_file(self, values: Tensor) -> MetaTensor:
         """Undo crop and axes of ``(1, d, h, w)``; what was cropped away is 0."""
@@ -109,11 +108,53 @@ def _file(image: MetaTensor) -> str:
     return str(image.meta.get("filename_or_obj", "image"))
 
 
+class Decision:
+    """Labels before resampling, decided while logits come slice by slice, so that no more than a few are ever there.
+
+    Args:
+        image: that is predicted, preprocessed.
+        transform: its preprocessing.
+        task: how outputs become labels.
+    """
+
+    def __init__(self, image: MetaTensor, *, transform: Compose, task: SegmentationTask) -> None:
+        self.restoration, self.task, self.depth = _Restoration(image, transform), task, int(image.shape[1])
+        self.low, self.high = self.restoration.between(self.depth)
+        self.kept = torch.empty(0)  # (outputs, n, H, W): slices from ``first`` on that are needed once more
+        self.first = self.decided = 0
+        self.parts: list[Tensor] = []
+
+    def take(self, logits: Tensor) -> None:
+        """Take the next slices ``(outputs, n, H, W)`` and decide what can be decided; they are not kept."""
+        kept = self.kept if len(self.kept) else logits[:, :0]
+        start = self.first + kept.shape[1]  # of what is new
+        ready = int((self.high < start + logits.shape[1]).sum())
+        on_cpu = self.restoration.image.device.type == "cpu"
+        step = _SLICES if on_cpu else max(ready, 1)  # a GPU, to which logits may have to go, takes all
+        for begin in range(self.decided, ready, step):
+            part = slice(begin, min(begin + step, ready))
+            low, end = int(self.low[begin]), int(self.high[part.stop - 1]) + 1
+            pieces = (
+                torch.cat([old[low - self.first :], new[max(low - start, 0) : end - start]])
+                for old, new in zip(kept, logits, strict=True)
+            )
+            outputs = (self.restoration.piece(piece, part, depth=self.depth, first=low) for piece in pieces)
+            self.parts.append(self.task.decode_outputs(outputs).cpu())
+        self.decided = max(ready, self.decided)
+        needed = int(self.low[self.decided]) if self.decided < len(self.low) else self.depth
+        self.kept = torch.cat([kept[:, max(needed - self.first, 0) :], logits[:, max(needed - start, 0) :]], 1)
+        self.first = min(needed, start + logits.shape[1])
+
+    def labels(self) -> Tensor:
+        """Return the label map ``(1, d, h, w)`` once all slices have been taken."""
+        return torch.cat(self.parts, 1)
+
+
 class RestoreSegmentationd(MapTransform):
     """Turn logits into a label map in the geometry of the file.
 
     Args:
-        keys: logits ``(outputs, D, H, W)``.
+        keys: logits ``(outputs, D, H, W)``, or what a :class:`Decision` made of them.
         transform: preprocessing of the image.
         task: how outputs become labels.
         orig_keys: key of the preprocessed image.
@@ -131,9 +172,12 @@ class RestoreSegmentationd(MapTransform):
         for key in self.key_iterator(out):
             image = out[self.orig_key]
             restoration = _Restoration(image, self.transform)
-            logits = _plain(out[key])
-            parts = [self.task.decode_outputs(restoration.outputs(logits, part)).cpu() for part in restoration.parts()]
-            labels = restoration.to_file(torch.cat(parts, 1))
+            decided = _plain(out[key])
+            if decided.is_floating_point():
+                decision = Decision(image, transform=self.transform, task=self.task)
+                decision.take(decided)
+                decided = decision.labels()
+            labels = restoration.to_file(decided)
             labels.meta[SOURCE] = _file(image)
             labels.meta["filename_or_obj"] = f"{file_name(_name(out, image))}.nii.gz"
             out[key] = labels

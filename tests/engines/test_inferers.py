@@ -6,18 +6,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import product
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from monai.data import list_data_collate
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 import common.engines.inferers
 import common.memory
-from common.engines import GaussianSlidingWindow
+from common.data import SegmentationTask
+from common.engines import DecideSlices, GaussianSlidingWindow
 from common.engines.inferers import gaussian_weights, tile_starts
 from common.errors import DataError, SettingsError
 from common.memory import room
+from common.transforms import RestoreSegmentationd, volume_preprocessing
+from common.transforms.restoring import Decision
 
 TILE = (8, 6, 7)
 
@@ -123,6 +128,36 @@ def test_what_does_not_fit_into_memory_goes_to_a_file(tmp_path, monkeypatch: pyt
     monkeypatch.setattr(common.memory.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(DataError, match="free some space"):
         room((100, 100), folder=tmp_path, limit_gb=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(40, 12, 14), (9, 7, 6), (4, 9, 5)])
+def test_labels_are_decided_row_by_row(tmp_path, monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int]) -> None:
+    """They are those of all logits at once, of which no more than a row of tiles is ever there."""
+    rng, task = np.random.default_rng(0), SegmentationTask(["background", "a"])
+    path = tmp_path / "scan.nii.gz"
+    nib.save(nib.Nifti1Image(rng.uniform(1, 2, shape[::-1]).astype(np.float32), np.diag([1.3, 0.8, 1.6, 1])), path)
+    chain = volume_preprocessing("image", spacing_mm=1.0, reorient=False)
+    case = chain({"image": str(path)})
+    batch = list_data_collate([case])["image"]
+
+    def network(tile: Tensor) -> Tensor:
+        return places(tile).sin()  # both win
+
+    inferer = GaussianSlidingWindow(TILE)
+    restore = RestoreSegmentationd("pred", transform=chain, task=task)
+    logits = inferer(batch, network)
+    expected = restore({"image": case["image"], "pred": logits[0]})["pred"].as_tensor()
+    assert torch.equal(DecideSlices(inferer, transform=chain, task=task, logits=True)(batch, network), logits)
+    taken, take = [], Decision.take
+    monkeypatch.setattr(Decision, "take", lambda self, rows: (taken.append(rows.shape[1]), take(self, rows)))
+    monkeypatch.setattr(common.engines.inferers, "room", None)  # a whole volume has none
+    found = DecideSlices(inferer, transform=chain, task=task)(batch, network)
+    assert found.dtype == torch.uint8
+    assert sum(taken) == logits.shape[2]
+    assert max(taken) <= TILE[0]
+    labels = restore({"image": case["image"], "pred": found[0]})["pred"].as_tensor()
+    assert torch.equal(labels, expected)
+    assert len(labels.unique()) == 2
 
 
 def test_numbers_that_are_none_are_refused() -> None:

@@ -163,7 +163,7 @@ def test_files_and_exported_networks_do_not_know_of_it(kind: str) -> None:
     net, image = built(kind, checkpointing="selective"), torch.randn(1, 1, 16, 16, 16)
     assert list(net.state_dict()) == list(built(kind).state_dict())
     for module in (net, net.eval()):
-        assert torch.equal(torch.jit.script(module)(image), module(image))
+        torch.testing.assert_close(torch.jit.script(module)(image), module(image), rtol=1e-5, atol=1e-5)
     files = [io.BytesIO() for _ in MODES]
     for mode, file in zip(MODES, files, strict=True):
         torch.onnx.export(built(kind, checkpointing=mode).eval(), (image,), file, dynamo=False)

@@ -73,7 +73,7 @@ def test_what_fits_is_a_line_to_paste(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_volume_to_predict_is_told_by_its_tiles(capsys: pytest.CaptureFixture[str]) -> None:
     text = told(capsys, "mae_resenc_l", workflow="inference")
     assert "1 tera multiply-adds a tile; 108 tiles in 512 x 512 x 300 voxels" in text
-    assert "0.29 GiB more for each class" in text
+    assert "0.16 GiB more for each class" in text
 
 
 def test_a_classification_is_told_by_its_volumes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,6 +23,9 @@ import yaml
 
 from common.bundles import read_config
 from common.errors import SettingsError, WeightsError
+from common.terminal import near
+from tools.checkpoints import announcing, cells, importing
+from tools.checkpoints.settings import ImportCheckpoint
 from tools.commanding import running
 from tools.commanding.ending import by_verbs
 from tools.commanding.locks import pins
@@ -190,28 +193,36 @@ def test_weights_that_are_needed_are_announced_or_named(
     def refuse(*_: Any, **__: Any) -> None:
         raise OSError("no network")
 
-    def offline(*_: Any, **__: Any) -> None:
-        raise WeightsError("cannot be reached from here")
+    def cut(*_: Any, **__: Any) -> None:
+        raise WeightsError("cut while fetching")
 
-    monkeypatch.setattr("tools.checkpoints.importing.import_checkpoint", offline)
-    monkeypatch.setattr(weights, "_in_cache", lambda source: False)
+    monkeypatch.setattr(importing, "kept", lambda bundle: here / "kept" / bundle)
+    monkeypatch.setattr(cells, "kept", lambda bundle: here / "kept" / bundle)
+    monkeypatch.setattr(importing, "fetch", cut)
+    monkeypatch.setattr(announcing, "_in_cache", lambda source: False)
     monkeypatch.delenv("HF_ENDPOINT", raising=False)
-    monkeypatch.setattr(weights.urllib.request, "urlopen", refuse)
-    with pytest.raises(WeightsError) as error:
-        runs.embed(filled(Embed, "mae_resenc_l", "task/images"))
+    monkeypatch.setattr(announcing.urllib.request, "urlopen", refuse)
     place = here / "kept" / "mae_resenc_l" / "models" / "openmind" / "checkpoint_final.pth"
-    assert f"checkpoint_final.pth cannot be reached; fetch it where there is a network, put it at {place}" in str(
-        error.value
+    wanted = rf"cannot be reached; fetch it where there is a network, put it at {re.escape(near(place))}"
+    with pytest.raises(WeightsError, match=wanted):
+        runs.embed(filled(Embed, "mae_resenc_l", "task/images"))
+    assert (
+        capsys.readouterr().out == "mae_resenc_l starts from its published weights, unless --pretrained names others\n"
     )
-    assert capsys.readouterr().out == ""
-    monkeypatch.setattr(weights, "_size", lambda source: "491 MB")
-    with pytest.raises(WeightsError, match="cannot be reached"):
+    with pytest.raises(WeightsError, match=wanted):
+        importing.import_checkpoint(ImportCheckpoint("mae_resenc_l"))
+    monkeypatch.setattr(announcing, "_size", lambda source: "491 MB")
+    with pytest.raises(WeightsError, match="cut while fetching"):
         runs.embed(filled(Embed, "mae_resenc_l", "task/images"))
     said = capsys.readouterr().out
     assert "fetching https://huggingface.co/MIC-DKFZ/ResEncL-OpenMind-MAE" in said
     assert "(491 MB, CC-BY-4.0)" in said
+    place.parent.mkdir(parents=True)
+    place.touch()
+    with pytest.raises(WeightsError, match="cut while fetching"):
+        importing.import_checkpoint(ImportCheckpoint("mae_resenc_l"))
+    assert capsys.readouterr().out == "", "what was brought is not announced"
     brought = here / "kept" / "mae_resenc_l" / "models" / "pretrained_encoder.pt"
-    brought.parent.mkdir(parents=True)
     brought.touch()
     call = runs.embed(filled(Embed, "mae_resenc_l", "task/images", show_command=True))
     assert call.settings["pretrained"] == "kept/mae_resenc_l/models/pretrained_encoder.pt"
@@ -245,6 +256,8 @@ def test_help_of_a_verb_has_the_settings_of_the_named_bundle(capsys: pytest.Capt
         said = capsys.readouterr().out
         assert "Settings of " in said
         assert "name it before --help" in said
+    enter(VERBS, "About.", ["evaluate", "-h"], groups=GROUPS)
+    assert "As a verb it writes to openmind_runs/evaluate_NAME" in capsys.readouterr().out
 
 
 def test_a_reader_who_has_seen_enough_ends_it_quietly() -> None:

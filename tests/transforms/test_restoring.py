@@ -17,6 +17,7 @@ from common.data import SegmentationTask
 from common.errors import SettingsError
 from common.transforms import KeepLargestComponentd, RestoreSegmentationd, SaveProbabilitiesd, volume_preprocessing
 from common.transforms.geometry import resample_linear
+from common.transforms.restoring import Decision
 from common.transforms.writing import header_like
 
 TASK = SegmentationTask(["background", "a", "b", "c"])
@@ -68,6 +69,26 @@ def test_labels_equal_those_of_monais_inverse(
     assert torch.equal(found.as_tensor(), expected)
     assert np.array_equal(found.affine.numpy(), nib.load(path).affine), "to the last bit"
     assert found.meta["filename_or_obj"] == "scan.nii.gz"
+
+
+@pytest.mark.parametrize("spacing_mm", [None, 1.0, [2.0, 0.8, 1.0], [0.3, 3.0, 2.0]])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (1.3, 0.7, 2.0), (1.0, 1.0, 6.0), (6.0, 1.0, 1.0)])
+@pytest.mark.parametrize("task", [TASK, REGIONS])
+def test_what_is_decided_while_logits_come_is_the_same(
+    tmp_path: Path, spacing: tuple[float, float, float], spacing_mm: Any, task: SegmentationTask
+) -> None:
+    chain = volume_preprocessing("image", spacing_mm=spacing_mm, reorient=False)
+    case = predicted(chain, written(tmp_path, spacing=spacing), task.outputs)
+    expected = RestoreSegmentationd("pred", transform=chain, task=task)(dict(case))["pred"].as_tensor()
+    depth = case["pred"].shape[1]
+    for sizes in ([1] * depth, [depth], [3, 1, depth]):
+        decision, rest = Decision(case["image"], transform=chain, task=task), case["pred"].clone()
+        for size in sizes:
+            decision.take(rest[:, :size])
+            rest[:, :size] = float("nan")  # taken is taken
+            rest = rest[:, size:]
+        found = RestoreSegmentationd("pred", transform=chain, task=task)(case | {"pred": decision.labels()})["pred"]
+        assert torch.equal(found.as_tensor(), expected)
 
 
 @pytest.mark.parametrize(("shape", "axis"), [((23, 9, 6), None), ((23, 9, 6), 0), ((3, 5, 23), 2), ((7, 8, 9), None)])

@@ -119,6 +119,7 @@ def test_where_the_present_home_does_not_answer_the_earlier_one_is_asked(
         return Fetched(tmp_path / "none.pth", source)
 
     monkeypatch.setattr(importing, "fetch", fetch)
+    monkeypatch.setattr(importing, "announce", lambda *_, **__: None)
     with pytest.raises(FileNotFoundError):
         import_checkpoint(ImportCheckpoint("mae_resenc_l"))
     home = "https://huggingface.co/{}/ResEncL-OpenMind-MAE/resolve/main/checkpoint_final.pth"

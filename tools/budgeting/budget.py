@@ -131,10 +131,12 @@ def _work(settings: Budget, content: Mapping[str, Any], step: Step) -> list[str]
         sides = zip(settings.volume, _patch(content), strict=True)
         count = math.prod(len(tile_starts(max(side, tile), tile, overlap)) for side, tile in sides)
         size = " x ".join(map(str, settings.volume))
-        logits = 4 * math.prod(settings.volume) / GIB
+        tile = _patch(content)  # slices first, of which a row of tiles has as many as a tile
+        across = [max(pair) for pair in zip(tile[1:], settings.volume[1::-1], strict=True)]
+        sums = 4 * math.prod([tile[0], *across]) / GIB
         lines = [
             f"work     {_number(step.multiply_adds / 1e12)} tera multiply-adds a tile; {count} tiles in {size} voxels",
-            f"logits   {logits:.2f} GiB more for each class, on the CPU if all are more than half of what is free",
+            f"sums     {sums:.2f} GiB more for each class, on the CPU if all are more than half of what is free",
         ]
     else:
         epoch = content.get("iterations_per_epoch") or math.ceil(CASES / int(content["batch_size"]))

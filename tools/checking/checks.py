@@ -20,12 +20,15 @@ __all__ = ["check"]
 
 _MOST_WORKERS = 8  # each holds a gigabyte or more
 _LONG = (  # train, have networks of full size, or start processes, servers and environments
-    *("tests/bundles", "tests/ecosystem", "tests/parity", "tests/studies"),
-    *("tests/engines/test_budget.py", "tests/engines/test_precision.py", "tests/tools/test_budget.py"),
-    *("tests/test_starts.py", "tests/tools/test_first_steps.py", "tests/tools/test_gpu_report.py"),
-    *("tests/tools/test_locks.py", "tests/tools/test_memory.py", "tests/tools/test_openmind.py"),
-    *("tests/tools/test_probe.py", "tests/tools/test_wheel.py", "tests/weights/test_exchange.py"),
-    *("tests/weights/test_nnunet.py", "tests/weights/test_sources.py"),
+    *("tests/bundles", "tests/ecosystem", "tests/parity", "tests/studies", "tests/test_figures.py"),
+    *("tests/data/test_scale.py", "tests/data/test_sources.py", "tests/engines/test_budget.py"),
+    *("tests/engines/test_features.py", "tests/engines/test_precision.py", "tests/engines/test_written.py"),
+    *("tests/test_processes.py", "tests/test_starts.py"),
+    *("tests/tools/test_beside_nnunet.py", "tests/tools/test_budget.py", "tests/tools/test_first_steps.py"),
+    *("tests/tools/test_gpu_report.py", "tests/tools/test_label_curve.py", "tests/tools/test_locks.py"),
+    *("tests/tools/test_memory.py", "tests/tools/test_openmind.py", "tests/tools/test_prepare_data.py"),
+    *("tests/tools/test_probe.py", "tests/tools/test_tools.py", "tests/tools/test_wheel.py"),
+    *("tests/weights/test_exchange.py", "tests/weights/test_nnunet.py", "tests/weights/test_sources.py"),
 )
 _APART = ("--dist", "loadscope", "--no-loadscope-reorder")  # a file's fixtures are made in one process
 

@@ -15,6 +15,7 @@ from common.weights.sources import Fetched
 from ..commanding.ending import config_command, end, tool
 from ..commanding.environment import kept
 from . import catalogue
+from .announcing import announce
 from .cells import bundle_cell, published_file, record_digest
 from .models import import_models
 from .settings import ImportCheckpoint
@@ -34,16 +35,17 @@ def import_checkpoint(settings: ImportCheckpoint) -> None:
     if settings.source is not None and is_model_folder(settings.source):
         import_models(settings, settings.bundle)
         return
-    bundle = settings.bundle
-    cell, method = bundle_cell(bundle, settings.settings, with_method=settings.resume)
-    published = published_file(bundle)
+    bundle, published = settings.bundle, published_file(settings.bundle)
+    target = settings.output or _models(bundle) / "pretrained_encoder.pt"
     if settings.source is None and published is None:
         raise SettingsError(
             f"{bundle} has no published weights; give a checkpoint with --source (--list says which are known)"
         )
+    cell, method = bundle_cell(bundle, settings.settings, with_method=settings.resume)
+    if settings.source is None and published is not None:
+        announce(published[0], brought=published[1], target=target)
     found = _fetched(settings, bundle, published)
     told, theirs = _told(settings, found, published)
-    target = settings.output or _models(bundle) / "pretrained_encoder.pt"
     receipt, imported = import_file(
         found.path,
         cell,

@@ -207,13 +207,11 @@ def draw(panels: Mapping[str, Mapping[str, tuple[float, Sequence[float] | None, 
         panels: by title: by arm the score, its interval and the colour.
         path: PNG to write.
     """
-    from common.figures import plt
+    from common.figures import subplots
 
     shown = {title: bars for title, bars in panels.items() if bars}
     most = max(len(bars) for bars in shown.values())
-    figure, axes = plt.subplots(
-        1, len(shown), figsize=(5.2 * len(shown), 1.3 + 0.42 * most), layout="constrained", squeeze=False
-    )
+    figure, axes = subplots(1, len(shown), figsize=(5.2 * len(shown), 1.3 + 0.42 * most), squeeze=False)
     for axis, (title, bars) in zip(axes[0], shown.items(), strict=True):
         for place, (estimate, interval, colour) in enumerate(bars.values()):
             low, high = interval or (estimate, estimate)
@@ -231,4 +229,3 @@ def draw(panels: Mapping[str, Mapping[str, tuple[float, Sequence[float] | None, 
         axis.grid(axis="x", alpha=0.3)
     figure.supxlabel("lines: 95 % of bootstrap resamples", fontsize=7)
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
-    plt.close(figure)

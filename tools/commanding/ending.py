@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,16 @@ from common.terminal import OPENMIND, ending, near, openmind
 
 from .environment import ROOT
 
-__all__ = ["by_verbs", "config_command", "end", "exported_command", "model_command", "tool", "tool_command"]
+__all__ = [
+    "by_verbs",
+    "command_line",
+    "config_command",
+    "end",
+    "exported_command",
+    "model_command",
+    "tool",
+    "tool_command",
+]
 
 _VERBS = {  # of openmind, for tools and for configs
     "import_checkpoint": "import",
@@ -122,8 +131,18 @@ def exported_command(bundle: Path, *, trained: bool) -> str:
     return f"cd {_line([bundle])} && {_line([*run])}"
 
 
+def command_line(words: Iterable[str]) -> str:
+    """Return words as a line to paste, with quotes that a reader can follow.
+
+    Example:
+        >>> print(command_line(["run", "--labels", "['background','lesion']", "--data", "my scans"]))
+        run --labels "['background','lesion']" --data 'my scans'
+    """
+    return " ".join(f'"{word}"' if "'" in word and not {*word} & {*'"$`\\!'} else shlex.quote(word) for word in words)
+
+
 def _line(words: list[str | Path]) -> str:
-    return " ".join(shlex.quote(_told(each)) for each in words)
+    return command_line(map(_told, words))
 
 
 def _told(each: str | Path) -> str:

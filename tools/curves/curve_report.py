@@ -388,11 +388,11 @@ def _kept_cases(
 
 
 def _draw(content: Mapping[str, Any], path: Path, words: _Words) -> None:
-    from common.figures import plt
+    from common.figures import subplots
 
     rows, plain, bundle = content["rows"], content["plain"], content["asked"]["bundle"]
     counts = [row["cases"] for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.8), layout="constrained")
+    figure, (left, right) = subplots(1, 2, figsize=(9.6, 3.8))
     for name, label in (("pretrained", "pre-trained"), ("scratch", "from scratch")):
         mean = [row[name] for row in rows]
         left.plot(counts, mean, marker="o", color=_COLOURS[label], label=label)
@@ -426,4 +426,3 @@ def _draw(content: Mapping[str, Any], path: Path, words: _Words) -> None:
         axis.grid(alpha=0.3)
     figure.supxlabel("bands and bars: 95 % intervals of what differs between unseen cases and between runs", fontsize=7)
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
-    plt.close(figure)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from common.figures import plt
+from common.figures import subplots
 from common.optimizers import FineTuningSchedule
 from common.optimizers.schedules import SCHEDULES
 
@@ -16,9 +16,7 @@ __all__ = ["schedules"]
 def schedules(settings: Schedules) -> None:
     """Draw them."""
     epochs = settings.epochs
-    figure, axes = plt.subplots(
-        1, len(SCHEDULES), figsize=(2.6 * len(SCHEDULES), 2.7), sharey=True, layout="constrained"
-    )
+    figure, axes = subplots(1, len(SCHEDULES), figsize=(2.6 * len(SCHEDULES), 2.7), sharey=True)
     for axis, kind in zip(axes, SCHEDULES, strict=True):
         schedule = FineTuningSchedule(
             kind,

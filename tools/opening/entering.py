@@ -55,7 +55,10 @@ def _enter(verbs: Verbs, about: str, arguments: Sequence[str], groups: Mapping[s
         return
     own = _page(next(iter(verbs.values())))
     if verb in verbs and (page := _page(verbs[verb])) != own:  # of a tool, which explains it whole
-        running.main(verbs[verb], page, arguments=_into_runs(verb, arguments[1:]))
+        more = (
+            f"As a verb it writes to {RUNS / verb}_NAME unless --output names a folder." if verb in _INTO_RUNS else ""
+        )
+        running.main(verbs[verb], page, arguments=_into_runs(verb, arguments[1:]), more=more)
         return
     more = "".join(f"\n  {name}: {', '.join(each)}; openmind {name} tells of them" for name, each in groups.items())
     more = f"Verbs with commands of their own:{more}" if not verb or verb.startswith("-") else ""

@@ -19,7 +19,7 @@ from common.errors import SettingsError
 from common.files import write_json
 from common.terminal import near
 
-from ..commanding.ending import by_verbs
+from ..commanding.ending import by_verbs, command_line
 from ..commanding.environment import RUNS
 from .options import BUNDLES, config_file, judged
 from .settings import Classify, Embed, Finetune, Predict, Pretrain, model_error
@@ -53,7 +53,7 @@ class Call:
     @property
     def command(self) -> str:
         """The equal command of MONAI."""
-        line = shlex.join(["python", "-m", "monai.bundle", *self.words])
+        line = command_line(["python", "-m", "monai.bundle", *self.words])
         return line if self.code is None else f"PYTHONPATH={shlex.quote(near(self.code))} {line}"
 
 

@@ -3,13 +3,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-import urllib.error
-import urllib.request
 from pathlib import Path
 
-from common.errors import SettingsError, WeightsError
+from common.errors import SettingsError
 from common.terminal import near
 
 from ..commanding.environment import kept
@@ -18,7 +15,6 @@ from .options import BUNDLES
 __all__ = ["ENCODER", "address", "find", "find_or_fetch"]
 
 ENCODER = "pretrained_encoder.pt"
-_PATIENCE = 10  # seconds for the size of a file
 
 
 def address(bundle: str) -> str | None:
@@ -58,49 +54,9 @@ def find_or_fetch(bundle: str, folder: Path, *, show: bool = False) -> Path:
         )
     if show:
         return target
-    _announce(bundle, source, target)
+    print(f"{bundle} starts from its published weights, unless --pretrained names others", flush=True)
     from ..checkpoints.importing import import_checkpoint
     from ..checkpoints.settings import ImportCheckpoint
 
     import_checkpoint(ImportCheckpoint(bundle))
     return target
-
-
-def _announce(bundle: str, source: str, target: Path) -> None:
-    """Say what is going to be fetched, or at once that it cannot be."""
-    brought = kept(bundle) / "models" / "openmind" / source.rsplit("/", 1)[-1]
-    if brought.is_file() or _in_cache(source):
-        print(f"the weights of {bundle} are here already, and are translated", flush=True)
-        return
-    size = _size(source)
-    if size is None and "HF_ENDPOINT" not in os.environ:
-        raise WeightsError(
-            f"{bundle} needs its published weights, which are not here, and {source} cannot be reached; fetch it where "
-            f"there is a network, put it at {brought} (and adaptation_plan.json beside it) and run this again, or name "
-            "another encoder with --pretrained FILE"
-        )
-    print(
-        f"the weights of {bundle} are needed for the first time: fetching {source} ({size or 'of unknown size'}, "
-        f"CC-BY-4.0) and keeping the encoder as {target}",
-        flush=True,
-    )
-
-
-def _in_cache(source: str) -> bool:
-    """Return whether the hub's own cache has the file."""
-    from huggingface_hub import try_to_load_from_cache
-
-    owner, name, _, revision, file = source.removeprefix("https://huggingface.co/").split("/")
-    return isinstance(try_to_load_from_cache(f"{owner}/{name}", file, revision=revision), str)
-
-
-def _size(source: str) -> str | None:
-    """Return the size of a file as its server tells it, empty if it does not, None if it cannot be reached."""
-    try:
-        request = urllib.request.Request(source, method="HEAD", headers={"User-Agent": "openmind-bundles"})
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
-            return f"{int(answer.headers['Content-Length']) / 1e6:.0f} MB"
-    except (urllib.error.HTTPError, TypeError, ValueError):
-        return ""
-    except OSError:
-        return None

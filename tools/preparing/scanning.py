@@ -317,11 +317,12 @@ def _draw(
     path: Path,
 ) -> None:
     """Draw histograms of spacings and sizes, and the middle axial slices of a few volumes with their aspects."""
-    from common.figures import plt
+    from common.figures import Figure
 
     count = -(-max(len(slices), 1) // 6)
-    figure = plt.figure(figsize=(12, 3 + 2.2 * count), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[3, 2.2 * count])
+    figure = Figure(figsize=(12, 3 + 2.2 * count), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=[3, 2.2 * count])
+    upper, lower = parts
     left, right = upper.subplots(1, 2)
     rows = found.readable
     for axis, values, title in (
@@ -341,4 +342,3 @@ def _draw(
     for axis in lower.axes:
         axis.axis("off")
     replace_file(path, lambda temporary: figure.savefig(temporary, dpi=90, format="png"))
-    plt.close(figure)

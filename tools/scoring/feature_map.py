@@ -13,7 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from sklearn.preprocessing import StandardScaler
 
-from common.figures import plt
+from common.figures import subplots
 
 __all__ = ["draw_map"]
 
@@ -56,7 +56,7 @@ def draw_map(path: Path, features: np.ndarray, target: Any, *, seed: int = 0) ->
         note += " In a t-SNE, distances between clusters and their sizes mean little."
     else:
         note += f" No t-SNE with fewer than {_FEW} cases."
-    figure, axes = plt.subplots(1, len(maps), figsize=(5.2 * len(maps), 5.2), layout="constrained", squeeze=False)
+    figure, axes = subplots(1, len(maps), figsize=(5.2 * len(maps), 5.2), squeeze=False)
     points: Any = None
     for axis, (title, places, first_label, second_label) in zip(axes[0], maps, strict=True):
         points = _scatter(axis, places, target)
@@ -75,7 +75,6 @@ def draw_map(path: Path, features: np.ndarray, target: Any, *, seed: int = 0) ->
     figure.suptitle(f"Frozen features of {count} cases by {target.name}", fontsize=12)
     figure.supxlabel(note, fontsize=8.5, color="#57606a")
     replace_file(path, partial(figure.savefig, format="png", dpi=130))
-    plt.close(figure)
     return " and ".join(title for title, *_ in maps)
 
 

@@ -21,7 +21,7 @@ from common.data import segmentation_task
 from common.document import Heading, Part, Picture, Table, Text, write_html
 from common.drawing import canonical_voxels, draw_planes
 from common.engines.pages import volume_part
-from common.figures import Figure, plt
+from common.figures import Figure, subplots
 from common.files import read_content
 from common.transforms import without_ending
 from common.weights.cells import paper_of
@@ -57,7 +57,6 @@ def run_folder(folder: Path, name: str, repeat: int) -> Path:
 def _picture(name: str, figure: Figure, alt: str) -> Picture:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plt.close(figure)
     return Picture(name, buffer.getvalue(), alt)
 
 
@@ -68,9 +67,7 @@ def _history(folder: Path) -> list[dict[str, float]]:
 
 def _curves(folder: Path, repeats: int, error: str) -> Picture:
     """Draw the loss of pre-training, and loss and Dice of every fine-tuning; ``repeats`` is 0 without."""
-    figure, axes = plt.subplots(
-        1, 3 if repeats else 1, figsize=(10 if repeats else 5, 3.1), layout="constrained", squeeze=False
-    )
+    figure, axes = subplots(1, 3 if repeats else 1, figsize=(10 if repeats else 5, 3.1), squeeze=False)
     first = axes[0, 0]
     history = _history(folder / "pretraining")
     epochs = [record["epoch"] for record in history]

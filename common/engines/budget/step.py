@@ -235,8 +235,8 @@ def _trainer(content: Mapping[str, Any]) -> dict[str, Any]:
 def inference_step(content: Mapping[str, Any], *, strict: bool = False) -> Step:
     """Predict a volume of one tile on the stand-in, with the config's own network and inferer.
 
-    A larger volume needs room for its voxels and logits besides, on the device or, where these take more than half of
-    what is free there, on the CPU.
+    A larger volume needs room for its voxels and the sums of a row of tiles besides, these on the device or, where they
+    take more than half of what is free there, on the CPU.
 
     Args:
         content: of the config, complete and not resolved, overrides included.

@@ -9,12 +9,13 @@ from contextvars import ContextVar
 from typing import Any, Optional
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .recompute import Again, recalled, run, selects
 from .sparse import masked_instance_norm
 
-__all__ = ["ConvBlock", "Convolution", "InstanceNorm", "ResidualBlock", "Stage", "predicting"]
+__all__ = ["ConvBlock", "Convolution", "InstanceNorm", "ResidualBlock", "Stage", "Upsampling", "predicting"]
 
 
 _PREDICTING = ContextVar("predicting", default=False)
@@ -33,16 +34,21 @@ def predicting() -> Iterator[None]:
         _PREDICTING.reset(token)
 
 
-def _only_predicts(x: Tensor) -> bool:
-    """Return whether nobody learns from a map, which is float32 and on a CPU, or compiles what is done to it."""
+def _plain_on_cpu(x: Tensor) -> bool:
+    """Return whether a map is float32 and on a CPU, and nobody compiles or exports what is done to it."""
     return (
         not torch.compiler.is_compiling()
-        and _PREDICTING.get()
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
         and x.device.type == "cpu"
         and x.dtype == torch.float32
-        and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    )
+
+
+def _only_predicts(x: Tensor) -> bool:
+    """Return whether, besides, nobody learns from it."""
+    return (
+        _PREDICTING.get() and not torch.is_grad_enabled() and _plain_on_cpu(x) and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     )
 
 
@@ -72,11 +78,44 @@ class Convolution(nn.Conv3d):
         return self._conv_forward(x, self.weight, self.bias)
 
 
+class Upsampling(nn.ConvTranspose3d):
+    """A transposed convolution that doubles each side: every voxel becomes eight, none of them of two voxels.
+
+    On a CPU it is computed as eight pointwise convolutions, which oneDNN does in a third of the time that PyTorch
+    2.13.0 takes, in float32, for its own routine, and in half with the gradient.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        """Map ``(B, C_in, D, H, W)`` to ``(B, C_out, 2D, 2H, 2W)``."""
+        if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
+            if _plain_on_cpu(x):
+                return self._pointwise(x)
+        return F.conv_transpose3d(x, self.weight, self.bias, self.stride)
+
+    @torch.jit.unused
+    def _pointwise(self, x: Tensor) -> Tensor:
+        samples, _, depth, height, width = x.shape
+        weight = self.weight.flatten(1).T[..., None, None, None]  # (8 C_out, C_in, 1, 1, 1)
+        bias = None if self.bias is None else self.bias.repeat_interleave(8)
+        if _only_predicts(x):
+            eight = torch.mkldnn_convolution(x, weight.contiguous(), bias, [0] * 3, [1] * 3, [1] * 3, 1)
+        else:
+            eight = F.conv3d(x, weight.contiguous(), bias)
+        eight = eight.view(samples, -1, 2, 2, 2, depth, height, width).permute(0, 1, 5, 2, 6, 3, 7, 4)
+        return eight.reshape(samples, -1, 2 * depth, 2 * height, 2 * width)
+
+
 class InstanceNorm(nn.InstanceNorm3d):
     """Affine instance normalisation that also accepts maps of a single voxel.
 
     PyTorch refuses one voxel per channel; its normalised value is 0 whatever the variance, so the output is the bias.
     That lets a six-stage U-Net take inputs as small as its stride.
+
+    On a CPU it is computed as the norm of groups of one channel, which PyTorch 2.13.0 does in a quarter of the time,
+    and in half with the gradient; narrow maps in an eighth.
     """
 
     def __init__(self, channels: int) -> None:
@@ -85,7 +124,7 @@ class InstanceNorm(nn.InstanceNorm3d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``(B, C, D, H, W)`` per sample and channel."""
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
-            if _only_predicts(x):  # the same in a quarter of the time: groups of one channel
+            if self._grouped(x):
                 return torch.group_norm(x.contiguous(), x.shape[1], self.weight, self.bias, self.eps)
         return torch.instance_norm(
             x,
@@ -99,10 +138,17 @@ class InstanceNorm(nn.InstanceNorm3d):
             cudnn_enabled=torch.backends.cudnn.enabled if not torch.jit.is_scripting() else True,
         )
 
+    @torch.jit.unused
+    def _grouped(self, x: Tensor) -> bool:
+        """Return whether groups of one channel are taken, whose gradient of a single voxel is nearly, not quite 0."""
+        return _plain_on_cpu(x) and x.shape[2:].numel() > 1
+
     def flat(self, x: Tensor) -> Tensor:
-        """Do the same and return ``(1, B * C, D, H, W)``, as PyTorch computes it: no view, on which an activation in
-        place would cost two copies in the backward pass.
+        """Do the same and return what PyTorch computes, elsewhere than on a CPU ``(1, B * C, D, H, W)``: no view, on
+        which an activation in place would cost two copies in the backward pass.
         """
+        if self._grouped(x):
+            return self(x)  # type: ignore[no-any-return]
         samples = x.shape[0]
         return torch.batch_norm(
             x.reshape(1, -1, *x.shape[2:]),

@@ -21,7 +21,7 @@ from typing import List, Optional
 import torch
 from torch import Tensor, nn
 
-from ..blocks.convolution import ConvBlock, Convolution
+from ..blocks.convolution import ConvBlock, Convolution, Upsampling
 from .resenc_unet import initialize_he
 
 __all__ = ["PlainUNet"]
@@ -61,9 +61,7 @@ class PlainDecoder(nn.Module):
     def __init__(self, features: Sequence[int]) -> None:
         super().__init__()
         coarse_to_fine = list(features)[::-1]
-        self.upsamplings = nn.ModuleList(
-            nn.ConvTranspose3d(below, skip, kernel_size=2, stride=2) for below, skip in pairwise(coarse_to_fine)
-        )
+        self.upsamplings = nn.ModuleList(Upsampling(below, skip) for below, skip in pairwise(coarse_to_fine))
         self.levels = nn.ModuleList(_level(2 * skip, skip) for skip in coarse_to_fine[1:])
 
     def forward(self, features: List[Tensor]) -> Tensor:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...views.blocks import VisibleBlocks
+from ..blocks.convolution import Upsampling
 from ..blocks.recompute import mode_of, recalled, selects
 from ..blocks.sparse import MaskedMap, mask_at
 from ..blocks.transformer import Transformer
@@ -97,9 +98,7 @@ class PatchDecoder(nn.Module):
         steps = int(math.log2(patch_size))
         ratio = (embed_dim / (2 * out_channels)) ** (1 / steps)
         widths = [embed_dim, *(max(8, round(embed_dim / ratio**i / 8) * 8) for i in range(1, steps)), out_channels]
-        self.upsamplings = nn.ModuleList(
-            nn.ConvTranspose3d(before, after, kernel_size=2, stride=2) for before, after in pairwise(widths)
-        )
+        self.upsamplings = nn.ModuleList(Upsampling(before, after) for before, after in pairwise(widths))
         self.norms = nn.ModuleList(
             [*(ChannelNorm(width) for width in widths[1:-1]), nn.Identity()]  # none after the last
         )

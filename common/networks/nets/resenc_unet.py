@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ...views.blocks import VisibleBlocks
 from ..blocks.block_sparse import BlockMap, recall_unit, run_stage, run_unit
-from ..blocks.convolution import ConvBlock, Convolution, ResidualBlock, Stage
+from ..blocks.convolution import ConvBlock, Convolution, ResidualBlock, Stage, Upsampling
 from ..blocks.recompute import Again, convolve_joined, mode_of, recalled, selects
 from ..blocks.sparse import MaskedMap, mask_at
 from ..untrained import watch_untrained
@@ -157,9 +157,7 @@ class UNetDecoder(nn.Module):
         super().__init__()
         self.checkpointing = checkpointing
         coarse_to_fine = list(features_per_stage)[::-1]
-        self.upsamplings = nn.ModuleList(
-            nn.ConvTranspose3d(below, skip, kernel_size=2, stride=2) for below, skip in pairwise(coarse_to_fine)
-        )
+        self.upsamplings = nn.ModuleList(Upsampling(below, skip) for below, skip in pairwise(coarse_to_fine))
         self.stages = nn.ModuleList(ConvBlock(2 * skip, skip, dropout=dropout) for skip in coarse_to_fine[1:])
 
     def forward(self, features: List[Tensor]) -> Tensor:
