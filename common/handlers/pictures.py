@@ -216,7 +216,7 @@ def draw_features(views: dict[str, Any], pred: dict[str, Tensor], path: Path) ->
     place = [side // 2 for side in grid]
     unit = F.normalize(centred[0], dim=1)
     likeness = (unit @ unit[(place[0] * grid[1] + place[1]) * grid[2] + place[2]]).view(*grid).numpy()
-    figure, panels = plt.subplots(3, 3, figsize=(8, 7.8), layout="constrained")
+    figure, panels = subplots(3, 3, figsize=(8, 7.8))
     gray = np.percentile(image, [0.5, 99.5])
     for axis, plane in enumerate(_PLANES):
         sides = [side for other, side in enumerate(image.shape) if other != axis]

@@ -83,7 +83,7 @@ class BiasField:
         with torch.autocast(crops.device.type, enabled=False):
             crops = crops.float()
             parts = []
-            for crop, drawn in zip(crops.split(1), draws, strict=True):
+            for crop, drawn in zip(crops[:, None], draws, strict=True):  # (1, 1, d, h, w)
                 if drawn is None:
                     parts.append(crop)
                     continue

@@ -38,6 +38,7 @@ class Paper:
         trainer: pattern of the reference's names, empty if it has none.
         error: what a method's loss measures, as the title of a curve.
         picture: what its picture of pre-training shows.
+        ours: how names begin of a method's tensors that have no place in the reference's network; ``""`` is all.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Paper:
     trainer: str = ""
     error: str = ""
     picture: str = ""
+    ours: tuple[str, ...] = ()
 
 
 STUDY = "Wald et al. An OpenMind for 3D medical vision self-supervised learning. arXiv:2412.17041"
@@ -60,7 +62,11 @@ _FEATURES = (
 _ALIKE = "Crops of validation scans: how alike the network finds them, and how much they truly overlap."
 METHODS = {
     "mae": Paper(
-        "MAE", "He et al. Masked autoencoders are scalable vision learners. arXiv:2111.06377", "Base(Eva)?MAE", *_HIDDEN
+        "MAE",
+        "He et al. Masked autoencoders are scalable vision learners. arXiv:2111.06377",
+        "Base(Eva)?MAE",
+        *_HIDDEN,
+        ours=("projection.",),
     ),
     "volumefusion": Paper(
         "VolumeFusion",
@@ -117,6 +123,7 @@ METHODS = {
         "",
         "surprise of the student at what its teacher says",
         _FEATURES,
+        ours=("",),
     ),
 }
 BACKBONES = {

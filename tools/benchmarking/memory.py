@@ -157,6 +157,8 @@ def cell_step(
     with contextlib.ExitStack() as stack:
         for name in starts:  # some read what they have drawn, and here are no values
             stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
+        # a teacher is a copy, and a copied stand-in would be of a mode of its own
+        stack.enter_context(mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True))
         network = config.get_parsed_content("network").train()
     views = _views(config, cell.split("_")[0], workflow)
     inputs, target = (views["image"], views["label"]) if workflow != "pretrain" else (views, views)
