@@ -447,7 +447,7 @@ def sinkhorn(cosines: Tensor, *, temperature: float, iterations: int = 3) -> Ten
     Example:
         >>> shares = sinkhorn(torch.tensor([[0.9, 0.8], [0.9, 0.1]]), temperature=0.1)
         >>> [[round(float(share), 2) for share in row] for row in shares]
-        [[0.02, 0.98], [0.97, 0.03]]
+        [[0.14, 0.86], [0.99, 0.01]]
     """
     logits = cosines.float() / temperature  # shares stay logarithms: none is too small for float32
     for _ in range(iterations):
