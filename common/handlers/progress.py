@@ -23,6 +23,7 @@ __all__ = ["CaseBar", "ListedOutput", "Progress", "probe_in_words", "shared"]
 
 _Handler = TypeVar("_Handler")
 _SHOW_EVERY = 10  # iterations
+_WORTH_TELLING = 60  # seconds: of a shorter run, the expected time is not told before the first epoch's line
 _LINE_EVERY = 600  # seconds, where there is no terminal, beside the lines of epochs
 _MOST_CLASSES = 4  # in a line
 _SCORES = {"val_ap": "AP {:.3f}", "val_auroc": "AUROC {:.3f}", "val_balanced_accuracy": "balanced accuracy {:.3f}"}
@@ -140,6 +141,7 @@ class Progress:
         self._counts: dict[str, int] = {}
         self._began = self._ended = 0.0
         self._first: tuple[float, int] | None = None  # when this process began to train, and with which step
+        self._told = False
         self._bar: tqdm | None = None
 
     def attach(self, engine: Engine) -> None:
@@ -194,6 +196,18 @@ class Progress:
             self._bar.update()
             if engine.state.iteration % _SHOW_EVERY == 0:
                 self._bar.set_postfix_str(f"epoch {engine.state.epoch}, loss {self.running_loss():.4g}", refresh=False)
+                self._expect(engine)  # where the loss was read, the device is done with these steps
+
+    def _expect(self, engine: Engine) -> None:
+        """Say once, early in the first epoch of this process, how long the run will take."""
+        assert self._first is not None
+        steps = engine.state.iteration - self._first[1]
+        if self._told or steps >= engine.state.epoch_length:  # the line of an epoch says it too
+            return
+        self._told = True
+        if (left := self.seconds_left(engine)) is not None and left >= _WORTH_TELLING:
+            told = f"expected time about {duration(left)} more, as the first {steps} steps went"
+            tqdm.write(f"{self.name}: {told}; validation comes on top")
 
     def _add(self, name: str, value: Tensor) -> None:
         """Add to a sum on the device; a term that is missing in some steps is averaged over the others."""

@@ -143,6 +143,16 @@ def test_labels_that_do_not_fit_are_left_out_and_empty_ones_are_told(
         dataset(labelled)
 
 
+def test_a_class_that_no_label_marks_is_told(labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dataset(labelled)
+    assert "cannot be learned" not in capsys.readouterr().out
+    dataset(labelled, task=SegmentationTask(["background", "ball", "cube"]))
+    assert "none of the 5 labels marks a voxel of cube, which cannot be learned" in capsys.readouterr().out
+    regions = {"whole": [1, 2], "core": [2]}
+    dataset(labelled, task=SegmentationTask(["background", "ball", "cube"], regions=regions))
+    assert "marks a voxel of core, which" in capsys.readouterr().out
+
+
 def test_the_spacing_of_a_data_set() -> None:
     assert target_spacing([[3, 1, 1], [3, 1, 1], [1, 1, 1]], [[40, 200, 200]] * 3) == [3, 1, 1], "not coarse enough"
     coarse = [[5.0, 1.0, 1.0], [6.0, 1.0, 1.0], [4.0, 1.0, 1.0]]

@@ -567,30 +567,30 @@ def test_the_disk_needed_is_told_and_too_small_a_disk_is_refused(
     image = str(write_volume(tmp_path / "a.nii.gz", np.zeros((10, 10, 10), np.uint8), spacing=2.0))
     cases = [{"image": image, "name": str(index)} for index in range(100)]
     usage = type(shutil.disk_usage(tmp_path))
-    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda _: usage(0, 0, 10_000_000))
+    monkeypatch.setattr(estimates.shutil, "disk_usage", lambda _: usage(0, 0, 12_500_000))
 
     def run(**options: Any) -> None:
         estimate = DiskEstimate(cases, StoreSettings(), tmp_path, **options)
         for case in cases:
-            estimate.add(case, lambda _: 9000)
+            estimate.add(case, lambda _: 12_000)
 
     run()
     first, second = capsys.readouterr().out.splitlines()
-    assert "the 100 volumes will take up to about 1.3 MiB" in first, "before anything is prepared: 1.72 bytes a voxel"
-    assert "the 100 volumes will take about 878.9 KiB" in second
-    assert "9.5 MiB are free" in first
-    assert "9.5 MiB are free" in second
+    assert "the 100 volumes will take up to about 1.6 MiB" in first, "before anything: 1.72 bytes a voxel, and 3 KiB"
+    assert "the 100 volumes will take about 1.1 MiB" in second
+    assert "11.9 MiB are free" in first
+    assert "11.9 MiB are free" in second
     run(shares=10)
-    assert "10 shares of about 100 volumes will take about 8.6 MiB" in capsys.readouterr().out
-    with pytest.raises(DataError, match=r"about 11\.2 MiB .* another --store_dir"):
-        run(shares=13)
-    assert "up to about 17.1 MiB" in capsys.readouterr().out, "it may be too small: the first eight decide"
-    with pytest.raises(DataError, match=r"up to about 52\.5 MiB .* another --store_dir"):
+    assert "10 shares of about 100 volumes will take about 11.4 MiB" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"about 13\.7 MiB .* another --store_dir"):
+        run(shares=12)
+    assert "up to about 19.3 MiB" in capsys.readouterr().out, "it may be too small: the first eight decide"
+    with pytest.raises(DataError, match=r"up to about 64\.2 MiB .* another --store_dir"):
         DiskEstimate(cases, StoreSettings(), tmp_path, shares=40)
     run(shares=40, refuse=False)
     capsys.readouterr()
     DiskEstimate(cases[:1], StoreSettings(), tmp_path)
-    assert "the 1 volume will take up to about 13.4 KiB" in capsys.readouterr().out
+    assert "the 1 volume will take up to about 16.4 KiB" in capsys.readouterr().out
 
 
 # the commands

@@ -105,6 +105,28 @@ def test_progress_records_terms_norm_and_throughput(tmp_path: Path) -> None:
     assert engine.state.metrics["train_near"] == 0.25, "TensorBoard shows the engine's metrics"
 
 
+@pytest.mark.parametrize(("left", "length", "told"), [(300.0, 24, 1), (5.0, 24, 0), (300.0, 10, 0), (300.0, 4, 0)])
+def test_the_expected_time_is_told_once_and_early(
+    left: float,
+    length: int,
+    told: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Unless the run is short, or the first epoch's own line comes as early."""
+    network, optimizer = linear()
+    progress = Progress("x", optimizer, history_file=tmp_path / "h.json")
+    monkeypatch.setattr(progress, "seconds_left", lambda _: left)
+    engine = trainer([1.0] * 100, network, optimizer)
+    progress.attach(engine)
+    engine.run([{}] * length, max_epochs=4)
+    printed = capsys.readouterr()
+    shown = printed.out + printed.err
+    assert shown.count("x: expected time about 5 min more, as the first 10 steps went") == told
+    assert shown.count("expected time") == told
+
+
 def watch(embeddings: list[Tensor], epoch: int, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, float], str]:
     engine = Engine(lambda _, batch: {"pred": {"embedding": batch}})
     CollapseWatch(["embedding"]).attach(engine)

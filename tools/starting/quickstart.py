@@ -26,7 +26,7 @@ from common.files import read_content
 from common.terminal import duration, near, over_bars
 from common.transforms import read_header, read_volume
 
-from ..commanding.ending import config_command, end
+from ..commanding.ending import command_line, config_command, end
 from ..commanding.environment import ROOT
 from ..preparing.template import LABELS, NOTICE, write_template_data
 from .report import RUNS, Start, run_folder, write_report
@@ -76,7 +76,7 @@ class Chain:
         root = f"bundles/{self.bundle}"
         command = ["-m", "monai.bundle", "run", "--config_file", f"{root}/configs/{config}.yaml", "--bundle_root", root]
         command += [part for argument in arguments for part in shlex.split(argument)]
-        self.commands.append(shlex.join(["python", *command]))
+        self.commands.append(command_line(["python", *command]))
         print(f"\n== {title}\n{self.commands[-1]}", flush=True)
         began = time.monotonic()
         process = subprocess.Popen(

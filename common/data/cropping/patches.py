@@ -131,6 +131,13 @@ def _usable(
             f"{empty[0]}); look at them, or correct --labels"
         )
     tell_outside(lost, task)
+    marked = {value for volume in good for value in volume.values}
+    unmarked = [name for name, own in zip(task.names, task.values, strict=True) if not marked.intersection(own)]
+    if good and unmarked:
+        tqdm.write(
+            f"note: none of the {len(good)} labels marks a voxel of {', '.join(unmarked)}, which cannot be learned; "
+            "look at the labels, or correct --labels"
+        )
     if empty:
         named = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
         tqdm.write(f"note: {len(empty)} of {len(good)} labels mark nothing ({named}); they are used as background")

@@ -25,6 +25,7 @@ _PROCESS = 300 * 2**20  # bytes of a preparing process without a volume
 # bytes for each voxel of a file and of what it becomes; measured: 15 to 29 and 9, docs/data.md
 _PER_VOXEL_READ, _PER_VOXEL_MADE, _PER_VOXEL_OF_A_MASK = 26, 10, 8
 _FEW_VOXELS = 3e7  # read and made, of all cases together; measured: some 0.2 s for each million, 6 s for a process
+_BESIDE = 3 * 1024  # bytes of a volume's JSON and checksums, however small it is
 _MEASURED, _SAMPLED = 8, 200  # volumes that tell how well they compress, headers that tell how large they are
 # bytes for each voxel: the least compressible and the most compressible volumes of docs/benchmark.md
 _WORST, _BEST = {"float16": 0.43 * 4, "float32": 0.83 * 4}, {"float16": 0.22 * 4, "float32": 0.45 * 4}
@@ -95,8 +96,9 @@ class DiskEstimate:
         self.count = 0
         few = random.Random(0).sample(list(cases), min(_SAMPLED, len(cases)))
         self.mean = sum(map(self._made, few)) / max(len(few), 1)
-        most, least = (each[settings.dtype] * self.mean * len(cases) * shares for each in (_WORST, _BEST))
-        if most:
+        all_cases = len(cases) * shares
+        most, least = ((each[settings.dtype] * self.mean + _BESIDE) * all_cases for each in (_WORST, _BEST))
+        if self.mean:
             told = f"{self._of()} will take up to about {_readable(most)} in {near(root)} by their headers"
             self._tell(f"{told}, where {_readable(self.free)} are free", least)
 
