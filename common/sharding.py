@@ -46,7 +46,7 @@ def fully_sharded(module: nn.Module, *, device: torch.device) -> nn.Module:
         )
     if not all(parameter.requires_grad for parameter in module.parameters()):
         raise SettingsError(
-            "full sharding does not follow weights that move without a gradient, such as those of VoCo's teacher; use "
+            "full sharding does not follow weights that move without a gradient, such as a teacher's; use "
             "multi_gpu instead of fsdp"
         )
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))

@@ -29,6 +29,8 @@ NETWORK = {
     else ["--embed_dim", "24", "--depth", "2", "--num_heads", "2"]
     for bundle in BUNDLES
 }
+# methods whose teacher is kept, and gets no gradient
+WITH_TEACHER = ("dino",)
 # settings of pre-training that fit small crops, by method
 SMALL: dict[str, dict[str, Any]] = {
     "voco": {"patch_size": [32, 32, 16], "crop_size": 16, "grid": [2, 2, 1], "targets": 2},
@@ -36,6 +38,8 @@ SMALL: dict[str, dict[str, Any]] = {
 }
 for _method in SMALL:
     SMALL[_method] |= {"hidden_features": 32, "embedding_features": 16}
+SMALL["dino"] = {"patch_size": [24, 24, 24], "crop_size": 16, "local_size": 8, "local_crops": 2}
+SMALL["dino"] |= {"hidden_ratio": [0.25, 0.5], "hidden_features": 32, "bottleneck_features": 16, "prototypes": 32}
 
 
 def method_of(bundle: str) -> str:
@@ -47,9 +51,9 @@ def small_settings(bundle: str) -> dict[str, Any]:
     names = [name.removeprefix("--") for name in NETWORK[bundle][::2]]
     settings = dict(zip(names, map(json.loads, NETWORK[bundle][1::2]), strict=True))
     settings |= {"patch_size": [16, 16, 16], "num_workers": 0} | SMALL.get(method_of(bundle), {})
-    if bundle.endswith("primus_m"):
+    if bundle.endswith("primus_m") or method_of(bundle) in WITH_TEACHER:
         settings["warmup_epochs"] = 0
-    elif method_of(bundle) in ("mae", "simmim", "spark3d"):
+    if bundle.endswith("resenc_l") and method_of(bundle) in ("mae", "simmim", "spark3d", *WITH_TEACHER):
         settings["block_size"] = 8
     return settings
 

@@ -33,6 +33,8 @@ PAGES = sorted(
 )
 FIGURES = {ROOT / "docs" / name for name in ("benchmark.md", "budget.md")}
 OURS = {"simmim_resenc_l", "spark3d_primus_m"}
+EXPERIMENTAL = {"dino_primus_m", "dino_resenc_l"}
+NOT_COMPARED = "experimental: not compared yet"
 QUESTIONS = [
     *("have scans without labels", "have 10 labelled cases", "have a published checkpoint", "use MONAI Label"),
     *("run a cluster", "want to add a method"),
@@ -110,8 +112,9 @@ def test_the_numbers_of_the_readme_are_the_published_ones() -> None:
     for bundle in [*BUNDLES, "scratch_resenc_l", "scratch_primus_m"]:
         method, backbone = re.fullmatch(r"(.*)_(resenc_l|primus_m)", bundle).groups()
         both = [published.get((method, backbone, table)) for table in kinds_of]
-        expected[bundle] = "ours" if None in both else " / ".join(f"{value:.2f}" for value in both)
-    assert {bundle for bundle, numbers in expected.items() if numbers == "ours"} == OURS
+        ours = NOT_COMPARED if bundle in EXPERIMENTAL else "ours"
+        expected[bundle] = ours if None in both else " / ".join(f"{value:.2f}" for value in both)
+    assert {bundle for bundle, numbers in expected.items() if numbers in ("ours", NOT_COMPARED)} == OURS | EXPERIMENTAL
     text = README.read_text("utf-8")
     rows = re.findall(r"\[(\w+)\]\(bundles/\1/docs/README\.md\): ([^|]*?) \|", text)
     (scratch,) = re.findall(r"^\| from scratch \|.*?\| ([^|]*) \| ([^|]*) \|$", text, re.M)
@@ -122,7 +125,7 @@ def test_the_numbers_of_the_readme_are_the_published_ones() -> None:
             numbers = {
                 name: told[name].split(" / ")[position]
                 for name in told
-                if name.endswith(backbone) and told[name] != "ours"
+                if name.endswith(backbone) and " / " in told[name]
             }
             best = max(numbers, key=lambda name: float(numbers[name].strip("*")))
             assert [name for name in numbers if "**" in numbers[name]] == [best], (column, position)

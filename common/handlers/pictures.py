@@ -26,6 +26,7 @@ __all__ = [
     "Curves",
     "Pictures",
     "SegmentationPicture",
+    "draw_features",
     "draw_fusion",
     "draw_reconstruction",
     "draw_restoration",
@@ -191,6 +192,50 @@ def draw_similarity(views: dict[str, Any], pred: dict[str, Tensor], path: Path) 
         panel.locator_params(integer=True)
     panels[0].set_ylabel(axes[1])
     figure.colorbar(shown, ax=panels)
+    _save(figure, path)
+
+
+def draw_features(views: dict[str, Any], pred: dict[str, Tensor], path: Path) -> None:
+    """Draw what the kept encoder tells apart in the first crop, block by block.
+
+    Columns: the crop; the first three principal components of ``pred["features"] (B, C, d, h, w)`` over all crops of
+    the batch, as red, green and blue; and the cosine of the features of the marked block with all others, their mean
+    taken away, since all features share much.
+    """
+    crop = views["globals"][0, 0, 0] if "globals" in views else views["image"][0, 0]
+    image, features = crop.float().cpu().numpy(), pred["features"].float()
+    grid = features.shape[2:]
+    blocks = features.flatten(2).transpose(1, 2)  # (B, N, C)
+    centred = (blocks - blocks.mean((0, 1))).cpu()
+    rank = min(3, *centred.flatten(0, 1).shape)
+    _, _, axes = torch.linalg.svd(centred.flatten(0, 1), full_matrices=False)
+    scores = centred @ axes[:rank].T  # (B, N, rank)
+    low, high = (scores.flatten(0, 1).quantile(share, 0) for share in (0.02, 0.98))
+    colours = ((scores[0] - low) / (high - low).clamp(min=1e-8)).clamp(0, 1)
+    colours = F.pad(colours, (0, 3 - rank)).view(*grid, 3).numpy()
+    place = [side // 2 for side in grid]
+    unit = F.normalize(centred[0], dim=1)
+    likeness = (unit @ unit[(place[0] * grid[1] + place[1]) * grid[2] + place[2]]).view(*grid).numpy()
+    figure, panels = subplots(3, 3, figsize=(8, 7.8))
+    gray = np.percentile(image, [0.5, 99.5])
+    for axis, plane in enumerate(_PLANES):
+        sides = [side for other, side in enumerate(image.shape) if other != axis]
+        extent = (0, sides[1], 0, sides[0])  # blocks are stretched over the voxels that they stand for
+        marked = [(place[other] + 0.5) * image.shape[other] / grid[other] for other in range(3) if other != axis]
+        columns = {
+            "input": (image.take(int((place[axis] + 0.5) * image.shape[axis] / grid[axis]), axis), "gray", gray),
+            "three principal components": (colours.take(place[axis], axis), None, (None, None)),
+            "cosine with the marked block": (likeness.take(place[axis], axis), "RdBu_r", (-1, 1)),
+        }
+        for panel, (title, (values, colour, limits)) in zip(panels[axis], columns.items(), strict=True):
+            how = {"extent": extent, "origin": "lower", "interpolation": "nearest", "cmap": colour}
+            panel.imshow(values, vmin=limits[0], vmax=limits[1], **how)
+            panel.set_xticks([])
+            panel.set_yticks([])
+            if axis == 0:
+                panel.set_title(title, fontsize=10)
+        panels[axis, 2].plot(marked[1], marked[0], "k+")
+        panels[axis, 0].set_ylabel(plane)
     _save(figure, path)
 
 

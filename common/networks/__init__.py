@@ -11,6 +11,7 @@ from .heads import ProjectionHead, pool_features
 from .nets.plain_unet import PlainUNet
 from .nets.primus import Primus, primus_b, primus_l, primus_m, primus_s
 from .nets.resenc_unet import ResEncUNet, resenc_l
+from .teacher import block_features, follow, momentum_at, teacher_of
 from .untrained import UNTRAINED, mark_untrained, refuse_untrained, watch_untrained
 
 __all__ = [
@@ -23,10 +24,13 @@ __all__ = [
     "ProjectionHead",
     "ResEncUNet",
     "Transformer",
+    "block_features",
+    "follow",
     "in_chunks",
     "mark_untrained",
     "mask_at",
     "masked_instance_norm",
+    "momentum_at",
     "pool_features",
     "primus_b",
     "primus_l",
@@ -36,5 +40,6 @@ __all__ = [
     "refuse_untrained",
     "resenc_l",
     "selects",
+    "teacher_of",
     "watch_untrained",
 ]

@@ -2,6 +2,7 @@
 """Views: what a method sees of a volume. Draws are made once per sample, applied in batches on the training device."""
 
 from .axes import axis_numbers, tell_mirroring
+from .bias_field import BiasField
 from .blocks import VisibleBlocks
 from .classification import VolumeViews
 from .intensity import AugmentationDraw, CropAugmentation
@@ -12,6 +13,7 @@ from .spatial import SpatialCrop, SpatialDraw
 
 __all__ = [
     "AugmentationDraw",
+    "BiasField",
     "CropAugmentation",
     "MaskedViews",
     "SampleKey",

@@ -35,9 +35,10 @@ class Paper:
     Attributes:
         title: name.
         citation: paper.
-        trainer: pattern of the reference's names.
+        trainer: pattern of the reference's names, empty if it has none.
         error: what a method's loss measures, as the title of a curve.
         picture: what its picture of pre-training shows.
+        ours: how names begin of a method's tensors that have no place in the reference's network; ``""`` is all.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Paper:
     trainer: str = ""
     error: str = ""
     picture: str = ""
+    ours: tuple[str, ...] = ()
 
 
 STUDY = "Wald et al. An OpenMind for 3D medical vision self-supervised learning. arXiv:2412.17041"
@@ -53,10 +55,18 @@ _HIDDEN = (
     "A validation crop: the network saw only what is not blue. The loss is the mean squared error on hidden blocks; 1 "
     "is the variance of the whole z-scored scan.",
 )
+_FEATURES = (
+    "A validation crop, and what the kept encoder tells apart in it: principal components of its features in colour, "
+    "and how alike it finds all places to the marked one."
+)
 _ALIKE = "Crops of validation scans: how alike the network finds them, and how much they truly overlap."
 METHODS = {
     "mae": Paper(
-        "MAE", "He et al. Masked autoencoders are scalable vision learners. arXiv:2111.06377", "Base(Eva)?MAE", *_HIDDEN
+        "MAE",
+        "He et al. Masked autoencoders are scalable vision learners. arXiv:2111.06377",
+        "Base(Eva)?MAE",
+        *_HIDDEN,
+        ours=("projection.",),
     ),
     "volumefusion": Paper(
         "VolumeFusion",
@@ -105,6 +115,15 @@ METHODS = {
         "Xie et al. SimMIM: a simple framework for masked image modeling. arXiv:2111.09886",
         "SimMIM(Eva)?",
         *_HIDDEN,
+    ),
+    "dino": Paper(
+        "DINO",
+        "Caron et al. Emerging properties in self-supervised vision transformers. arXiv:2104.14294; Zhou et al. iBOT. "
+        "arXiv:2111.07832; Oquab et al. DINOv2. arXiv:2304.07193",
+        "",
+        "surprise of the student at what its teacher says",
+        _FEATURES,
+        ours=("",),
     ),
 }
 BACKBONES = {
@@ -211,7 +230,7 @@ def _method_of(trainer: str | None) -> str | None:
         method = bundle.removesuffix(f"_{backbone_of(bundle)}")
         return method if method in METHODS else None
     for method, paper in METHODS.items():
-        if trainer and re.fullmatch(f"{paper.trainer}Trainer.*", trainer):
+        if trainer and paper.trainer and re.fullmatch(f"{paper.trainer}Trainer.*", trainer):
             return method
     return None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import WeightsError
 from ..files import sha256, write_json, write_record
 from ..paths import as_path
-from .cells import OWN_TRAINER, Cell, backbone_of, describe
+from .cells import OWN_TRAINER, Cell, backbone_of, describe, paper_of
 from .files import check_values, read_checkpoint, write_checkpoint, write_safetensors
 from .published import export_network_weights
 from .receipt import Receipt
@@ -160,6 +160,14 @@ def export_checkpoint(source: str | Path, cell: Cell, *, output: str | Path) -> 
     """
     output = as_path(output)
     receipt, backbone, method = _read_own(source, cell)
+    paper = paper_of(cell.bundle)
+    left = [name for name in method if paper is not None and name.startswith(paper.ours)]
+    method = {name: value for name, value in method.items() if name not in left}
+    if left:
+        receipt.notes.append(
+            f"{len(left)} tensors of the pre-training alone have no place in the reference's network and are left out: "
+            + ", ".join(sorted({name.partition(".")[0] for name in left}))
+        )
     wrapped = cell.num_heads is not None and _wrapped(cell.bundle)
     weights = export_network_weights(backbone, method, wrapped=wrapped)
     spark = {name: weights.pop(name) for name in list(weights) if name.startswith(("mask_tokens.", "densify_projs."))}

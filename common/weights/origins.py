@@ -194,7 +194,7 @@ def same_method(said: str) -> str | None:
     """Return the method of this collection that is called so, if any.
 
     Example:
-        >>> same_method("Models Genesis"), same_method("mae_resenc_l"), same_method("DINO")
+        >>> same_method("Models Genesis"), same_method("mae_resenc_l"), same_method("MoCo")
         ('models_genesis', 'mae', None)
     """
     plain = said.lower()

@@ -27,11 +27,11 @@ from common.weights import fine_tuning_network, read_checkpoint
 from common.weights.cells import METHODS
 from tools.preparing.template import simulate_scan, template
 
-from ..conftest import BUNDLES, method_of, small_settings, write_cases
+from ..conftest import BUNDLES, WITH_TEACHER, method_of, small_settings, write_cases
 from .conftest import Killed
 
 pytestmark = pytest.mark.usefixtures("from_the_root")
-WHOLE_BATCH = ("simclr", "swinunetr", "voco")  # their loss needs the whole batch at once
+WHOLE_BATCH = ("simclr", "swinunetr", "voco", "dino")  # their loss needs the whole batch at once
 FALLS_TO = 0.75  # share of its start that every loss must reach in 30 steps on two samples
 
 
@@ -78,7 +78,7 @@ def build(bundle: str, scans: Path, *, samples: int = 2, device: str = "cpu", **
 @pytest.mark.parametrize("bundle", BUNDLES)
 def test_the_four_contracts(bundle: str, scans: Path) -> None:
     cell = build(bundle, scans)
-    assert all(isinstance(value, (Tensor, int, VisibleBlocks)) for value in cell.batch.values()), (
+    assert all(isinstance(value, (Tensor, int, float, VisibleBlocks)) for value in cell.batch.values()), (
         "views: tensors on the device"
     )
     pred = cell.method(cell.batch)
@@ -102,8 +102,9 @@ def test_what_should_learn_gets_a_gradient_and_nothing_else(bundle: str, scans: 
     cell = build(bundle, scans, **settings)
     cell.loss(cell.method.train()(cell.batch), cell.batch).backward()
     missing = [name for name, parameter in cell.method.named_parameters() if parameter.grad is None]
-    assert all(name.startswith("teacher.") for name in missing), missing
-    assert bool(missing) == bool(settings)
+    kept = ("backbone.", "teacher_") if method_of(bundle) in WITH_TEACHER else ()
+    assert missing == [name for name, _ in cell.method.named_parameters() if name.startswith(("teacher.", *kept))]
+    assert bool(missing) == bool(settings or kept)
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -147,7 +148,7 @@ def test_accumulation_of_a_whole_batch_loss_is_exact(bundle: str, scans: Path) -
         loss = cell.loss(cell.method.eval()(cell.batch), cell.batch)
         loss.backward()
         losses.append(float(loss.detach()))
-        gradients.append(torch.cat([p.grad.flatten() for p in cell.method.parameters()]))
+        gradients.append(torch.cat([p.grad.flatten() for p in cell.method.parameters() if p.requires_grad]))
     assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-5)
     for other in gradients[1:]:
         torch.testing.assert_close(other, gradients[0], rtol=1e-3, atol=1e-5 * float(gradients[0].abs().max()))

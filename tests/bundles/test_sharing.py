@@ -62,7 +62,7 @@ def test_a_bundle_holds_its_own_and_links_to_the_rest(bundle: str) -> None:
 def test_the_files_stay_short() -> None:
     files = [file for folder in ("bundles", "common/configs") for file in (ROOT / folder).rglob("*.y*ml")]
     lines = {file: len(file.read_text().splitlines()) for file in files if not file.is_symlink()}
-    assert sum(lines.values()) <= 5500
+    assert sum(lines.values()) <= 5900
     for bundle in BUNDLES:
         assert sum(count for file, count in lines.items() if bundle in file.parts) <= 150, bundle
         assert lines[ROOT / "bundles" / bundle / "configs" / "pretrain.yaml"] <= 110, bundle

@@ -24,6 +24,7 @@ from common.handlers import (
     Pictures,
     Progress,
     StopAtNonFiniteLoss,
+    draw_features,
     draw_fusion,
     draw_reconstruction,
     draw_restoration,
@@ -198,6 +199,8 @@ def test_pictures_show_what_was_learned(tmp_path: Path) -> None:
             {"base": torch.ones(2, 4, 8), "target": torch.ones(2, 3, 8)},
         ),
     }
+    parts = torch.randn(2, 6, 4, 4, 4)
+    cases["features"] = (draw_features, {"features": parts}, {"features": parts.flip(2)})
     for name, (draw, one, other) in cases.items():
         draw(views, one, tmp_path / f"{name}_1.png")
         draw(views, other, tmp_path / f"{name}_2.png")

@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from .processes import contrast, gathering, ignoring, in_processes
+from .processes import contrast, distilling, gathering, ignoring, in_processes
 
 
 @pytest.fixture(scope="package")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Any]]:
     """What two processes computed, started once for all tests."""
-    results = in_processes([contrast, ignoring, gathering], tmp_path_factory.mktemp("processes"))
-    return dict(zip(["contrast", "ignoring", "gathering"], results, strict=True))
+    compute = [contrast, ignoring, gathering, distilling]
+    results = in_processes(compute, tmp_path_factory.mktemp("processes"))
+    return dict(zip((one.__name__ for one in compute), results, strict=True))

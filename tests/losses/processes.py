@@ -13,9 +13,11 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from common.losses import MaskedMSELoss, NTXentLoss, gather
+from common.methods.dino import DINO, DINOLoss
+from common.networks import ResEncUNet
 from common.processes import leave_processes
 
-__all__ = ["contrast", "gathering", "ignoring", "in_processes", "masked_batch", "share"]
+__all__ = ["contrast", "distilling", "gathering", "ignoring", "in_processes", "masked_batch", "share"]
 
 Compute = Callable[[int, int], Any]
 
@@ -80,3 +82,18 @@ def gathering(rank: int, world: int) -> tuple[Tensor, Tensor]:
     everything = gather(x, dim=1)
     (everything * numbers * (rank + 1)).sum().backward()
     return everything.detach(), x.grad
+
+
+def distilling(rank: int, world: int) -> list[Tensor]:
+    """Return the loss of a student and its teacher, and the gradients, of a process's part of four samples."""
+    generator = torch.Generator().manual_seed(0)
+    batch: dict[str, Any] = {name: torch.randn(4, 2, 1, 8, 8, 8, generator=generator) for name in ("globals", "locals")}
+    places = torch.stack([torch.randperm(8, generator=generator)[:3] for _ in range(4)])
+    batch |= {"places": places, "hidden": torch.zeros(4, 8).scatter(1, places, 1.0).bool().view(4, 2, 2, 2)}
+    torch.manual_seed(0)
+    backbone = ResEncUNet(features_per_stage=[4, 8], blocks_per_stage=[1, 1], with_decoder=False)
+    dino = DINO(backbone, hidden_features=8, bottleneck_features=6, prototypes=12)
+    own = {name: value.chunk(world)[rank] for name, value in batch.items()} | {"progress": 0.5}
+    loss = DINOLoss()(dino.train()(own), own)
+    loss.backward()
+    return [loss.detach(), *(weight.grad for weight in dino.parameters() if weight.grad is not None)]

@@ -1,6 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -9,14 +10,14 @@ import torch
 from torch import nn
 
 from common.losses import MaskedMSELoss
-from common.methods.mae import TransformerMAE, UNetMAE
+from common.methods.mae import MAELoss, TransformerMAE, UNetMAE
 from common.networks import Primus, ResEncUNet
 from common.views import MaskedViews, SpatialCrop, reading_stream
 
-METHODS: dict[str, Callable[[], nn.Module]] = {
-    "unet": lambda: UNetMAE(ResEncUNet(features_per_stage=[8, 16, 16], blocks_per_stage=[1, 1, 1])),
-    "transformer": lambda: TransformerMAE(
-        Primus(input_size=16, embed_dim=48, depth=2, num_heads=4), decoder_depth=1, drop_path=0.0
+METHODS: dict[str, Callable[..., nn.Module]] = {
+    "unet": lambda **own: UNetMAE(ResEncUNet(features_per_stage=[8, 16, 16], blocks_per_stage=[1, 1, 1]), **own),
+    "transformer": lambda **own: TransformerMAE(
+        Primus(input_size=16, embed_dim=48, depth=2, num_heads=4), decoder_depth=1, drop_path=0.0, **own
     ),
 }
 
@@ -96,3 +97,63 @@ def test_loss_refuses_blocks_that_do_not_divide() -> None:
     batch = {"image": torch.zeros(1, 1, 10, 8, 8), "hidden": torch.ones(1, 4, 2, 2, dtype=torch.bool)}
     with pytest.raises(ValueError, match="does not divide"):
         MaskedMSELoss()({"reconstruction": batch["image"]}, batch)
+
+
+# with a contrast
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_without_a_weight_nothing_changes(name: str) -> None:
+    answers, batch = [], views()
+    for contrast in (False, True):
+        torch.manual_seed(0)
+        method = METHODS[name](contrast=contrast).train()
+        answers.append(method(batch))
+        loss = MAELoss()(answers[-1], batch)
+        assert torch.equal(loss, MaskedMSELoss()(answers[-1], batch))
+        assert ("embedding" in answers[-1]) == contrast == any("projection" in key for key in method.state_dict())
+    assert torch.equal(answers[0]["reconstruction"], answers[1]["reconstruction"])
+
+
+def test_the_hybrid_loss_is_both_written_out() -> None:
+    batch = views(3)
+    generator = torch.Generator().manual_seed(0)
+    pred = {"reconstruction": torch.randn(batch["image"].shape, generator=generator)}
+    pred["embedding"] = torch.randn(2, 3, 5, generator=generator)
+    rows = [[float(v) for v in row] for row in pred["embedding"].double().flatten(0, 1)]
+
+    def likeness(i: int, j: int) -> float:
+        return math.exp(
+            sum(map(math.prod, zip(rows[i], rows[j], strict=True))) / 0.5 / math.hypot(*rows[i]) / math.hypot(*rows[j])
+        )
+
+    surprises = [
+        -math.log(likeness(i, (i + 3) % 6) / sum(likeness(i, j) for j in range(6) if j != i)) for i in range(6)
+    ]
+    loss = MAELoss(contrast_weight=0.3)
+    rebuilt = float(MaskedMSELoss()(pred, batch))
+    assert float(loss(pred, batch)) == pytest.approx(rebuilt + 0.3 * sum(surprises) / 6, abs=1e-5)
+    assert {name: float(value) for name, value in loss.terms.items()} == pytest.approx(
+        {"rebuilt": rebuilt, "contrast": sum(surprises) / 6}, abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_sets_of_blocks_of_a_crop_are_embedded_and_all_learn(name: str) -> None:
+    torch.manual_seed(0)
+    method, batch = METHODS[name](contrast=True).train(), views(3)
+    pred = method(batch)
+    assert pred["embedding"].shape == (2, 3, 2048)
+    turned = method(batch | {"hidden": batch["hidden"].flip((1, 2, 3))})["embedding"]
+    torch.testing.assert_close(pred["embedding"], turned.flip(0), rtol=1e-4, atol=1e-5)
+    MAELoss(contrast_weight=1.0)(pred, batch).backward()
+    assert [n for n, p in method.named_parameters() if p.grad is None] == []
+
+
+def test_a_contrast_that_cannot_be_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"contrast_weight -1 must be at least 0"):
+        MAELoss(contrast_weight=-1)
+    batch = views(1)
+    pred = {"reconstruction": batch["image"], "embedding": torch.ones(2, 1, 4)}
+    with pytest.raises(ValueError, match=r"1 is computed at a time; raise --batch_size or lower --accumulation_steps"):
+        MAELoss(contrast_weight=0.5)(pred, batch)

@@ -44,7 +44,13 @@ def test_an_arm_is_of_the_method_of_its_weights(tmp_path: Path) -> None:
     file = tmp_path / "encoder.pt"
     assert Arm("a", "mae_resenc_l", "scratch").method == "mae"
     assert Arm("a", "mae_resenc_l", str(file)).method == "mae", "nothing is said of them"
-    for stated, method in (("MAE", "mae"), ("unknown", "unknown"), ("VoCo", "voco"), ("DINO", "DINO")):
+    for stated, method in (
+        ("MAE", "mae"),
+        ("unknown", "unknown"),
+        ("VoCo", "voco"),
+        ("DINO", "dino"),
+        ("MoCo", "MoCo"),
+    ):
         file.with_suffix(".json").write_text(json.dumps({"method": stated}))
         assert Arm("a", "mae_resenc_l", str(file)).method == method
 

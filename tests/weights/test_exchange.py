@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import subprocess
 import sys
 import time
@@ -45,7 +46,7 @@ from tools.checkpoints.inspecting import inspect_weights as inspect_tool
 from tools.checkpoints.settings import ExportCheckpoint, ImportCheckpoint, InspectWeights
 from tools.commanding.settings import filled
 
-from ..conftest import BUNDLES, ROOT, pretraining, run, small_settings
+from ..conftest import BUNDLES, ROOT, WITH_TEACHER, method_of, pretraining, run, small_settings
 from ..parity import golden
 from ..starts import python
 from .synthetic import CELLS, ORDERS, TRAINERS, checkpoint_of, weights_of
@@ -57,9 +58,9 @@ def is_wrapped(bundle: str) -> bool:
     return bundle.endswith("primus_m") and bundle.startswith(WRAPPED)
 
 
-def narrow(bundle: str) -> tuple[Cell, dict[str, Tensor], dict[str, Tensor]]:
+def narrow(bundle: str, **settings: Any) -> tuple[Cell, dict[str, Tensor], dict[str, Tensor]]:
     """Return a narrow cell, with a backbone and the rest of its method drawn at random."""
-    cell, method = bundle_cell(bundle, small_settings(bundle), with_method=True)
+    cell, method = bundle_cell(bundle, small_settings(bundle) | settings, with_method=True)
     assert method is not None
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.randn(value.shape, generator=generator) for name, value in method.state_dict().items()}
@@ -145,7 +146,12 @@ def test_a_checkpoint_goes_in_and_out_of_every_bundle(bundle: str, tmp_path: Pat
     else:
         torch.save({"method": {f"backbone.{k}": v for k, v in backbone.items()} | method}, tmp_path / "state.pt")
         file = tmp_path / "first" / "checkpoint_final.pth"
-        export_checkpoint(tmp_path / "state.pt", cell, output=file)
+        told = export_checkpoint(tmp_path / "state.pt", cell, output=file).notes
+        if method_of(bundle) in WITH_TEACHER:
+            assert any(note.startswith(f"{len(method)} tensors of the pre-training alone") for note in told)
+            method = {}
+        else:
+            assert not any("left out" in note for note in told)
     receipt, imported = take(file, cell, tmp_path / "in")
     assert receipt.encoder_share == 1.0
     assert receipt.missing == []
@@ -193,6 +199,19 @@ def test_a_mask_token_that_nobody_learned_is_no_part_of_a_method(tmp_path: Path)
     weights = read_checkpoint(tmp_path / "whole" / "checkpoint_final.pth")["network_weights"]
     assert torch.equal(weights["mask_token"], method["mask_token"].reshape(1, 1, -1))
     assert equal(take(tmp_path / "whole" / "checkpoint_final.pth", cell, tmp_path / "in")[1].method, method)
+
+
+@pytest.mark.parametrize("bundle", ["mae_resenc_l", "mae_primus_m"])
+def test_the_contrast_of_mae_stays_here_and_its_export_is_of_mae(bundle: str, tmp_path: Path) -> None:
+    cell, backbone, method = narrow(bundle, contrast_weight=0.5)
+    torch.save({"method": {f"backbone.{k}": v for k, v in backbone.items()} | method}, tmp_path / "state.pt")
+    told = export_checkpoint(tmp_path / "state.pt", cell, output=tmp_path / "out" / "checkpoint_final.pth")
+    ours = [name for name in method if name.startswith("projection.")]
+    assert len(ours) > 4
+    assert any(re.match(rf"{len(ours)} tensors .* are left out: projection$", note) for note in told.notes)
+    receipt, imported = take(tmp_path / "out" / "checkpoint_final.pth", cell, tmp_path / "in", told=Told())
+    assert receipt.method == "MAE"
+    assert equal(imported.method, {name: value for name, value in method.items() if name not in ours})
 
 
 def test_the_plan_of_the_published_sizes_names_them() -> None:
@@ -420,9 +439,9 @@ def test_the_user_may_say_where_a_file_is_from(tmp_path: Path) -> None:
     content = published("voco_resenc_l", backbone, method, None)
     del content["trainer_name"]
     file = saved(content, tmp_path / "c.pth")
-    said = Told(method="DINO", licence="CC-BY-NC-SA-4.0", citation="Me et al.")
+    said = Told(method="MoCo", licence="CC-BY-NC-SA-4.0", citation="Me et al.")
     receipt, _ = take(file, cell, tmp_path, told=said)
-    assert (receipt.method, receipt.licence, receipt.citation) == ("DINO", "CC-BY-NC-SA-4.0", ["Me et al."])
+    assert (receipt.method, receipt.licence, receipt.citation) == ("MoCo", "CC-BY-NC-SA-4.0", ["Me et al."])
     assert any("forbids commercial use" in note for note in receipt.notes)
     assert any("demands share-alike" in note for note in receipt.notes)
     receipt, imported = take(file, cell, tmp_path, told=Told(method="voco"))

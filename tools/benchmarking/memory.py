@@ -157,6 +157,8 @@ def cell_step(
     with contextlib.ExitStack() as stack:
         for name in starts:  # some read what they have drawn, and here are no values
             stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
+        # a teacher is a copy, and a copied stand-in would be of a mode of its own
+        stack.enter_context(mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True))
         network = config.get_parsed_content("network").train()
     views = _views(config, cell.split("_")[0], workflow)
     inputs, target = (views["image"], views["label"]) if workflow != "pretrain" else (views, views)
@@ -166,6 +168,8 @@ def cell_step(
 
 def _small(content: dict[str, Any], side: int) -> dict[str, Any]:
     side = min(side, content["crop_size"])
+    if "local_size" in content:
+        return {"crop_size": side, "local_size": side // 2, "local_crops": 2}
     return {"crop_size": side, **({"grid": [2, 1, 1], "targets": 1} if "grid" in content else {"pairs": 1})}
 
 
@@ -176,6 +180,18 @@ def _views(config: ConfigParser, method: str, workflow: str) -> dict[str, Any]:
     image = torch.empty(batch, 1, *size)
     if workflow == "train":
         return {"image": image, "label": torch.empty(batch, 1, *size, dtype=torch.uint8)}
+    if "local_size" in config.config:
+        side, small = (config.get_parsed_content(name) for name in ("crop_size", "local_size"))
+        block = config.get_parsed_content("block_size" if "block_size" in config.config else "token_size")
+        hidden = torch.empty(batch, *[side // block] * 3, dtype=torch.bool)
+        share = sum(config.get_parsed_content("hidden_ratio")) / 2
+        return {
+            "globals": torch.empty(batch, 2, 1, side, side, side),
+            "locals": torch.empty(batch, config.get_parsed_content("local_crops"), 1, small, small, small),
+            "hidden": hidden,
+            "places": torch.empty(batch, int(share * hidden[0].numel()), dtype=torch.long),
+            "progress": 0.0,
+        }
     if "hidden_ratio" in config.config:
         ratio = config.get_parsed_content("hidden_ratio")
         share = ratio if isinstance(ratio, (int, float)) else min(ratio)  # which computes most

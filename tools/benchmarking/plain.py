@@ -326,6 +326,8 @@ def plain_method(method: Any, *, peer: bool) -> nn.Module:
         return PlainSpark3D(method, backbone)
     plain = copy.deepcopy(method)
     plain.backbone = backbone
+    if hasattr(plain, "student"):
+        plain.student, plain.backbone = backbone, copy.deepcopy(backbone).requires_grad_(False)
     if isinstance(getattr(plain, "decoder", None), Transformer):
         plain.decoder = PlainTransformer(plain.decoder)
     return plain  # type: ignore[no-any-return]
@@ -387,13 +389,40 @@ def _fusion(loss: Any, pred: dict[str, Tensor], batch: dict[str, Any]) -> Tensor
     return F.cross_entropy(logits, share) - dice.mean()
 
 
+def _shared_out(cosines: Tensor, temperature: float) -> Tensor:
+    shares = torch.exp(cosines / temperature)
+    for _ in range(3):
+        shares = torch.stack([column / column.sum() for column in shares.unbind(1)], dim=1)
+        shares = torch.stack([row / row.sum() for row in shares])
+    return shares
+
+
+def _dino(loss: Any, pred: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+    first, last = loss.teacher_temperature
+    temperature = first + (last - first) * min(batch["progress"] / loss.temperature_warmup, 1)
+    teacher, student = pred["teacher"].float(), pred["student"].float() / loss.student_temperature
+    targets = _shared_out(teacher.flatten(0, 1), temperature).view(teacher.shape)
+    crops = [F.cross_entropy(student[:, s], targets[:, t]) for t in range(2) for s in range(student.shape[1]) if s != t]
+    dense = _shared_out(pred["teacher_dense"].float().flatten(0, 1), temperature)
+    blocks = F.cross_entropy(pred["student_dense"].float().flatten(0, 1) / loss.student_temperature, dense)
+    total = torch.stack(crops).mean() + loss.dense_weight * blocks
+    for crop in range(2):
+        units = [row / row.norm() for row in pred["pooled"][:, crop].float()]
+        for i, one in enumerate(units):
+            near = torch.stack([(one - other).norm() for j, other in enumerate(units) if j != i]).min()
+            total = total - loss.koleo_weight * near.log() / (2 * len(units))
+    return total
+
+
 LOSSES: dict[str, Callable[[Any, dict[str, Tensor], dict[str, Any]], Tensor]] = {
     "MaskedMSELoss": _masked,
+    "MAELoss": _masked,
     "RestorationLoss": _restoration,
     "SimCLRLoss": _simclr,
     "SwinUNETRLoss": _swinunetr,
     "VoCoLoss": _voco,
     "FusionLoss": _fusion,
+    "DINOLoss": _dino,
 }
 
 # views

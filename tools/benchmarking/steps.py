@@ -60,6 +60,8 @@ def bundle_config(cell: str, options: Benchmark, size: int) -> ConfigParser:
         side = content["crop_size"] = min(content["crop_size"], size)
         if "grid" in content:
             content |= {"grid": [2, 1, 1], "targets": 1, "patch_size": [2 * side, side, side]}
+        elif "local_size" in content:
+            content |= {"local_size": side // 2, "local_crops": 2, "patch_size": [side + side // 2] * 3}
         else:
             content |= {"pairs": 1, "patch_size": [side + side // 2, side + side // 2, side]}
     for name, value in options.settings.items():

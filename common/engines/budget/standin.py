@@ -228,6 +228,8 @@ class StandIn(TorchDispatchMode):
         with contextlib.ExitStack() as stack, self.as_part("weights"), self.device:
             for name in starts:
                 stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
+            # a teacher is a copy, and a copied tensor would be of a mode of its own
+            stack.enter_context(mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True))
             yield
 
     @contextlib.contextmanager
