@@ -17,7 +17,8 @@ eight images a step.
 The OpenMind cell has no teacher: grid embeddings are constants in the prediction and learn from the regularization
 alone, and users report a loss that does not fall. ``teacher_momentum`` switches on the teacher of the original
 method: a moving average of the whole network. Then the prediction averages the similarities of targets with the
-teacher's grid and of the teacher's targets with the grid, and both sides learn from it.
+teacher's grid and of the teacher's targets with the grid, and both sides learn from it. The projection then normalises
+over the batch, as that of the original: with the published one, over features, all embeddings soon are the same.
 
 Departures, on purpose: the similarities of one image are compared among themselves, so there are no negatives of other
 images; sums over the batch are over all processes. The reference divides the negative term by a count that includes
@@ -26,7 +27,6 @@ images; sums over the batch are over all processes. The reference divides the ne
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,11 +34,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..losses import weighted_mean
-from ..networks import Primus, ProjectionHead, ResEncUNet, in_chunks, pool_features
+from ..losses import gather, weighted_mean
+from ..networks import Primus, ProjectionHead, ResEncUNet, follow, in_chunks, pool_features, teacher_of
 from ..views import CropAugmentation, SampleKey, SpatialCrop, view_stream
 
-__all__ = ["VoCo", "VoCoLoss", "VoCoViews", "grid_overlap"]
+__all__ = ["VoCo", "VoCoLoss", "VoCoViews", "grid_overlap", "project_over_batch"]
 
 
 def grid_overlap(corners: Tensor, *, grid: Sequence[int], crop_size: int) -> Tensor:
@@ -131,8 +131,8 @@ class VoCo(nn.Module):
         backbone: either of the two; its decoder is not used.
         hidden_features: width of the projection's hidden layers.
         embedding_features: width of the embedding.
-        teacher_momentum: share of its old weights that the teacher keeps in each step, 0.9 in the original; None for no
-            teacher, as published for OpenMind.
+        teacher_momentum: share of its old weights that the teacher keeps in each step, 0.9 in the original; then the
+            projection normalises over the batch, too. None for no teacher, as published for OpenMind.
         chunks: parts in which a batch is computed, for less memory.
     """
 
@@ -154,22 +154,30 @@ class VoCo(nn.Module):
         )
         self.teacher: nn.ModuleList | None = None
         if teacher_momentum is not None:
-            self.teacher = nn.ModuleList([copy.deepcopy(backbone), copy.deepcopy(self.projection)])
-            self.teacher.requires_grad_(False)
+            self.teacher = nn.ModuleList([teacher_of(backbone), teacher_of(self.projection)])
 
     def embed(self, crops: Tensor) -> tuple[Tensor]:
         """Map crops ``(n, 1, d, h, w)`` to embeddings ``(n, E)``."""
-        return (self.projection(pool_features(self.backbone.encode(crops))),)
+        return (self.projection(self.pool(crops)[0]),)
+
+    def pool(self, crops: Tensor) -> tuple[Tensor]:
+        """Map crops ``(n, 1, d, h, w)`` to averaged features ``(n, C)``."""
+        return (pool_features(self.backbone.encode(crops)),)
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Map the views to ``base (B, G, E)`` and ``target (B, T, E)``."""
         b, t, g = batch["overlap"].shape
-        (student,) = in_chunks(self.embed, batch["crops"], self.chunks, self.parameters())
+        if self.teacher is None:
+            (student,) = in_chunks(self.embed, batch["crops"], self.chunks, self.parameters())
+        else:
+            (pooled,) = in_chunks(self.pool, batch["crops"], self.chunks, self.backbone.parameters())
+            student = project_over_batch(self.projection, pooled)
         pred = {"base": student[: b * g].view(b, g, -1), "target": student[b * g :].view(b, t, -1)}
         if self.teacher is not None:
             with torch.no_grad():
                 self._follow()
-                (teacher,) = in_chunks(self._teach, batch["crops"], self.chunks)
+                (pooled,) = in_chunks(self._teach, batch["crops"], self.chunks)
+                teacher = project_over_batch(self.teacher[1], pooled)  # type: ignore[arg-type]
             pred["teacher_base"], pred["teacher_target"] = (
                 teacher[: b * g].view(b, g, -1),
                 teacher[b * g :].view(b, t, -1),
@@ -178,16 +186,30 @@ class VoCo(nn.Module):
 
     def _teach(self, crops: Tensor) -> tuple[Tensor]:
         assert self.teacher is not None
-        backbone, projection = self.teacher
-        return (projection(pool_features(backbone.encode(crops))),)  # type: ignore[operator]
+        return (pool_features(self.teacher[0].encode(crops)),)  # type: ignore[operator]
 
     def _follow(self) -> None:
         """Move the teacher towards the student, in training only."""
-        if not self.training or self.teacher is None or self.teacher_momentum is None:
-            return
-        student: list[Tensor] = [*self.backbone.parameters(), *self.projection.parameters()]
-        teacher: list[Tensor] = list(self.teacher.parameters())
-        torch._foreach_lerp_(teacher, student, 1 - self.teacher_momentum)
+        if self.training and self.teacher is not None and self.teacher_momentum is not None:
+            for teacher, student in zip(self.teacher, (self.backbone, self.projection), strict=True):
+                follow(teacher, student, self.teacher_momentum)
+
+
+def project_over_batch(head: ProjectionHead, x: Tensor) -> Tensor:
+    """Project features with norms over the crops of all processes in place of the head's own, in validation as well.
+
+    Args:
+        head: whose layers are used.
+        x: ``(n, C)``, of this process.
+
+    Returns:
+        ``(n, E)``.
+    """
+    for layer in (head.hidden1, head.hidden2):
+        x = layer(x).float()
+        everyone = gather(x)
+        x = F.relu((x - everyone.mean(0)) * (everyone.var(0, correction=0) + 1e-5).rsqrt())
+    return head.output(x)  # type: ignore[no-any-return]
 
 
 class VoCoLoss(nn.Module):

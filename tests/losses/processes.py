@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from common.losses import MaskedMSELoss, NTXentLoss, gather
 from common.methods.dino import DINO, DINOLoss
+from common.methods.voco import VoCo, VoCoLoss
 from common.networks import ResEncUNet
 from common.processes import leave_processes
 
-__all__ = ["contrast", "distilling", "gathering", "ignoring", "in_processes", "masked_batch", "share"]
+__all__ = ["contrast", "distilling", "gathering", "ignoring", "in_processes", "masked_batch", "overlapping", "share"]
 
 Compute = Callable[[int, int], Any]
 
@@ -97,3 +98,17 @@ def distilling(rank: int, world: int) -> list[Tensor]:
     loss = DINOLoss()(dino.train()(own), own)
     loss.backward()
     return [loss.detach(), *(weight.grad for weight in dino.parameters() if weight.grad is not None)]
+
+
+def overlapping(rank: int, world: int) -> list[Tensor]:
+    """Return the same of VoCo with its teacher, whose projection normalises over all crops."""
+    generator = torch.Generator().manual_seed(0)
+    grid, targets = (torch.randn(4, count, 1, 8, 8, 8, generator=generator) for count in (2, 3))
+    overlap = torch.rand(4, 3, 2, generator=generator).sub(0.3).clamp(min=0).chunk(world)[rank]
+    torch.manual_seed(0)
+    backbone = ResEncUNet(features_per_stage=[4, 8], blocks_per_stage=[1, 1], with_decoder=False)
+    voco = VoCo(backbone, hidden_features=8, embedding_features=6, teacher_momentum=0.9)
+    crops = torch.cat([each.chunk(world)[rank].flatten(0, 1) for each in (grid, targets)])
+    loss = VoCoLoss()(voco.train()({"crops": crops, "overlap": overlap}), {"overlap": overlap})
+    loss.backward()
+    return [loss.detach(), *(weight.grad for weight in voco.parameters() if weight.grad is not None)]

@@ -8,11 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from .processes import distilling
+from .processes import distilling, overlapping
 
 
-@pytest.mark.parametrize("compute", [distilling], ids=lambda one: one.__name__)
-def test_many_processes_learn_from_a_teacher_like_one(compute: Any, processes: dict[str, list[Any]]) -> None:
+@pytest.mark.parametrize(
+    ("compute", "rounding"),
+    [
+        pytest.param(distilling, 1e-6, id="distilling"),
+        pytest.param(overlapping, 1e-5, id="overlapping"),  # divided by how little averages of maps differ
+    ],
+)
+def test_many_processes_learn_from_a_teacher_like_one(
+    compute: Any, rounding: float, processes: dict[str, list[Any]]
+) -> None:
     """Averaged over processes, as DistributedDataParallel averages gradients."""
     averaged = [torch.stack(values).mean(0) for values in zip(*processes[compute.__name__], strict=True)]
     expected = compute(0, 1)
@@ -20,6 +28,6 @@ def test_many_processes_learn_from_a_teacher_like_one(compute: Any, processes: d
     largest = max(float(one.abs().max()) for one in expected[1:])
     assert float(averaged[0]) == pytest.approx(float(expected[0]), rel=1e-6)
     for actual, one in zip(averaged[1:], expected[1:], strict=True):
-        torch.testing.assert_close(actual, one, rtol=0, atol=1e-6 * largest)
+        torch.testing.assert_close(actual, one, rtol=0, atol=rounding * largest)
     apart = [float(one[0]) for one in processes[compute.__name__]]
     assert apart[0] != pytest.approx(apart[1], abs=1e-4), "each has samples of its own"

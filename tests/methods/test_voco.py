@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.methods.voco import VoCo, VoCoLoss, VoCoViews, grid_overlap
-from common.networks import primus_m, resenc_l
+from common.methods.voco import VoCo, VoCoLoss, VoCoViews, grid_overlap, project_over_batch
+from common.networks import ProjectionHead, primus_m, resenc_l
 from common.views import CropAugmentation, SpatialCrop
 
 from .samples import BACKBONES, fit, plain, read, unmoved
@@ -235,12 +235,13 @@ def test_every_parameter_learns_but_the_teacher_s(name: str, teacher_momentum: f
     voco, seen = method(name, teacher_momentum=teacher_momentum).train(), waves()
     VoCoLoss()(voco(seen), seen).backward()
     teacher = {n for n, _ in voco.named_parameters() if n.startswith("teacher.")}
-    assert unmoved(voco) == teacher
+    biases = {f"projection.hidden{layer}.bias" for layer in (1, 2)}  # which a norm over the batch takes away
+    assert unmoved(voco) - (biases if teacher else set()) == teacher
     assert {n for n, p in voco.named_parameters() if p.grad is None or not p.requires_grad} == teacher
     assert (teacher == set()) == (teacher_momentum is None)
 
 
-@pytest.mark.parametrize("teacher_momentum", [None, 0.0])
+@pytest.mark.parametrize("teacher_momentum", [None, 0.0, 0.9])
 @pytest.mark.parametrize("name", BACKBONES)
 def test_it_learns(name: str, teacher_momentum: float | None) -> None:
     seen = waves(side=8)
@@ -251,6 +252,29 @@ def test_it_learns(name: str, teacher_momentum: float | None) -> None:
 
 
 # teacher
+
+
+def test_with_a_teacher_the_projection_normalises_over_the_batch() -> None:
+    torch.manual_seed(0)
+    head, x = ProjectionHead(6, hidden_features=8, out_features=4), torch.randn(12, 6)
+    norm = torch.nn.BatchNorm1d(8, affine=False, track_running_stats=False)
+    expected = head.output(F.relu(norm(head.hidden2(F.relu(norm(head.hidden1(x)))))))
+    torch.testing.assert_close(project_over_batch(head, x), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        project_over_batch(head, 5 * x + 3), project_over_batch(head, 5 * x), rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_embeddings_of_crops_stay_apart_and_parts_of_a_batch_are_one(name: str) -> None:
+    voco, seen = method(name, teacher_momentum=0.9).train(), waves(side=8)
+    _, pred = fit(voco, VoCoLoss(), seen, steps=30, lr=5e-3)
+    units = F.normalize(torch.cat([pred["base"], pred["target"]], 1).detach().flatten(0, 1), dim=1)
+    assert float((units @ units.T).mean()) < 0.8
+    parts = method(name, teacher_momentum=0.9, chunks=3).eval()
+    parts.load_state_dict(voco.eval().state_dict())
+    whole, again = voco(seen), parts(seen)
+    assert all(torch.allclose(whole[key], again[key], rtol=1e-4, atol=1e-5) for key in whole)
 
 
 def pairs(voco: VoCo) -> list[tuple[Tensor, Tensor]]:
