@@ -1,6 +1,7 @@
 # Copyright (c) OpenMind bundle collection. SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -46,8 +47,19 @@ def test_encode_then_decode_is_forward(name: str) -> None:
     net = NARROW[name]().eval()
     image = torch.randn(2, 1, 16, 16, 16)
     assert torch.equal(net(image), net.decode(net.encode(image)))
-    sizes = [f.shape[2] for f in net.encode(image)]
-    assert sizes == sorted(sizes, reverse=True)
+    features = net.encode(image)
+    net.decode(features)
+    sizes = [f.shape[2] for f in features]
+    assert sizes == sorted(sizes, reverse=True), "they are all there still"
+
+
+def test_a_map_is_let_go_of_when_it_is_merged() -> None:
+    net, maps, alive = NARROW["resenc"]().eval(), [], []
+    net.encoder.register_forward_hook(lambda *call: maps.extend(map(weakref.ref, call[-1])))
+    net.decoder.stages[-1].register_forward_pre_hook(lambda *_: alive.extend(each() is not None for each in maps))
+    with torch.no_grad():
+        net(torch.randn(1, 1, 16, 16, 16))
+    assert alive == [False, False, False]
 
 
 @pytest.mark.parametrize("name", NARROW)

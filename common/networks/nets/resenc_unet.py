@@ -161,12 +161,13 @@ class UNetDecoder(nn.Module):
         self.stages = nn.ModuleList(ConvBlock(2 * skip, skip, dropout=dropout) for skip in coarse_to_fine[1:])
 
     def forward(self, features: List[Tensor]) -> Tensor:
-        """Merge the maps of the encoder into one ``(B, features[0], D, H, W)``."""
-        x = features[-1]
-        level = len(features) - 2
+        """Merge the maps of the encoder into one ``(B, features[0], D, H, W)``.
+
+        They are taken out of the list, so that a map that nobody else holds is let go of when it is merged.
+        """
+        x = features.pop()
         for upsampling, stage in zip(self.upsamplings, self.stages):  # noqa: B905 (TorchScript)
-            x = stage(torch.cat([upsampling(x), features[level]], dim=1))  # (B, 2 C_skip, ...)
-            level -= 1
+            x = stage(torch.cat([upsampling(x), features.pop()], dim=1))  # (B, 2 C_skip, ...)
         return x
 
     def recalled(self, features: List[Tensor]) -> Iterator[tuple[Tensor, Again]]:
@@ -342,6 +343,10 @@ class ResEncUNet(nn.Module):
 
     def decode(self, features: List[Tensor]) -> Tensor:
         """Map the feature maps of :meth:`encode` to ``(B, out_channels, D, H, W)``."""
+        return self._decoded(features[:])
+
+    def _decoded(self, features: List[Tensor]) -> Tensor:
+        """Do so, and take the maps out of the list."""
         assert self.decoder is not None, "this network was built without a decoder"
         assert self.head is not None
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
@@ -360,7 +365,7 @@ class ResEncUNet(nn.Module):
         if not torch.jit.is_scripting():  # noqa: SIM102 (TorchScript)
             if self.training and len(self.deep_heads) > 0:
                 return self._outputs(image)  # type: ignore[return-value]
-        return self.decode(self.encode(image))
+        return self._decoded(self.encode(image))
 
     def _outputs(self, image: Tensor) -> list[Tensor]:
         assert self.decoder is not None
