@@ -213,8 +213,8 @@ class GaussianSlidingWindow(Inferer):
                     at = (slice(first, first + depth), slice(y, y + height), slice(x, x + width))
                     sums[(slice(None), *at)].addcmul_(output.to(sums.device), gaussian)
                 bar.update(len(corners))
-            weights = covered[0][start:end, None, None] * covered[1][:, None] * covered[2]
-            done = sums[:, first : first + end - start].div_(weights)
+            done = sums[:, first : first + end - start]
+            done.div_(covered[0][start:end, None, None] * covered[1][:, None] * covered[2])  # not held any longer
             if not all_finite(done):
                 raise DataError(
                     "the network's output is not finite; add --amp false, or look whether the model's training had "
