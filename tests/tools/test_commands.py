@@ -177,7 +177,7 @@ def test_what_is_refused_is_refused_before_the_heavy_packages(tmp_path: Path) ->
         *[
             each
             for each in sentences
-            if each.startswith("there is no bundle 'mae_resen_l'; did you mean mae_resenc_l? There are mae_primus_m,")
+            if each.startswith("there is no bundle 'mae_resen_l'; did you mean mae_resenc_l? There are ")
         ],
         "--weights is 'none'; it must be auto, true or false",
         "regions need the names of the label values: --labels background,edema,core",
