@@ -234,7 +234,7 @@ def test_a_probe_is_kept_and_a_cut_one_goes_on(
 
 
 def test_weights_that_do_not_fit_are_told(trained: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="no bundle 'nope'; choose one of .*mae_primus_m"):
+    with pytest.raises(SettingsError, match=r"no bundle 'nope'; choose one of .*mae_primus_m"):
         Encoder("nope").resolved()
     with pytest.raises(WeightsError, match=r"no pre-trained encoder .*none.pt; correct the path"):
         Encoder("mae_resenc_l", str(tmp_path / "none.pt")).resolved()
