@@ -7,14 +7,12 @@ counted from then until it is let go of, so that the highest sum at any moment i
 
 from __future__ import annotations
 
-import contextlib
 import os
 import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from monai.bundle import ConfigParser
@@ -24,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from common.bundles import read_config
+from common.engines.budget.standin import undrawn
 from common.views import VisibleBlocks, draw_hidden_blocks
 
 __all__ = ["Held", "StepMemory", "cell_step", "step_memory"]
@@ -153,12 +152,7 @@ def cell_step(
     if patch_size is not None:
         content |= _small(content, patch_size) if "crop_size" in content else {"patch_size": [patch_size] * 3}
     config = ConfigParser({**content, **settings})
-    starts = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
-    with contextlib.ExitStack() as stack:
-        for name in starts:  # some read what they have drawn, and here are no values
-            stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
-        # a teacher is a copy, and a copied stand-in would be of a mode of its own
-        stack.enter_context(mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True))
+    with undrawn():
         network = config.get_parsed_content("network").train()
     views = _views(config, cell.split("_")[0], workflow)
     inputs, target = (views["image"], views["label"]) if workflow != "pretrain" else (views, views)

@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["NAME", "PARTS", "StandIn", "SynchronisationError", "prepare"]
+__all__ = ["NAME", "PARTS", "StandIn", "SynchronisationError", "prepare", "undrawn"]
 
 NAME = "standin"
 PARTS = ("weights", "gradients", "optimizer", "activations", "temporaries")
@@ -118,6 +118,18 @@ def prepare() -> torch.device:
         rest.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
         _registered.extend([casts, attention, rest])
     return torch.device(NAME)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Make networks of fake tensors: what they would start with is not drawn, since some read what they have drawn."""
+    starts = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
+    with contextlib.ExitStack() as stack:
+        for name in starts:
+            stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
+        # a teacher is a copy, and a copied tensor would be of a mode of its own
+        stack.enter_context(mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True))
+        yield
 
 
 def _floats(values: Any) -> list[Tensor]:
@@ -224,12 +236,7 @@ class StandIn(TorchDispatchMode):
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
         """Make networks on the device; what they would start with is not drawn."""
-        starts = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
-        with contextlib.ExitStack() as stack, self.as_part("weights"), self.device:
-            for name in starts:
-                stack.enter_context(mock.patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
-            # a teacher is a copy, and a copied tensor would be of a mode of its own
-            stack.enter_context(mock.patch.object(FakeTensorMode, "__deepcopy__", lambda mode, _: mode, create=True))
+        with undrawn(), self.as_part("weights"), self.device:
             yield
 
     @contextlib.contextmanager
