@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monai.bundle import ConfigWorkflow
+from monai.bundle import ConfigParser, ConfigWorkflow
 from torch import nn
 
 from common.bundles import FOLDER
@@ -193,3 +193,18 @@ def test_tools_propose_verbs_where_openmind_runs(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("sys.argv", ["tools/openmind.py"])
     with by_verbs():
         assert re.fullmatch(r"python \S*tools/openmind.py import", tool("import_checkpoint"))
+
+
+@pytest.mark.parametrize(
+    ("predictions", "model"),
+    [(None, "runs/a/models/model.pt"), ("runs/a/other", "runs/a/models/model.pt"), ("masks", "MODEL")],
+)
+def test_an_evaluation_names_the_model_only_if_the_predictions_are_of_its_run(
+    predictions: str | None, model: str
+) -> None:
+    parser = ConfigParser()
+    parser.read_config(FOLDER / "evaluate.yaml")
+    parser["bundle_root"] = "runs/a"
+    if predictions:
+        parser["predictions"] = predictions
+    assert parser.get_parsed_content("end#settings") == {"bundle": "BUNDLE", "output": "my_task", "model": model}
