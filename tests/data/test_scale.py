@@ -576,7 +576,7 @@ def test_the_disk_needed_is_told_and_too_small_a_disk_is_refused(
 
     run()
     first, second = capsys.readouterr().out.splitlines()
-    assert "the 100 volumes will take up to about 1.6 MiB" in first, "before anything: 1.72 bytes a voxel, and 3 KiB"
+    assert "the 100 volumes will take up to about 5.7 MiB" in first, "1.72 bytes for each voxel of blocks, and 3 KiB"
     assert "the 100 volumes will take about 1.1 MiB" in second
     assert "11.9 MiB are free" in first
     assert "11.9 MiB are free" in second
@@ -584,13 +584,13 @@ def test_the_disk_needed_is_told_and_too_small_a_disk_is_refused(
     assert "10 shares of about 100 volumes will take about 11.4 MiB" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"about 13\.7 MiB .* another --store_dir"):
         run(shares=12)
-    assert "up to about 19.3 MiB" in capsys.readouterr().out, "it may be too small: the first eight decide"
-    with pytest.raises(DataError, match=r"up to about 64\.2 MiB .* another --store_dir"):
+    assert "up to about 68.0 MiB" in capsys.readouterr().out, "it may be too small: the first eight decide"
+    with pytest.raises(DataError, match=r"up to about 226\.7 MiB .* another --store_dir"):
         DiskEstimate(cases, StoreSettings(), tmp_path, shares=40)
     run(shares=40, refuse=False)
     capsys.readouterr()
     DiskEstimate(cases[:1], StoreSettings(), tmp_path)
-    assert "the 1 volume will take up to about 16.4 KiB" in capsys.readouterr().out
+    assert "the 1 volume will take up to about 58.0 KiB" in capsys.readouterr().out
 
 
 # the commands

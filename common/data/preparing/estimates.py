@@ -17,7 +17,7 @@ from ...errors import DataError
 from ...terminal import near
 from ...transforms import read_header
 from ..cases import LABEL, MASKS, Case, images_of
-from .settings import StoreSettings
+from .settings import BLOCK, StoreSettings
 
 __all__ = ["DiskEstimate", "are_few", "memory_needed"]
 
@@ -26,6 +26,7 @@ _PROCESS = 300 * 2**20  # bytes of a preparing process without a volume
 _PER_VOXEL_READ, _PER_VOXEL_MADE, _PER_VOXEL_OF_A_MASK = 26, 10, 8
 _FEW_VOXELS = 3e7  # read and made, of all cases together; measured: some 0.2 s for each million, 6 s for a process
 _BESIDE = 3 * 1024  # bytes of a volume's JSON and checksums, however small it is
+_BESIDE_A_LABEL = 2 * 60_000  # bytes of the places of its voxels, of two values
 _MEASURED, _SAMPLED = 8, 200  # volumes that tell how well they compress, headers that tell how large they are
 # bytes for each voxel: the least compressible and the most compressible volumes of docs/benchmark.md
 _WORST, _BEST = {"float16": 0.43 * 4, "float32": 0.83 * 4}, {"float16": 0.22 * 4, "float32": 0.45 * 4}
@@ -96,9 +97,9 @@ class DiskEstimate:
         self.count = 0
         few = random.Random(0).sample(list(cases), min(_SAMPLED, len(cases)))
         self.mean = sum(map(self._made, few)) / max(len(few), 1)
-        all_cases = len(cases) * shares
-        most, least = ((each[settings.dtype] * self.mean + _BESIDE) * all_cases for each in (_WORST, _BEST))
+        least = (_BEST[settings.dtype] * self.mean + _BESIDE) * len(cases) * shares
         if self.mean:
+            most = sum(map(self._most, few)) / len(few) * len(cases) * shares
             told = f"{self._of()} will take up to about {_readable(most)} in {near(root)} by their headers"
             self._tell(f"{told}, where {_readable(self.free)} are free", least)
 
@@ -133,6 +134,14 @@ class DiskEstimate:
 
     def _made(self, case: Case) -> float:
         return _voxels(case, self.settings)[1]
+
+    def _most(self, case: Case) -> float:
+        """Return the bytes of a case that compresses badly; it is stored in whole blocks."""
+        voxels = self._made(case)
+        side = (voxels / self.settings.channels) ** (1 / 3)
+        whole = self.settings.channels * math.prod(math.ceil(side / block) * block for block in BLOCK)
+        label = min(_BESIDE_A_LABEL, 6 * voxels) if LABEL in case else 0
+        return _WORST[self.settings.dtype] * whole + _BESIDE + label
 
 
 def _readable(count: Any) -> str:

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from ...errors import DataError, SettingsError
 
-__all__ = ["StoreSettings", "volume_settings"]
+__all__ = ["BLOCK", "StoreSettings", "volume_settings"]
 
+BLOCK = (16, 16, 32)  # voxels that are compressed together
 _FITS = ("resize", "crop")
 
 

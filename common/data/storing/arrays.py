@@ -8,9 +8,11 @@ import io
 import blosc2
 import numpy as np
 
+from ..preparing.settings import BLOCK
+
 __all__ = ["frame", "saved", "some_voxels", "voxels_by_value"]
 
-_CHUNK, _BLOCK = (64, 64, 64), (16, 16, 32)
+_CHUNK = (64, 64, 64)
 _VOXELS_KEPT, _ANATOMY_KEPT = 10_000, 1_000
 
 
@@ -54,7 +56,7 @@ def frame(array: np.ndarray) -> bytes:
     return blosc2.asarray(
         np.ascontiguousarray(array),
         chunks=(1,) * (array.ndim - 3) + tuple(map(min, _CHUNK, array.shape[-3:])),
-        blocks=(1,) * (array.ndim - 3) + tuple(map(min, _BLOCK, array.shape[-3:])),
+        blocks=(1,) * (array.ndim - 3) + tuple(map(min, BLOCK, array.shape[-3:])),
         cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1},
         dparams={"nthreads": 1},
         contiguous=True,  # laid out as in the file while it is made
