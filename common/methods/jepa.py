@@ -188,14 +188,14 @@ class JEPA(nn.Module):
         teacher_momentum: Sequence[float] | None = (0.996, 1.0),
     ) -> None:
         super().__init__()
-        self.backbone, self.channels = backbone, list(backbone.feature_channels)
+        self.backbone, width = backbone, sum(backbone.feature_channels)
         self.teacher_momentum = None if teacher_momentum is None else list(teacher_momentum)
         self.student: Primus | ResEncUNet | None = None
         if self.teacher_momentum is not None:
             momentum_at(0.0, momentum=self.teacher_momentum)  # in words, before any step
             self.student = teacher_of(backbone).requires_grad_(True)
             backbone.requires_grad_(False)
-        self.enter = nn.Linear(sum(self.channels), predictor_dim)
+        self.enter = nn.Linear(width, predictor_dim)
         self.predictor = Transformer(
             predictor_dim,
             depth=predictor_depth,
@@ -203,7 +203,7 @@ class JEPA(nn.Module):
             grid=(grid[0], grid[1], grid[2]),
             checkpointing=backbone.checkpointing,
         )
-        self.leave = nn.Linear(predictor_dim, sum(self.channels))
+        self.leave = nn.Linear(predictor_dim, width)
         self.mask_token = nn.Parameter(torch.empty(predictor_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self._followed: int | None = None  # the step in which the teacher moved last
@@ -221,25 +221,29 @@ class JEPA(nn.Module):
         grid = hidden.shape[1:]
         if self.training:
             self._follow(batch)
+        # the target encoder sees all. A teacher gets no gradient and takes one crop after the other, for less memory;
+        # without one both sides learn
+        crops = [image] if self.student is None else list(image[:, None])
+        with torch.set_grad_enabled(self.student is None and torch.is_grad_enabled()):
+            said = [_joined([block_features([x], grid) for x in self.backbone.encode(crop)]) for crop in crops]
+        whole = torch.cat(said)  # (B, N, C)
         # what learns sees the visible blocks alone
         encoder = self.backbone if self.student is None else self.student
         maps = encoder.encode_visible(
             image, ~hidden, blocks=batch.get("blocks"), visible_count=batch.get("visible_count")
         )
-        visible = self._described([one.dense() for one in maps], grid)  # (B, N, C), of no meaning in hidden places
+        visible = _joined([one.described(grid) for one in maps])  # (B, N, C), of no meaning in hidden places
         # the predictor gets them, and one token in every hidden place, which its positions tell apart
         entered = self.enter(visible)  # (B, N, P)
         entered = torch.where(hidden.flatten(1)[:, :, None], self.mask_token.to(entered.dtype), entered)
-        predicted = self.predictor(entered.transpose(1, 2).unflatten(2, grid)).flatten(2).transpose(1, 2)  # (B, N, P)
+        places = entered.transpose(1, 2).reshape(len(image), -1, *grid)  # (B, P, d, h, w)
+        predicted = self.predictor(places).flatten(2).transpose(1, 2)  # (B, N, P)
         prediction = self.leave(at_places(predicted, batch["places"]))  # (B, M, C)
-        # the target encoder sees all; a teacher gets no gradient, without one both sides learn
-        with torch.set_grad_enabled(self.student is None and torch.is_grad_enabled()):
-            whole = self._described(self.backbone.encode(image), grid)  # (B, N, C)
         return {
             "prediction": prediction,
             "target": at_places(whole, batch["places"]),
             "context": at_places(visible, batch["seen"]),
-            "features": whole.detach().transpose(1, 2).unflatten(2, grid),
+            "features": whole.detach().transpose(1, 2).reshape(len(image), -1, *grid),
         }
 
     def _follow(self, batch: dict[str, Any]) -> None:
@@ -249,11 +253,11 @@ class JEPA(nn.Module):
         follow(self.backbone, self.student, momentum_at(batch["progress"], momentum=self.teacher_momentum))
         self._followed = batch["seed"]
 
-    def _described(self, features: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
-        """Return the features of all blocks ``(B, N, C)``, those of each map normalised over its channels."""
-        blocks = block_features(features, grid).flatten(2).transpose(1, 2)  # (B, N, C)
-        parts = [F.layer_norm(part, part.shape[-1:]) for part in blocks.split(self.channels, dim=-1)]
-        return torch.cat(parts, dim=-1)
+
+def _joined(maps: Sequence[Tensor]) -> Tensor:
+    """Return the features of all blocks ``(B, N, C)``, each map ``(B, c, d, h, w)`` normalised over its channels."""
+    parts = [x.flatten(2).transpose(1, 2) for x in maps]  # each (B, N, c)
+    return torch.cat([F.layer_norm(part, part.shape[-1:]) for part in parts], dim=-1)
 
 
 def isotropy(features: Tensor, *, seed: int, directions: int = 256, points: int = 9) -> Tensor:

@@ -198,7 +198,10 @@ class PlainTransformer(nn.Module):
     def forward(self, grid: Tensor, visible: Tensor | None = None) -> Tensor:
         """Map a grid of tokens ``(B, C, d, h, w)`` to another; hidden ones are left out and come back as zeros."""
         b, c, *sides = grid.shape
-        x = (grid + self.net.position_embedding).flatten(2).transpose(1, 2)  # (B, N, C)
+        position = self.net.position_embedding
+        if position.shape[2:] != grid.shape[2:]:
+            position = F.interpolate(position, size=sides, mode="trilinear")
+        x = (grid + position).flatten(2).transpose(1, 2)  # (B, N, C)
         axes = [torch.arange(side, device=grid.device, dtype=torch.float32) for side in sides]
         place = torch.cartesian_prod(*axes).expand(b, -1, 3)  # (B, N, 3)
         if visible is not None:
