@@ -198,7 +198,7 @@ class PlainTransformer(nn.Module):
     def forward(self, grid: Tensor, visible: Tensor | None = None) -> Tensor:
         """Map a grid of tokens ``(B, C, d, h, w)`` to another; hidden ones are left out and come back as zeros."""
         b, c, *sides = grid.shape
-        position = self.net.position_embedding
+        position: Tensor = self.net.position_embedding
         if position.shape[2:] != grid.shape[2:]:
             position = F.interpolate(position, size=sides, mode="trilinear")
         x = (grid + position).flatten(2).transpose(1, 2)  # (B, N, C)
