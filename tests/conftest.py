@@ -30,7 +30,7 @@ NETWORK = {
     for bundle in BUNDLES
 }
 # methods whose teacher is kept, and gets no gradient
-WITH_TEACHER = ("dino",)
+WITH_TEACHER = ("dino", "jepa")
 # settings of pre-training that fit small crops, by method
 SMALL: dict[str, dict[str, Any]] = {
     "voco": {"patch_size": [32, 32, 16], "crop_size": 16, "grid": [2, 2, 1], "targets": 2},
@@ -40,6 +40,7 @@ for _method in SMALL:
     SMALL[_method] |= {"hidden_features": 32, "embedding_features": 16}
 SMALL["dino"] = {"patch_size": [24, 24, 24], "crop_size": 16, "local_size": 8, "local_crops": 2}
 SMALL["dino"] |= {"hidden_ratio": [0.25, 0.5], "hidden_features": 32, "bottleneck_features": 16, "prototypes": 32}
+SMALL["jepa"] = {"predictor_dim": 24, "predictor_depth": 1, "predictor_heads": 2}
 
 
 def method_of(bundle: str) -> str:

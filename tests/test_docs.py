@@ -33,7 +33,7 @@ PAGES = sorted(
 )
 FIGURES = {ROOT / "docs" / name for name in ("benchmark.md", "budget.md")}
 OURS = {"simmim_resenc_l", "spark3d_primus_m"}
-EXPERIMENTAL = {"dino_primus_m", "dino_resenc_l"}
+EXPERIMENTAL = {"dino_primus_m", "dino_resenc_l", "jepa_primus_m", "jepa_resenc_l"}
 NOT_COMPARED = "experimental: not compared yet"
 QUESTIONS = [
     *("have scans without labels", "have 10 labelled cases", "have a published checkpoint", "use MONAI Label"),

@@ -54,6 +54,7 @@ from ..losses import gather
 from ..networks import (
     Primus,
     ResEncUNet,
+    at_places,
     block_features,
     follow,
     in_chunks,
@@ -363,7 +364,7 @@ class DINO(nn.Module):
         with torch.no_grad():
             pooled, features = in_chunks(lambda which: self._teach(batch, which), samples, self.chunks)
             embedding, teacher = self.teacher_head(self._standardised("teacher_whole", pooled))
-            blocks = _at(features, batch["places"])
+            blocks = at_places(features.flatten(2).transpose(1, 2), batch["places"])  # (B, M, C)
             _, teacher_dense = self.teacher_dense_head(self._standardised("teacher_blocks", blocks))
         learning = [*self.student.parameters(), self.mask_token]
         hidden, whole, small, blocks = in_chunks(
@@ -413,7 +414,7 @@ class DINO(nn.Module):
         pooled = pool_features(features)  # (2 b, C)
         small = pool_features(self.student.encode(batch["locals"].index_select(0, which).flatten(0, 1)))  # (b L, C)
         dense = block_features([x[:b] for x in features], hidden.shape[1:])
-        blocks = _at(dense, batch["places"].index_select(0, which))
+        blocks = at_places(dense.flatten(2).transpose(1, 2), batch["places"].index_select(0, which))  # (b, M, C)
         return pooled[:b, None], pooled[b:, None], small.view(b, -1, small.shape[1]), blocks
 
     def _teach(self, batch: dict[str, Any], which: Tensor) -> tuple[Tensor, Tensor]:
@@ -422,12 +423,6 @@ class DINO(nn.Module):
         features = self.backbone.encode(crops.transpose(0, 1).flatten(0, 1))
         dense = block_features([x[:b] for x in features], batch["hidden"].shape[1:])
         return pool_features(features).view(2, b, -1).transpose(0, 1), dense
-
-
-def _at(dense: Tensor, places: Tensor) -> Tensor:
-    """Return the blocks ``(B, M, C)`` at some places ``(B, M)`` of a grid ``(B, C, d, h, w)``."""
-    blocks = dense.flatten(2).transpose(1, 2)  # (B, N, C)
-    return blocks.gather(1, places[:, :, None].expand(-1, -1, blocks.shape[2]))
 
 
 def sinkhorn(cosines: Tensor, *, temperature: float, iterations: int = 3) -> Tensor:

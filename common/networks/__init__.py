@@ -11,7 +11,7 @@ from .heads import ProjectionHead, pool_features
 from .nets.plain_unet import PlainUNet
 from .nets.primus import Primus, primus_b, primus_l, primus_m, primus_s
 from .nets.resenc_unet import ResEncUNet, resenc_l
-from .teacher import block_features, follow, momentum_at, teacher_of
+from .teacher import at_places, block_features, follow, momentum_at, teacher_of
 from .untrained import UNTRAINED, mark_untrained, refuse_untrained, watch_untrained
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "ProjectionHead",
     "ResEncUNet",
     "Transformer",
+    "at_places",
     "block_features",
     "follow",
     "in_chunks",

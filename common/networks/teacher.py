@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["block_features", "follow", "momentum_at", "teacher_of"]
+__all__ = ["at_places", "block_features", "follow", "momentum_at", "teacher_of"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -79,3 +79,8 @@ def block_features(features: Sequence[Tensor], grid: Sequence[int]) -> Tensor:
                 x = x.repeat_interleave(blocks // x.shape[axis], dim=axis)
             parts.append(x.float())
     return torch.cat(parts, dim=1)
+
+
+def at_places(blocks: Tensor, places: Tensor) -> Tensor:
+    """Return the blocks ``(B, M, C)`` that lie at some places ``(B, M)``, numbers in a grid, of all ``(B, N, C)``."""
+    return blocks.gather(1, places[:, :, None].expand(-1, -1, blocks.shape[2]))

@@ -125,6 +125,15 @@ METHODS = {
         _FEATURES,
         ours=("",),
     ),
+    "jepa": Paper(
+        "JEPA",
+        "Assran et al. Self-supervised learning from images with a joint-embedding predictive architecture. "
+        "arXiv:2301.08243; Balestriero and LeCun. LeJEPA. arXiv:2511.08544",
+        "",
+        "error of the features that are predicted in hidden places",
+        _FEATURES,
+        ours=("",),
+    ),
 }
 BACKBONES = {
     "resenc_l": Paper("ResEnc-L", "Isensee et al. nnU-Net revisited. arXiv:2404.09556"),

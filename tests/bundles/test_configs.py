@@ -41,8 +41,8 @@ SAME_EVERYWHERE = {
         "lr",
     ),
 }
-METHODS = ["dino", "mae", "models_genesis", "simclr", "simmim", "spark3d", "swinunetr", "voco", "volumefusion"]
-EXPERIMENTAL = {"dino_primus_m", "dino_resenc_l"}
+METHODS = ["dino", "jepa", "mae", "models_genesis", "simclr", "simmim", "spark3d", "swinunetr", "voco", "volumefusion"]
+EXPERIMENTAL = {"dino_primus_m", "dino_resenc_l", "jepa_primus_m", "jepa_resenc_l"}
 OURS = {"simmim_resenc_l", "spark3d_primus_m"} | EXPERIMENTAL
 SIZES = {"resenc_l": {"features_per_stage", "blocks_per_stage"}, "primus_m": {"embed_dim", "depth", "num_heads"}}
 
@@ -149,6 +149,15 @@ VIEWS = {
         "prototypes": 512,
         "teacher_momentum": [0.9995, 1.0],
         "teacher_temperature": [0.04, 0.04],
+    },
+    "jepa": {
+        "hidden_ratio": 0.6,
+        "box_share": [0.1, 0.2],
+        "flip_probability": 0.5,
+        "predictor_dim": 384,
+        "predictor_depth": 6,
+        "teacher_momentum": [0.996, 1.0],
+        "isotropy_weight": 0.0,
     },
     "mae": {"hidden_ratio": 0.75, "rotation_probability": 0.2, "zoom_probability": 0.2, "flip_probability": 0.5}
     | {"contrast_weight": 0.0},

@@ -14,11 +14,22 @@ from torch import Tensor, nn
 
 from common.losses import MaskedMSELoss, NTXentLoss, gather
 from common.methods.dino import DINO, DINOLoss
+from common.methods.jepa import JEPA, JEPALoss
 from common.methods.voco import VoCo, VoCoLoss
 from common.networks import ResEncUNet
 from common.processes import leave_processes
 
-__all__ = ["contrast", "distilling", "gathering", "ignoring", "in_processes", "masked_batch", "overlapping", "share"]
+__all__ = [
+    "contrast",
+    "distilling",
+    "foretelling",
+    "gathering",
+    "ignoring",
+    "in_processes",
+    "masked_batch",
+    "overlapping",
+    "share",
+]
 
 Compute = Callable[[int, int], Any]
 
@@ -98,6 +109,22 @@ def distilling(rank: int, world: int) -> list[Tensor]:
     loss = DINOLoss()(dino.train()(own), own)
     loss.backward()
     return [loss.detach(), *(weight.grad for weight in dino.parameters() if weight.grad is not None)]
+
+
+def foretelling(rank: int, world: int) -> list[Tensor]:
+    """Return the same of JEPA, whose features are drawn towards one distribution over all samples."""
+    generator = torch.Generator().manual_seed(0)
+    image, order = torch.randn(4, 1, 8, 8, 8, generator=generator), torch.rand(4, 8, generator=generator).argsort(1)
+    places, seen = order[:, :5], order[:, 5:]
+    hidden = torch.zeros(4, 8).scatter(1, places, 1.0).bool().view(4, 2, 2, 2)
+    batch = {"image": image, "hidden": hidden, "places": places, "seen": seen}
+    torch.manual_seed(0)
+    backbone = ResEncUNet(features_per_stage=[4, 8], blocks_per_stage=[1, 1], with_decoder=False)
+    jepa = JEPA(backbone, grid=[2, 2, 2], predictor_dim=12, predictor_depth=1, predictor_heads=2)
+    own = {name: value.chunk(world)[rank] for name, value in batch.items()} | {"progress": 0.5, "seed": 7}
+    loss = JEPALoss(isotropy_weight=0.5)(jepa.train()(own), own)
+    loss.backward()
+    return [loss.detach(), *(weight.grad for weight in jepa.parameters() if weight.grad is not None)]
 
 
 def overlapping(rank: int, world: int) -> list[Tensor]:

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from .processes import distilling, overlapping
+from .processes import distilling, foretelling, overlapping
 
 
 @pytest.mark.parametrize(
     ("compute", "rounding"),
     [
         pytest.param(distilling, 1e-6, id="distilling"),
+        pytest.param(foretelling, 1e-6, id="foretelling"),
         pytest.param(overlapping, 1e-5, id="overlapping"),  # divided by how little averages of maps differ
     ],
 )

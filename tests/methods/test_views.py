@@ -15,6 +15,7 @@ from torch import Tensor
 
 import common.methods
 from common.methods.dino import DINOViews
+from common.methods.jepa import JEPAViews
 from common.methods.models_genesis import GenesisViews
 from common.methods.simclr import SimCLRViews
 from common.methods.swinunetr import SwinUNETRViews
@@ -46,6 +47,7 @@ VIEWS: dict[str, Callable[[], Any]] = {
         batch_size=8,
         augmentation=AUGMENTATION,
     ),
+    "JEPAViews": lambda: JEPAViews(CROP, block_size=4, batch_size=8),
     "SimCLRViews": lambda: SimCLRViews(CROP, crop_size=8, pairs=2, augmentation=AUGMENTATION),
 }
 

@@ -49,6 +49,7 @@ def test_an_arm_is_of_the_method_of_its_weights(tmp_path: Path) -> None:
         ("unknown", "unknown"),
         ("VoCo", "voco"),
         ("DINO", "dino"),
+        ("JEPA", "jepa"),
         ("MoCo", "MoCo"),
     ):
         file.with_suffix(".json").write_text(json.dumps({"method": stated}))

@@ -191,8 +191,13 @@ def _views(config: ConfigParser, method: str, workflow: str) -> dict[str, Any]:
         share = ratio if isinstance(ratio, (int, float)) else min(ratio)  # which computes most
         names = [name for name in ("block_size", "token_size") if name in config.config]
         grid = [side // config.get_parsed_content(names[0]) for side in size]
-        made = {"image": image, "hidden": torch.empty(batch, *grid, dtype=torch.bool)}
+        hidden = torch.empty(batch, *grid, dtype=torch.bool)
+        made: dict[str, Any] = {"image": image, "hidden": hidden}
         blocks = _blocks(batch, grid, share)
+        if "box_share" in config.config:
+            seen, all_blocks = blocks.counts[0], hidden[0].numel()
+            made |= {"places": torch.empty(batch, all_blocks - seen, dtype=torch.long), "progress": 0.0, "seed": 0}
+            made["seen"] = torch.empty(batch, seen, dtype=torch.long)
         return {**made, "visible_count": blocks.counts[0], **({"blocks": blocks} if "block_size" in names else {})}
     if method == "models":
         return {"image": image, "target": torch.empty_like(image)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from math import comb
+from math import comb, exp
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from common.methods.models_genesis import GenesisDraw
 from common.networks import Primus, ResEncUNet, Transformer
+from common.networks.blocks.sparse import MaskedMap
 from common.views import SpatialDraw
 
 __all__ = [
@@ -114,6 +115,10 @@ class PlainUNet(nn.Module):
             features.append(x)
         return features
 
+    def encode_visible(self, image: Tensor, visible: Tensor, **known: Any) -> list[MaskedMap]:
+        """Return the feature maps of visible voxels; what else is ``known`` of them saves nothing here."""
+        return [MaskedMap(x, None) for x in self.encode(image, visible, sparse=True)]
+
     def decode(self, features: list[Tensor]) -> Tensor:
         """Map the feature maps to the output."""
         decoder = self.net.decoder
@@ -193,7 +198,10 @@ class PlainTransformer(nn.Module):
     def forward(self, grid: Tensor, visible: Tensor | None = None) -> Tensor:
         """Map a grid of tokens ``(B, C, d, h, w)`` to another; hidden ones are left out and come back as zeros."""
         b, c, *sides = grid.shape
-        x = (grid + self.net.position_embedding).flatten(2).transpose(1, 2)  # (B, N, C)
+        position: Tensor = self.net.position_embedding
+        if position.shape[2:] != grid.shape[2:]:
+            position = F.interpolate(position, size=sides, mode="trilinear")
+        x = (grid + position).flatten(2).transpose(1, 2)  # (B, N, C)
         axes = [torch.arange(side, device=grid.device, dtype=torch.float32) for side in sides]
         place = torch.cartesian_prod(*axes).expand(b, -1, 3)  # (B, N, 3)
         if visible is not None:
@@ -263,6 +271,10 @@ class PlainPrimus(nn.Module):
             grid, visible = torch.where(visible[:, None], grid, mask_token.to(grid.dtype)), None
         return [self.transformer(grid, visible)]
 
+    def encode_visible(self, image: Tensor, visible: Tensor, **known: Any) -> list[MaskedMap]:
+        """Return the grid of tokens, hidden ones left out; what else is ``known`` of them saves nothing here."""
+        return [MaskedMap(x, None) for x in self.encode(image, visible)]
+
     def decode(self, features: list[Tensor]) -> Tensor:
         """Map the grid of tokens to the output."""
         return self.decoder(features[-1])  # type: ignore[misc]
@@ -317,19 +329,22 @@ def plain_method(method: Any, *, peer: bool) -> nn.Module:
         method: of a bundle.
         peer: take the U-Net of dynamic-network-architectures, where the method is not sparse.
     """
-    spark = type(method).__name__ == "Spark3D"
+    kind = type(method).__name__
     if isinstance(method.backbone, ResEncUNet):
-        backbone: nn.Module = PeerUNet(method.backbone) if peer and not spark else PlainUNet(method.backbone)
+        sparse = kind in ("Spark3D", "JEPA")
+        backbone: nn.Module = PeerUNet(method.backbone) if peer and not sparse else PlainUNet(method.backbone)
     else:
         backbone = PlainPrimus(method.backbone)
-    if spark:
+    if kind == "Spark3D":
         return PlainSpark3D(method, backbone)
     plain = copy.deepcopy(method)
     plain.backbone = backbone
-    if hasattr(plain, "student"):
-        plain.student, plain.backbone = backbone, copy.deepcopy(backbone).requires_grad_(False)
-    if isinstance(getattr(plain, "decoder", None), Transformer):
-        plain.decoder = PlainTransformer(plain.decoder)
+    if getattr(plain, "student", None) is not None:
+        plain.student = backbone.requires_grad_(True)
+        plain.backbone = copy.deepcopy(backbone).requires_grad_(False)
+    for name in ("decoder", "predictor"):
+        if isinstance(getattr(plain, name, None), Transformer):
+            setattr(plain, name, PlainTransformer(getattr(plain, name)))
     return plain  # type: ignore[no-any-return]
 
 
@@ -414,6 +429,31 @@ def _dino(loss: Any, pred: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
     return total
 
 
+def _isotropy(features: Tensor, seed: int, count: int) -> Tensor:
+    drawn = torch.randn(features.shape[-1], count, generator=torch.Generator().manual_seed(seed)).to(features.device)
+    rows, total = features.float().flatten(0, 1), torch.zeros((), device=features.device)
+    for direction in drawn.unbind(1):
+        along = rows @ (direction / direction.norm())
+        heights = []
+        for index in range(-8, 9):
+            t = 5 * index / 8
+            normal = exp(-t * t / 2)
+            heights.append((((t * along).cos().mean() - normal) ** 2 + (t * along).sin().mean() ** 2) * normal)
+        total = total + torch.trapezoid(torch.stack(heights), dx=5 / 8) / count
+    return total
+
+
+def _jepa(loss: Any, pred: dict[str, Tensor], batch: dict[str, Any]) -> Tensor:
+    total = F.mse_loss(pred["prediction"].float(), pred["target"].float())
+    if loss.isotropy_weight == 0:
+        return total
+    learned = ["context"] if loss.with_teacher else ["context", "target"]
+    for name in learned:
+        spread = _isotropy(pred[name], batch["seed"], loss.directions)
+        total = total + loss.isotropy_weight * spread / len(learned)
+    return total
+
+
 LOSSES: dict[str, Callable[[Any, dict[str, Tensor], dict[str, Any]], Tensor]] = {
     "MaskedMSELoss": _masked,
     "MAELoss": _masked,
@@ -423,6 +463,7 @@ LOSSES: dict[str, Callable[[Any, dict[str, Tensor], dict[str, Any]], Tensor]] = 
     "VoCoLoss": _voco,
     "FusionLoss": _fusion,
     "DINOLoss": _dino,
+    "JEPALoss": _jepa,
 }
 
 # views

@@ -221,7 +221,9 @@ def measure_step(cell: str, options: Benchmark) -> dict[str, Any]:
             seconds[name].append(steps[name](index)[0])
     result: dict[str, Any] = {
         "cell": cell,
-        "input": " x ".join(map(str, next(v for v in steps["ours"].batch.values() if v.ndim == 5).shape)),
+        "input": " x ".join(
+            map(str, next(v for v in steps["ours"].batch.values() if isinstance(v, Tensor) and v.ndim > 4).shape)
+        ),
         "seconds": statistics.median(seconds["ours"]),
         # neighbours in time are compared, so that a machine that slows down does so for both
         "ratios": {

@@ -48,6 +48,7 @@ _BACKBONES: dict[str, dict[str, str]] = {
     },
 }
 _DINO = "--crop_size 32 --local_size 16 --batch_size 4 --prototypes 256 --teacher_momentum [0.99,1.0]"
+_JEPA = "--batch_size 4 --predictor_dim 96 --predictor_depth 2 --predictor_heads 4 --teacher_momentum [0.99,1.0]"
 # what a method needs besides, by the beginning of the bundle's name; crops of crops are a multiple of 16
 _METHODS: dict[str, str] = {
     **dict.fromkeys(("mae_resenc", "simmim_resenc", "spark3d_resenc"), "--block_size 8"),
@@ -56,6 +57,8 @@ _METHODS: dict[str, str] = {
     "simclr": "--patch_size [64,64,32] --crop_size 32 --batch_size 8",
     "dino_resenc": f"{_DINO} --lr 0.002 --warmup_epochs 1 --block_size 8",
     "dino": f"{_DINO} --lr 0.001",
+    "jepa_resenc": f"{_JEPA} --lr 0.002 --warmup_epochs 1 --block_size 8",
+    "jepa": f"{_JEPA} --lr 0.001",
 }
 # by the median side of the volumes in mm: voxels in mm, side of a crop in voxels, factor on the steps
 _SIZES = {64: (1.0, 32, 2.4), 128: (1.0, 48, 1.0), 10_000: (2.0, 48, 1.0)}

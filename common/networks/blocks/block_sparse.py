@@ -65,6 +65,13 @@ class BlockMap:
         """Return ``(B, C, D, H, W)``, hidden voxels as the last row has them."""
         return _Dense.apply(self.values, self.blocks, self.sides)  # type: ignore[no-any-return, no-untyped-call]
 
+    def described(self, grid: Sequence[int]) -> Tensor:
+        """Return the mean of every block ``(B, C, d, h, w)``, float32, zeros for hidden ones; without a dense map."""
+        rows = self.values[:-1].view(len(self.blocks), _volume(self.sides), -1)  # (N, V, C)
+        means = rows.sum(1, dtype=torch.float32) / rows.shape[1]  # not the mean, whose gradient would be of float32
+        every = means.new_zeros(len(self.blocks.counts), *grid, means.shape[1])
+        return every.index_put(tuple(self.blocks.where), means).movedim(-1, 1)
+
     def normalised(self, fill: Tensor | None, values: Tensor) -> Tensor:
         """Return ``(B, C, D, H, W)`` of these values, normalised over the visible voxels of each sample, ``fill`` at
         the hidden ones.

@@ -8,12 +8,15 @@ argument and never kept in a module or a global.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, List, Optional
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from ..teacher import block_features
 
 __all__ = ["MaskedMap", "mask_at", "masked_instance_norm"]
 
@@ -135,6 +138,10 @@ class MaskedMap:
     def dense(self) -> Tensor:
         """Return the values."""
         return self.values
+
+    def described(self, grid: Sequence[int]) -> Tensor:
+        """Return what :func:`block_features` says of every block, ``(B, C, d, h, w)``, float32."""
+        return block_features([self.values], grid)
 
     def normalised(self, fill: Tensor | None, values: Tensor) -> Tensor:
         """Return ``(B, C, D, H, W)`` of these values, normalised over the visible voxels of each sample, ``fill`` at
