@@ -62,7 +62,16 @@ from ..networks import (
     pool_features,
     teacher_of,
 )
-from ..views import BiasField, CropAugmentation, SampleKey, SpatialCrop, draw_hidden_blocks, step_stream, view_stream
+from ..views import (
+    BiasField,
+    CropAugmentation,
+    SampleKey,
+    SpatialCrop,
+    draw_hidden_blocks,
+    progress_of,
+    step_stream,
+    view_stream,
+)
 
 __all__ = ["DINO", "DINOLoss", "DINOViews", "RunningNorm", "crop_sides", "koleo", "sinkhorn"]
 
@@ -211,19 +220,16 @@ class DINOViews:
         regions = self.spatial(batch)  # (B, 1, D, H, W)
         draws = [self.draw(key) for key in batch["key"]]
         seed, epoch, index = batch["key"][0]
-        ratio = float(step_stream(seed, epoch, index // self.batch_size).uniform(*self.hidden_ratio))
+        step = index // self.batch_size
+        ratio = float(step_stream(seed, epoch, step).uniform(*self.hidden_ratio))
         hidden = torch.stack([draw_hidden_blocks(self.grid, ratio, stream) for *_, stream in draws])
         places = torch.stack([one.flatten().nonzero().squeeze(1) for one in hidden])  # (B, M)
-        progress = 1.0
-        if self._steps is not None:
-            whole, of_epoch = self._steps
-            progress = min(((epoch - 1) * of_epoch + index // self.batch_size) / whole, 1.0)
         return {
             "globals": self._crops(regions, [large for large, *_ in draws], self.crop_size),
             "locals": self._crops(regions, [small for _, small, _ in draws], self.local_size),
             "hidden": hidden.to(regions.device, non_blocking=True),
             "places": places.to(regions.device, non_blocking=True),
-            "progress": progress,
+            "progress": progress_of(epoch, step, self._steps),
         }
 
     def _crops(self, regions: Tensor, draws: Sequence[Sequence[CropDraw]], size: Sequence[int]) -> Tensor:

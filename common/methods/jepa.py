@@ -44,7 +44,7 @@ from torch import Tensor, nn
 
 from ..losses import gather
 from ..networks import Primus, ResEncUNet, Transformer, at_places, block_features, follow, momentum_at, teacher_of
-from ..views import SampleKey, SpatialCrop, VisibleBlocks, step_stream, view_stream
+from ..views import SampleKey, SpatialCrop, VisibleBlocks, progress_of, step_stream, view_stream
 
 __all__ = ["JEPA", "JEPALoss", "JEPAViews", "draw_hidden_boxes", "isotropy"]
 
@@ -146,17 +146,14 @@ class JEPAViews:
         order = torch.argsort(hidden.flatten(1).to(torch.uint8), dim=1, descending=True, stable=True)  # (B, N)
         count = int(self.hidden_ratio * self.blocks)
         seed, epoch, index = batch["key"][0]
-        step, progress = index // self.batch_size, 1.0
-        if self._steps is not None:
-            whole, of_epoch = self._steps
-            progress = min(((epoch - 1) * of_epoch + step) / whole, 1.0)
+        step = index // self.batch_size
         views = {
             "image": image,
             "hidden": hidden.to(image.device, non_blocking=True),
             "places": order[:, :count].to(image.device, non_blocking=True),
             "seen": order[:, count:].to(image.device, non_blocking=True),
             "visible_count": self.blocks - count,
-            "progress": progress,
+            "progress": progress_of(epoch, step, self._steps),
             "seed": int(step_stream(seed, epoch, step).integers(2**32)),
         }
         if self.sparse:

@@ -7,7 +7,7 @@ from .blocks import VisibleBlocks
 from .classification import VolumeViews
 from .intensity import AugmentationDraw, CropAugmentation
 from .masks import MaskedViews, draw_hidden_blocks
-from .randomness import SampleKey, reading_stream, step_seed, step_stream, view_stream
+from .randomness import SampleKey, progress_of, reading_stream, step_seed, step_stream, view_stream
 from .segmentation import SegmentationViews
 from .spatial import SpatialCrop, SpatialDraw
 
@@ -24,6 +24,7 @@ __all__ = [
     "VolumeViews",
     "axis_numbers",
     "draw_hidden_blocks",
+    "progress_of",
     "reading_stream",
     "step_seed",
     "step_stream",

@@ -8,10 +8,12 @@ noise). So draws do not depend on the number of workers or processes, and a resu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-__all__ = ["SampleKey", "reading_stream", "step_seed", "step_stream", "view_stream"]
+__all__ = ["SampleKey", "progress_of", "reading_stream", "step_seed", "step_stream", "view_stream"]
 
 SampleKey = tuple[int, int, int]
 _READING, _VIEW, _STEP, _BATCH = 0, 1, 2, 3
@@ -36,6 +38,24 @@ def view_stream(key: SampleKey) -> torch.Generator:
 def step_stream(seed: int, epoch: int, step: int) -> np.random.Generator:
     """Return the stream for what all samples of one optimizer step share, in whatever process they are."""
     return np.random.default_rng([seed, epoch, step, _BATCH])
+
+
+def progress_of(epoch: int, step: int, steps: Sequence[int] | None) -> float:
+    """Return the share of the run that is done, for schedules.
+
+    Args:
+        epoch: which, from 1.
+        step: of the epoch, from 0.
+        steps: of the run, and of one of its epochs; None for what is always at the end, as validation.
+
+    Example:
+        >>> progress_of(2, 5, [40, 10]), progress_of(9, 0, [40, 10]), progress_of(1, 0, None)
+        (0.375, 1.0, 1.0)
+    """
+    if steps is None:
+        return 1.0
+    whole, of_epoch = steps
+    return min(((epoch - 1) * of_epoch + step) / whole, 1.0)
 
 
 def step_seed(seed: int, iteration: int, rank: int) -> int:

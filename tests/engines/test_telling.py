@@ -197,7 +197,10 @@ def test_tools_propose_verbs_where_openmind_runs(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize(
     ("predictions", "model"),
-    [(None, "runs/a/models/model.pt"), ("runs/a/other", "runs/a/models/model.pt"), ("masks", "MODEL")],
+    [
+        *((None, "runs/a/models/model.pt"), ("runs/a/other", "runs/a/models/model.pt")),
+        *(("masks", "MODEL"), ("runs/ab/output/predictions", "MODEL")),
+    ],
 )
 def test_an_evaluation_names_the_model_only_if_the_predictions_are_of_its_run(
     predictions: str | None, model: str

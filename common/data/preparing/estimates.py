@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 import shutil
@@ -96,10 +97,11 @@ class DiskEstimate:
         self.voxels = self.bytes = 0.0
         self.count = 0
         few = random.Random(0).sample(list(cases), min(_SAMPLED, len(cases)))
-        self.mean = sum(map(self._made, few)) / max(len(few), 1)
+        made = [(case, self._made(case)) for case in few]
+        self.mean = sum(voxels for _, voxels in made) / max(len(few), 1)
         least = (_BEST[settings.dtype] * self.mean + _BESIDE) * len(cases) * shares
         if self.mean:
-            most = sum(map(self._most, few)) / len(few) * len(cases) * shares
+            most = sum(itertools.starmap(self._most, made)) / len(few) * len(cases) * shares
             told = f"{self._of()} will take up to about {_readable(most)} in {near(root)} by their headers"
             self._tell(f"{told}, where {_readable(self.free)} are free", least)
 
@@ -135,9 +137,8 @@ class DiskEstimate:
     def _made(self, case: Case) -> float:
         return _voxels(case, self.settings)[1]
 
-    def _most(self, case: Case) -> float:
-        """Return the bytes of a case that compresses badly; it is stored in whole blocks."""
-        voxels = self._made(case)
+    def _most(self, case: Case, voxels: float) -> float:
+        """Return the bytes of a case of so many voxels that compresses badly; it is stored in whole blocks."""
         side = (voxels / self.settings.channels) ** (1 / 3)
         whole = self.settings.channels * math.prod(math.ceil(side / block) * block for block in BLOCK)
         label = min(_BESIDE_A_LABEL, 6 * voxels) if LABEL in case else 0
