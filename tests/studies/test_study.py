@@ -162,7 +162,7 @@ def test_nearer_settings_win(task: Path) -> None:
 
 
 def test_a_pretraining_is_shared_and_comes_first(task: Path) -> None:
-    study = small(task.parent, folds=2, seeds=[0, 1])
+    study = small(task.parent, folds=2, seeds=[0, 1], settings={**NARROW["settings"], "schedule": "warmup"})
     order = pieces(study)
     first = [name for name in order if name.startswith("pretraining/")]
     assert list(order)[: len(first)] == first
@@ -175,6 +175,20 @@ def test_a_pretraining_is_shared_and_comes_first(task: Path) -> None:
     assert told["features_per_stage"] == [4, 8, 8], "of the same size as in fine-tuning"
     assert told["iterations_per_epoch"] == 2
     assert "lr" not in told
+    assert "schedule" not in told, "of fine-tuning a word, of pre-training an object"
+
+
+def test_each_seed_can_have_a_pretraining_of_its_own(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = small(task.parent, seeds=[3, 5], pretrain_each_seed=True)
+    first = [name for name in pieces(study) if name.startswith("pretraining/")]
+    assert [name.rpartition("/")[2] for name in first] == ["seed_3", "seed_5"]
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(execution, "run_config", lambda *_, **settings: told.append(settings))
+    for name in first:
+        execution.do(study, name)
+    assert [settings["seed"] for settings in told] == [3, 5]
+    about = [json.loads((study.folder / name / "run.json").read_text()) for name in first]
+    assert [each["seed"] for each in about] == [3, 5]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +209,7 @@ def test_a_pretraining_is_shared_and_comes_first(task: Path) -> None:
         ({"data_sets": {"ball": {"card": "ball.yaml"}}}, "ball has no folder"),
         ({"data_sets": {"ball": {"card": "bowl.yaml", "folder": "task"}}}, "bowl.yaml"),
         ({"spacings": ["wide"]}, "must be fixed"),
+        ({"pretrain_each_seed": "no"}, "pretrain_each_seed is 'no'"),
         ({"keep": ["everything"]}, "keep has no 'everything'"),
         ({"arms": {"a b": TWO["scratch"], "a_b": TWO["scratch"]}}, "share the folder a_b"),
         ({"arms": {"a": "mae_resenc_l"}}, "the arm a is 'mae_resenc_l'"),

@@ -46,7 +46,7 @@ _WAY = 2  # of measuring; costs measured in another are not used
 
 def _kind(study: Study, run: Run, config: str) -> dict[str, Any]:
     """Return what a measurement is of: runs that share it cost the same."""
-    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    arm, data = study.arms[run.arm], _data(study, run, config)
     settings = study.pretraining_settings(arm, data) if config == "pretrain" else study.training_settings(arm, data)
     return {
         "bundle": arm.bundle,
@@ -56,6 +56,11 @@ def _kind(study: Study, run: Run, config: str) -> dict[str, Any]:
         "inference": study.merged("inference", arm, data) if config != "pretrain" else {},
         "labels": data.labels if config == "train" else data.classes,
     }
+
+
+def _data(study: Study, run: Run, config: str) -> DataSet:
+    data = study.data_sets[run.data_set]
+    return study.pretraining_set(data) if config == "pretrain" else data
 
 
 def _needs(study: Study, run: Run) -> list[str]:
@@ -81,7 +86,7 @@ def measure(study: Study, run: Run, config: str, *, steps: int, changes: Mapping
         case, of the ``start``, and of ``predict_start`` and ``score_start``, once in each run; ``peak_gib``; bytes of
         ``store`` for each case and of the ``models``.
     """
-    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    arm, data = study.arms[run.arm], _data(study, run, config)
     with tempfile.TemporaryDirectory(prefix="measured_", dir=study.folder) as name:
         folder = Path(name)
         by_size = sorted(data.parts[run.fold]["training"], key=lambda case: os.path.getsize(images_of(case)[0]))
@@ -168,7 +173,7 @@ def _micro_batch(study: Study, run: Run, changes: Mapping[str, Any]) -> int:
 
 def _defaults(study: Study, run: Run, config: str) -> dict[str, Any]:
     """Return the settings of a config as a run uses them."""
-    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    arm, data = study.arms[run.arm], _data(study, run, config)
     given = study.pretraining_settings(arm, data) if config == "pretrain" else study.training_settings(arm, data)
     return {**bundle_config(arm.bundle, config), **given}
 

@@ -106,6 +106,7 @@ class DataSet:
     patient: str | None = None
     target: Any = None
     classes: list[str] | None = None
+    pretrain_on: str | None = None  # the data set on whose training images arms pre-train, if not its own
     settings: dict[str, Any] = field(default_factory=dict)
     pretraining: dict[str, Any] = field(default_factory=dict)
     inference: dict[str, Any] = field(default_factory=dict)
@@ -156,6 +157,7 @@ class Study:
     inference: dict[str, Any]
     backbones: dict[str, dict[str, dict[str, Any]]]
     keep: list[str]
+    pretrain_each_seed: bool = False  # else all seeds of a fold start from one pre-training
     source: str = ""
 
     def runs(self) -> list[Run]:
@@ -183,6 +185,10 @@ class Study:
         if data.task == "classification" and run.cases < len(cases):
             cases = _every_class_first(cases, data.target)
         return cases[: run.cases]
+
+    def pretraining_set(self, data: DataSet) -> DataSet:
+        """Return the data set on whose training images arms pre-train for one, its own unless it says another."""
+        return self.data_sets[data.pretrain_on or data.name]
 
     def config_of(self, data: DataSet, kind: str) -> str:
         """Return which of a bundle's configs trains or predicts: kind is train or inference."""
@@ -222,9 +228,10 @@ class Study:
     def pretraining_settings(self, arm: Arm, data: DataSet) -> dict[str, Any]:
         """Return what a pre-training within the study is told: size of network and spacing as in fine-tuning."""
         known = bundle_config(arm.bundle, "pretrain")
-        shared = {name for name in known if name not in OWN} - {
+        # a component of pre-training is another than the setting of fine-tuning that is called alike, such as schedule
+        shared = {name for name, value in known.items() if name not in OWN and not isinstance(value, Mapping)} - {
             *("epochs", "iterations_per_epoch", "batch_size", "lr", "momentum", "weight_decay", "val_iterations"),
-            *("accumulation_steps", "clip_norm", "warmup_epochs", "loss", "optimizer", "initialization", "views"),
+            *("accumulation_steps", "clip_norm", "warmup_epochs", "initialization"),
         }
         found = {k: v for k, v in self.merged("settings", arm, data).items() if k in shared}
         return found | self.merged("pretraining", arm, data)
@@ -245,6 +252,7 @@ class Study:
                     "target": data.target,
                     "group": data.group,
                     "patient": data.patient,
+                    "pretrain_on": data.pretrain_on,
                     "cases": [{part: len(cases) for part, cases in fold.items()} for fold in data.parts],
                     "settings": data.settings,
                 }
@@ -253,6 +261,7 @@ class Study:
             "budgets": self.budgets,
             "folds": self.folds,
             "seeds": self.seeds,
+            "pretrain_each_seed": self.pretrain_each_seed,
             "settings": self.settings,
             "pretraining": self.pretraining,
             "inference": self.inference,

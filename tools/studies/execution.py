@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from common.data.cases import Case, case_name, images_of
 from common.data.listing.members import group_columns
-from common.errors import SettingsError, sentence
+from common.errors import SettingsError, causes, sentence
 from common.files import is_as_recorded, read_content, sha256, write_json, write_record
 from common.literals import as_data
 from common.paths import output_file
@@ -127,7 +127,8 @@ def note(log: Path, error: BaseException) -> str:
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as stream:
         traceback.print_exception(error, file=stream)
-    return sentence(error) or f"{type(error).__name__}: {error}"
+    *_, first = causes(error)  # MONAI wraps what a config ends with
+    return sentence(error) or f"{type(first).__name__}: {first}"
 
 
 def machine(device: Any = None) -> dict[str, Any]:
@@ -157,11 +158,12 @@ def peak_gib() -> float:
 
 def pretraining_of(study: Study, run: Run) -> str | None:
     """Return the name of the pre-training that a run starts from, None if it needs none of the study's own."""
-    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    arm, data = study.arms[run.arm], study.pretraining_set(study.data_sets[run.data_set])
     if arm.weights != PRETRAINING:
         return None
     which = digest([arm.bundle, study.pretraining_settings(arm, data)])[:8]
-    return f"{plain_name(data.name)}/{arm.bundle}_{which}/fold_{run.fold}"
+    own = f"{plain_name(data.name)}/{arm.bundle}_{which}/fold_{run.fold}"
+    return f"{own}/seed_{run.seed}" if study.pretrain_each_seed else own
 
 
 def pieces(study: Study, runs: Sequence[Run] | None = None) -> dict[str, list[str]]:
@@ -288,6 +290,8 @@ def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
     """Return what a piece is, for its folder: whatever changes its result."""
     arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    if kind == "pretraining":
+        data = study.pretraining_set(data)
     part = data.parts[run.fold]
     unseen = sorted(case_name(case) for case in part["validation"])
     if kind == "pretraining":
@@ -295,6 +299,7 @@ def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
             "bundle": arm.bundle,
             "data_set": data.name,
             "fold": run.fold,
+            **_pretraining_seed(study, run),
             "settings": study.pretraining_settings(arm, data),
             "unseen": unseen,
             "files": sizes_of(part["training"]),
@@ -337,7 +342,7 @@ def _digest_of(arm: Arm) -> str | None:
 
 def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     """Pre-train on the training images of a fold."""
-    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
+    arm, data = study.arms[run.arm], study.pretraining_set(study.data_sets[run.data_set])
     images = [{"image": file} for case in data.parts[run.fold]["training"] for file in images_of(case)]
     began = time.monotonic()
     run_config(
@@ -352,8 +357,13 @@ def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
         output_dir=str(folder / "pretrain"),
         ckpt_dir=str(folder),
         resume=(folder / _STATE).exists(),  # without it, what an encoder there is of cannot be told
+        **_pretraining_seed(study, run),
     )
     return {"seconds": {"training": time.monotonic() - began}, "peak_gib": round(peak_gib(), 2)}
+
+
+def _pretraining_seed(study: Study, run: Run) -> dict[str, int]:
+    return {"seed": run.seed} if study.pretrain_each_seed else {}
 
 
 def starting_weights(study: Study, run: Run) -> dict[str, Any]:

@@ -48,18 +48,18 @@ TEMPLATE = "template"  # folder of the task that needs no download
 _TEMPLATE_SCANS = 4  # of each half of the brain
 _TOP = (
     *("name", "output", "arms", "data_sets", "budgets", "folds", "seeds", "schedules", "lengths", "spacings"),
-    *("settings", "pretraining", "inference", "backbones", "keep", "plain_rows"),
+    *("settings", "pretraining", "inference", "backbones", "keep", "plain_rows", "pretrain_each_seed"),
 )
 _ARM = ("bundle", "weights", "schedule", "epochs", "spacing", "settings", "pretraining", "inference")
 _DATA_SET = (
     *("card", "folder", "datalist", "splits", "groups", "group", "labels", "channels", "table", "target", "classes"),
-    *("patient", "settings", "pretraining", "inference"),
+    *("patient", "pretrain_on", "settings", "pretraining", "inference"),
 )
 _LEVEL = ("settings", "pretraining", "inference")  # what every level may hold: settings of these configs
 _KEEP = ("models", "predictions")
 _NAMES = {  # entries that are texts, whatever they look like
     *("name", "output", "bundle", "weights", "card", "folder", "datalist", "splits", "groups", "group"),
-    *("patient", "table", "target"),
+    *("patient", "table", "target", "pretrain_on"),
 }
 _MEANS = ("ID", "OOD", "All")  # columns of the report that no data set may be called like
 _POSITIVE = ("epochs", "iterations_per_epoch", "batch_size", "lr", "patch_size", "input_size", "spacing_mm", "channels")
@@ -151,6 +151,7 @@ def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, so
         seeds=[_number(each, "seeds", least=0) for each in _several(content, "seeds", [0])],
         backbones=backbones,
         keep=[str(each) for each in _listed(content.get("keep", []))],
+        pretrain_each_seed=_yes(content.get("pretrain_each_seed", False), "pretrain_each_seed"),
         source=str(source),
         **levels,
     )
@@ -166,6 +167,7 @@ def study_from(content: Mapping[str, Any], *, base: Path, output: str | Path, so
         )
     study.folds = list(used) if used is not None else list(range(counts.pop()))
     _check_budgets(study)
+    _check_pretraining(study)
     _check_settings(study)
     folders: dict[str, str] = {}
     for title in (*arms, *data):
@@ -224,6 +226,12 @@ def _several(content: Mapping[str, Any], name: str, otherwise: list[Any]) -> lis
 def _number(value: Any, what: str, *, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingsError(f"{what} has {value!r}; it must hold whole numbers from {least}")
+    return value
+
+
+def _yes(value: Any, what: str) -> bool:
+    if not isinstance(value, bool):
+        raise SettingsError(f"{what} is {value!r}; it must be true or false")
     return value
 
 
@@ -385,6 +393,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         **told,
         target=target if not segmentation else None,
         classes=classes if not segmentation else None,
+        pretrain_on=entry.get("pretrain_on"),
         settings={**_of_card(about), **_task_settings(about), **_settings(entry, "settings", where)},
         pretraining=_settings(entry, "pretraining", where),
         inference=_settings(entry, "inference", where),
@@ -479,6 +488,23 @@ def _check_budgets(study: Study) -> None:
             if budget != "all" and not (budget.isdecimal() and budget.isascii() and 1 <= int(budget) <= most):
                 raise SettingsError(
                     f"budgets has {budget}; {name} has {most} cases to train on, so give numbers from 1 to that, or all"
+                )
+
+
+def _check_pretraining(study: Study) -> None:
+    """Refuse a data set to pre-train on that is not there, or that holds what another is tested on."""
+    for name, data in study.data_sets.items():
+        where = f"pretrain_on of {name}"
+        if data.pretrain_on is None:
+            continue
+        if data.pretrain_on not in study.data_sets:
+            raise SettingsError(f"{where} is {data.pretrain_on!r}; it must be one of {', '.join(study.data_sets)}")
+        for fold in study.folds:
+            seen = {case_name(case) for case in study.pretraining_set(data).parts[fold]["training"]}
+            if both := seen & {case_name(case) for case in data.parts[fold]["validation"]}:
+                raise SettingsError(
+                    f"{where}: fold {fold} would test on {min(both)}, on which {data.pretrain_on} pre-trains; "
+                    "give both the same splits"
                 )
 
 
