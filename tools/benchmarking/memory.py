@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from common.bundles import read_config
 from common.engines.budget.standin import undrawn
 from common.views import VisibleBlocks, draw_hidden_blocks
 
-__all__ = ["Held", "StepMemory", "cell_step", "step_memory"]
+__all__ = ["Held", "StepMemory", "cell_step", "local_side", "step_memory"]
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,13 @@ def cell_step(
 def _small(content: dict[str, Any], side: int) -> dict[str, Any]:
     side = min(side, content["crop_size"])
     if "local_size" in content:
-        return {"crop_size": side, "local_size": side // 2, "local_crops": 2}
+        return {"crop_size": side, "local_size": local_side(content, side), "local_crops": 2}
     return {"crop_size": side, **({"grid": [2, 1, 1], "targets": 1} if "grid" in content else {"pairs": 1})}
+
+
+def local_side(content: Mapping[str, Any], side: int) -> int:
+    """Return the side of small crops beside large ones of ``side``: as published beside published ones, else half."""
+    return content["local_size"] if side == content["crop_size"] else side // 2
 
 
 def _views(config: ConfigParser, method: str, workflow: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from common.views import reading_stream
 
 from ..commanding.environment import ROOT
 from . import plain
-from .memory import step_memory
+from .memory import local_side, step_memory
 from .settings import PUBLISHED, Benchmark
 
 __all__ = [
@@ -57,11 +57,13 @@ def bundle_config(cell: str, options: Benchmark, size: int) -> ConfigParser:
     if "crop_size" not in content:
         content["patch_size"] = [size] * 3
     elif size < PUBLISHED:  # crops as published, but fewer of them
-        side = content["crop_size"] = min(content["crop_size"], size)
+        side = min(content["crop_size"], size)
+        small = local_side(content, side) if "local_size" in content else 0
+        content["crop_size"] = side
         if "grid" in content:
             content |= {"grid": [2, 1, 1], "targets": 1, "patch_size": [2 * side, side, side]}
         elif "local_size" in content:
-            content |= {"local_size": side // 2, "local_crops": 2, "patch_size": [side + side // 2] * 3}
+            content |= {"local_size": small, "local_crops": 2, "patch_size": [side + side // 2] * 3}
         else:
             content |= {"pairs": 1, "patch_size": [side + side // 2, side + side // 2, side]}
     for name, value in options.settings.items():
