@@ -15,6 +15,20 @@ from ..conftest import NETWORK, ROOT
 from ..starts import python
 
 BUNDLE = "mae_resenc_l"
+_LOAD = """
+import sys, monai.bundle, torch
+where, name = sys.argv[1:]
+kept = torch.load(f"{where}/{name}/models/model.pt", weights_only=True)
+for kind in ("train", "inference"):
+    network = monai.bundle.load(
+        name, bundle_dir=where, workflow_type=kind, device="cpu", net_override={"dropout": 0.25}
+    )
+    state = network.state_dict()
+    same = "as in the file" if all(torch.equal(state[key], kept[key]) for key in state) else "others"
+    rates = {module.p for module in network.modules() if isinstance(module, torch.nn.Dropout3d)}
+    print(f"{type(network).__name__}, {same}, {len(next(iter(state.values())))} features")
+    print("dropout", *rates)
+"""
 
 
 @pytest.mark.parametrize("how", ["command line", "python"])
@@ -50,3 +64,13 @@ def test_a_clone_is_used_from_any_folder(how: str, images: Path, labelled: Path,
     assert (found / "models" / "model.pt").is_file()
     assert len(list((found / "output" / "predictions").glob("*.nii.gz"))) == len(list((labelled / "images").iterdir()))
     assert not list(here.iterdir())
+    loaded = subprocess.run(
+        [python(), "-W", "ignore", "-c", _LOAD, os.path.relpath(clone / "bundles", here), BUNDLE],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert loaded.returncode == 0, loaded.stderr[-3000:]
+    assert loaded.stdout.count("ResEncUNet, as in the file, 4 features") == 2
+    assert "dropout 0.25" in loaded.stdout

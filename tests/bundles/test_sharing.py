@@ -47,6 +47,8 @@ def test_a_bundle_holds_its_own_and_links_to_the_rest(bundle: str) -> None:
     for kind in KINDS:
         source = "evaluate.yaml" if kind == "evaluate" else f"{kind}_{backbone}.yaml"
         expected[f"configs/{kind}.yaml"] = f"../../../common/configs/{source}"
+    for kind in ("train", "inference"):
+        expected[f"configs/{kind}.json"] = f"../../../common/configs/load_{backbone}.json"
     assert linked == {name: Path(target) for name, target in expected.items()}
     own = {
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file() and not path.is_symlink()
@@ -313,7 +315,7 @@ def test_one_command_puts_copies_in_the_place_of_texts(images: Path, tmp_path: P
         return told
 
     made = tool("--copies")
-    assert len(made) == 18
+    assert len(made) == 22
     assert all(re.match(r"copy: bundles/\w+/\S+ -> \.\./", line) for line in made)
     for path, target in links.expected(root):
         assert not path.is_symlink()
@@ -345,7 +347,7 @@ def test_one_command_puts_copies_in_the_place_of_texts(images: Path, tmp_path: P
     assert links.problems(root) == []
     # back to what Git wrote, and to links where there can be some
     undone = tool("--undo", following="git status")
-    assert len(undone) == 18
+    assert len(undone) == 22
     assert {path.read_text() for path, _ in links.expected(root)} == {target for _, target in links.expected(root)}
     assert all(line.startswith("link: ") for line in tool())
     assert all(path.is_symlink() and path.exists() for path, _ in links.expected(root))

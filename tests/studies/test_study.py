@@ -178,6 +178,25 @@ def test_a_pretraining_is_shared_and_comes_first(task: Path) -> None:
     assert "schedule" not in told, "of fine-tuning a word, of pre-training an object"
 
 
+def test_data_sets_can_share_a_pretraining(task: Path) -> None:
+    ball = {"card": "ball.yaml", "folder": "task"}
+    study = small(task.parent, folds=2, data_sets={"ball": ball, "again": {**ball, "pretrain_on": "ball"}})
+    order = pieces(study)
+    assert [name for name in order if name.startswith("pretraining/") and "/ball/" not in name] == []
+    assert sum(name.startswith("pretraining/") for name in order) == 2, "one for each fold"
+    mine = [run for run in study.runs() if run.arm == "MAE"]
+    assert {run.data_set for run in mine} == {"ball", "again"}
+    assert all(order[f"runs/{run.name}"][0].endswith(f"fold_{run.fold}") for run in mine)
+    with pytest.raises(SettingsError, match="pretrain_on of again is 'bal'; it must be one of ball, again"):
+        small(task.parent, data_sets={"ball": ball, "again": {**ball, "pretrain_on": "bal"}})
+    part = study.data_sets["ball"].parts[0]
+    names = {key: [case_name(case) for case in part[key]] for key in part}
+    (task.parent / "turned.json").write_text(json.dumps([{"train": names["validation"], "val": names["training"]}]))
+    other = {**ball, "pretrain_on": "ball", "splits": "turned.json"}
+    with pytest.raises(SettingsError, match="on which ball pre-trains; give both the same splits"):
+        small(task.parent, folds={"of": 2, "use": [0]}, data_sets={"ball": ball, "again": other})
+
+
 def test_each_seed_can_have_a_pretraining_of_its_own(task: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = small(task.parent, seeds=[3, 5], pretrain_each_seed=True)
     first = [name for name in pieces(study) if name.startswith("pretraining/")]

@@ -38,6 +38,8 @@ def expected(root: Path = ROOT) -> Iterator[tuple[Path, str]]:
             own = f"{kind}_{found[1]}.yaml"
             name = own if (sources / own).is_file() else f"{kind}.yaml"
             yield bundle / "configs" / f"{kind}.yaml", f"../../../common/configs/{name}"
+        for kind in ("train", "inference"):  # which monai.bundle.load asks for its network
+            yield bundle / "configs" / f"{kind}.json", f"../../../common/configs/load_{found[1]}.json"
 
 
 def _same(one: Path, other: Path) -> bool:

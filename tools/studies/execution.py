@@ -362,7 +362,7 @@ def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     return {"seconds": {"training": time.monotonic() - began}, "peak_gib": round(peak_gib(), 2)}
 
 
-def _pretraining_seed(study: Study, run: Run) -> dict[str, int]:
+def _pretraining_seed(study: Study, run: Run) -> dict[str, Any]:
     return {"seed": run.seed} if study.pretrain_each_seed else {}
 
 

@@ -322,12 +322,7 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
     _known(entry, _DATA_SET, where)
     if name.casefold() in {mean.casefold() for mean in _MEANS}:
         raise SettingsError(f"{where} is called like a mean of the report ({', '.join(_MEANS)}); rename it")
-    chosen = entry.get("card", name)
-    try:
-        card = read_card(base / chosen if str(chosen).endswith((".yaml", ".yml")) else str(chosen))
-    except SettingsError as error:
-        raise SettingsError(f"{where}: {error}") from error
-    about = card.content()
+    about = _card(str(entry.get("card", name)), base, where)
 
     def path(key: str) -> str | None:
         value = entry.get(key)
@@ -398,6 +393,14 @@ def _data_set(name: str, entry: dict[str, Any], *, base: Path, folder: Path, fol
         pretraining=_settings(entry, "pretraining", where),
         inference=_settings(entry, "inference", where),
     )
+
+
+def _card(chosen: str, base: Path, where: str) -> dict[str, Any]:
+    """Return what a card says: one of the collection's by its name, or a file."""
+    try:
+        return read_card(base / chosen if chosen.endswith((".yaml", ".yml")) else chosen).content()
+    except SettingsError as error:
+        raise SettingsError(f"{where}: {error}") from error
 
 
 def _asked(card: Mapping[str, Any], target: Any, classes: Any) -> dict[str, Any]:
