@@ -55,7 +55,7 @@ def track(workflow: str, bundle: Path, data: Path, folder: Path, **more: Any) ->
     places = {"ckpt_dir": str(folder / "models"), "output_dir": str(folder / workflow)}
     if workflow != "inference":
         places["store_dir"] = str(folder / f"store_{workflow}")
-    (file,) = (bundle / "configs").glob(f"{workflow}.*")
+    file = max((bundle / "configs").glob(f"{workflow}.*"))  # the YAML, where there are two
     monai.bundle.run(
         config_file=str(file),
         bundle_root=str(bundle),
