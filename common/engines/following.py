@@ -83,7 +83,7 @@ def _words_of_verb(kind: str, given: dict[str, Any], folder: Path) -> list[str]:
 def _of_monai(kind: str, given: Mapping[str, Any], folder: Path) -> str:
     """Return the command of MONAI that runs another config of the bundle, empty if it has none of this kind."""
     # a YAML first: beside it, in a bundle of the clone, lies a JSON for monai.bundle.load
-    file = next((each for each in sorted((folder / "configs").glob(f"{kind}.*"), reverse=True)), None)
+    file = max((folder / "configs").glob(f"{kind}.*"), default=None)
     if file is None:
         return ""
     root = _root(folder)

@@ -59,8 +59,7 @@ def _kind(study: Study, run: Run, config: str) -> dict[str, Any]:
 
 
 def _data(study: Study, run: Run, config: str) -> DataSet:
-    data = study.data_sets[run.data_set]
-    return study.pretraining_set(data) if config == "pretrain" else data
+    return study.pretraining_set(run) if config == "pretrain" else study.data_sets[run.data_set]
 
 
 def _needs(study: Study, run: Run) -> list[str]:

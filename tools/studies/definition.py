@@ -186,8 +186,9 @@ class Study:
             cases = _every_class_first(cases, data.target)
         return cases[: run.cases]
 
-    def pretraining_set(self, data: DataSet) -> DataSet:
-        """Return the data set on whose training images arms pre-train for one, its own unless it says another."""
+    def pretraining_set(self, run: Run) -> DataSet:
+        """Return the data set on whose training images a run pre-trains: its own, unless that says another."""
+        data = self.data_sets[run.data_set]
         return self.data_sets[data.pretrain_on or data.name]
 
     def config_of(self, data: DataSet, kind: str) -> str:

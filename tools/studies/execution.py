@@ -158,7 +158,7 @@ def peak_gib() -> float:
 
 def pretraining_of(study: Study, run: Run) -> str | None:
     """Return the name of the pre-training that a run starts from, None if it needs none of the study's own."""
-    arm, data = study.arms[run.arm], study.pretraining_set(study.data_sets[run.data_set])
+    arm, data = study.arms[run.arm], study.pretraining_set(run)
     if arm.weights != PRETRAINING:
         return None
     which = digest([arm.bundle, study.pretraining_settings(arm, data)])[:8]
@@ -289,9 +289,8 @@ def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 def _about(study: Study, run: Run, kind: str) -> dict[str, Any]:
     """Return what a piece is, for its folder: whatever changes its result."""
-    arm, data = study.arms[run.arm], study.data_sets[run.data_set]
-    if kind == "pretraining":
-        data = study.pretraining_set(data)
+    arm = study.arms[run.arm]
+    data = study.pretraining_set(run) if kind == "pretraining" else study.data_sets[run.data_set]
     part = data.parts[run.fold]
     unseen = sorted(case_name(case) for case in part["validation"])
     if kind == "pretraining":
@@ -342,7 +341,7 @@ def _digest_of(arm: Arm) -> str | None:
 
 def _pretrain(study: Study, run: Run, folder: Path) -> dict[str, Any]:
     """Pre-train on the training images of a fold."""
-    arm, data = study.arms[run.arm], study.pretraining_set(study.data_sets[run.data_set])
+    arm, data = study.arms[run.arm], study.pretraining_set(run)
     images = [{"image": file} for case in data.parts[run.fold]["training"] for file in images_of(case)]
     began = time.monotonic()
     run_config(

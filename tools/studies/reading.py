@@ -503,7 +503,7 @@ def _check_pretraining(study: Study) -> None:
         if data.pretrain_on not in study.data_sets:
             raise SettingsError(f"{where} is {data.pretrain_on!r}; it must be one of {', '.join(study.data_sets)}")
         for fold in study.folds:
-            seen = {case_name(case) for case in study.pretraining_set(data).parts[fold]["training"]}
+            seen = {case_name(case) for case in study.data_sets[data.pretrain_on].parts[fold]["training"]}
             if both := seen & {case_name(case) for case in data.parts[fold]["validation"]}:
                 raise SettingsError(
                     f"{where}: fold {fold} would test on {min(both)}, on which {data.pretrain_on} pre-trains; "
